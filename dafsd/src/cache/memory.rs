@@ -1,0 +1,133 @@
+//! Slots: taking and evicting them, and growing and shrinking the arena within the budget.
+
+use super::{Cache, SLOT_OVERHEAD};
+use crate::store::Result;
+use ordma::{ChunkId, Slot};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Cache {
+    /// Takes a slot: a free one, one of a new chunk, or an evicted page's. Waits for write-back
+    /// where every page is dirty.
+    pub(super) async fn slot(self: &Arc<Self>) -> Result<Slot> {
+        loop {
+            if let Some(slot) = self.try_slot() {
+                return Ok(slot);
+            }
+            let relief = self.relief.listen();
+            if let Some(slot) = self.try_slot() {
+                return Ok(slot);
+            }
+            self.start_writeback();
+            relief.await;
+        }
+    }
+
+    fn try_slot(&self) -> Option<Slot> {
+        self.arena.take().or_else(|| self.grow().then(|| self.arena.take()).flatten()).or_else(|| {
+            // One page of some other shard each time: the clock's hand goes round all of them.
+            let start = self.next_shard.fetch_add(1, Ordering::Relaxed);
+            (0..self.shards.len()).find_map(|i| self.evict_from((start + i) % self.shards.len()))
+        })
+    }
+
+    /// Gives a slot back that holds no page.
+    pub(super) fn free(&self, slot: Slot) {
+        self.arena.free(slot);
+        self.relief.notify(usize::MAX);
+    }
+
+    /// Adds a chunk if the budget has room for it.
+    fn grow(&self) -> bool {
+        let geometry = self.config.geometry;
+        let per_chunk = geometry.chunk_len() + geometry.slots as usize * SLOT_OVERHEAD;
+        let chunks = self.arena.bytes() / geometry.chunk_len();
+        if (chunks + 1) * per_chunk > self.config.budget {
+            return false;
+        }
+        match self.arena.grow() {
+            Ok(chunk) => {
+                self.exporter.export(&chunk);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot grow the page cache, it goes on with what it has");
+                false
+            }
+        }
+    }
+
+    fn evict_from(&self, shard: usize) -> Option<Slot> {
+        let ((number, block), page) = self.shards[shard].lock().evict()?;
+        self.counters.evictions.fetch_add(1, Ordering::Relaxed);
+        self.not_resident(number, block);
+        Some(page.slot)
+    }
+
+    /// Strikes a block from its file's set once its page is gone. The page may be back already.
+    pub(super) fn not_resident(&self, number: u64, block: u64) {
+        let file = self.files.lock().by_number.get(&number).and_then(std::sync::Weak::upgrade);
+        let Some(file) = file else { return };
+        let shard = self.shard((number, block)).lock();
+        if shard.get((number, block)).is_none() {
+            file.blocks.lock().resident.remove(&block);
+        }
+    }
+
+    /// Gives one chunk back to the system: its pages are written back if they are dirty, killed,
+    /// and the clients let go of it. `false` where it is the only one, or another one is on its
+    /// way.
+    ///
+    /// # Errors
+    /// When a dirty page cannot be written back; the chunk stays then, with fewer pages.
+    pub async fn retire_chunk(self: &Arc<Self>) -> Result<bool> {
+        let chunks = self.arena.chunks();
+        let [_, .., newest] = &chunks[..] else { return Ok(false) };
+        let id = newest.id();
+        drop(chunks);
+        if !self.arena.begin_retire(id) {
+            return Ok(false);
+        }
+        if let Err(error) = self.empty_chunk(id).await {
+            self.arena.cancel_retire(id);
+            self.relief.notify(usize::MAX);
+            return Err(error);
+        }
+        self.exporter.retire(id, self.config.retire_patience).await;
+        self.arena.finish_retire(id);
+        self.counters.chunks_retired.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    async fn empty_chunk(self: &Arc<Self>, id: ChunkId) -> Result<()> {
+        for shard in &self.shards {
+            loop {
+                // A fill may hold a slot of the chunk that is not in the table yet.
+                let filling = shard.lock().filling().map(|done| done.listen());
+                if let Some(filling) = filling {
+                    filling.await;
+                    continue;
+                }
+                let pages = shard.lock().in_chunk(id);
+                if pages.is_empty() {
+                    break;
+                }
+                for ((number, block), dirty) in pages {
+                    if dirty {
+                        self.flush_block(number, block).await?;
+                    }
+                    let page = {
+                        let mut shard = shard.lock();
+                        let clean = shard.page((number, block)).is_some_and(|page| !page.dirty);
+                        clean.then(|| shard.kill((number, block))).flatten()
+                    };
+                    if let Some(page) = page {
+                        self.arena.free(page.slot);
+                        self.not_resident(number, block);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

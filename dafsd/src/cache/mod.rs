@@ -1,0 +1,265 @@
+//! The page cache: pages of files in exported memory, written back to the store.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `shard` | the page table, and the clock that picks what has to go |
+//! | `memory` | slots: taking, evicting, growing and shrinking the arena within the budget |
+//! | `file` | one cached file: its number, size and pages |
+//! | `read`, `fill` | delivering pages, and bringing them in from the store |
+//! | `write` | changing pages in place |
+//! | `writeback` | writing dirty pages to the store; commit |
+//! | `resize` | truncation, revalidation, removal |
+//!
+//! Locks, in the order in which they are taken: a file's `gate` (held across store I/O: shared by
+//! fills and write-back, exclusive for what changes which bytes the store holds), a file's `meta`,
+//! a shard, a file's `blocks`. The last three are held for moments only, never across a wait.
+
+mod file;
+mod fill;
+mod memory;
+mod read;
+mod resize;
+mod shard;
+mod write;
+mod writeback;
+
+pub use file::CachedFile;
+pub use read::Pages;
+pub use resize::OpenFile;
+
+use crate::runtime::Runtime;
+use crate::store::{Identity, Result, StoreError, StoreFile};
+use crate::sync::Mutex;
+use dafs_proto::{Status, WireHeat};
+use event_listener::Event;
+use foldhash::fast::RandomState;
+use ordma::arena::Geometry;
+use ordma::{Arena, Chunk, ChunkId};
+use shard::{Key, Shard};
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::hash::BuildHasher;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// What the page cache may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Sizes of pages and chunks.
+    pub geometry: Geometry,
+    /// Most bytes of memory for chunks and the tables that describe their pages. At least one chunk
+    /// is used, however small this is.
+    pub budget: usize,
+    /// Most bytes of dirty pages; writers wait beyond it.
+    pub dirty_limit: usize,
+    /// How long a page stays dirty before it is written back.
+    pub writeback_interval: Duration,
+    /// How long a client has to let go of a chunk before it is cut off.
+    pub retire_patience: Duration,
+}
+
+/// Bytes of tables that each slot costs: its page's entry, its place in the ring and in the file's
+/// block set, its place on the free list.
+const SLOT_OVERHEAD: usize = 192;
+
+/// How chunks are shown to and taken from clients.
+pub trait Exporter: Send + Sync {
+    /// Makes a chunk readable. Called before the first reference to it leaves.
+    fn export(&self, chunk: &Arc<Chunk>);
+    /// Makes all clients let go of a chunk whose slots are dead; see [`ordma::Listener::retire`].
+    fn retire(&self, chunk: ChunkId, patience: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+const SHARDS: usize = 64;
+
+/// The page cache.
+pub struct Cache {
+    config: CacheConfig,
+    arena: Arc<Arena>,
+    exporter: Arc<dyn Exporter>,
+    runtime: Runtime,
+    hasher: RandomState,
+    shards: Box<[Mutex<Shard>]>,
+    /// Where the next eviction begins to look.
+    next_shard: AtomicUsize,
+    files: Mutex<Files>,
+    /// Bytes of dirty pages.
+    dirty: AtomicUsize,
+    /// Write-back of everything is under way.
+    writing_back: AtomicBool,
+    /// A slot may have become free or evictable, or the dirty bytes fewer.
+    relief: Event,
+    verifier: AtomicU64,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Files {
+    by_identity: HashMap<Identity, Arc<CachedFile>, RandomState>,
+    by_number: HashMap<u64, Weak<CachedFile>, RandomState>,
+    made: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    hits: AtomicU64,
+    fills: AtomicU64,
+    evictions: AtomicU64,
+    pages_written_back: AtomicU64,
+    writeback_errors: AtomicU64,
+    chunks_retired: AtomicU64,
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// A cache with one chunk; more are added as they are needed.
+    ///
+    /// # Errors
+    /// When the memory for the first chunk cannot be had.
+    pub fn new(
+        config: CacheConfig,
+        exporter: Arc<dyn Exporter>,
+        runtime: Runtime,
+    ) -> Result<Arc<Self>> {
+        let arena = Arc::new(Arena::new(config.geometry));
+        let first = arena
+            .grow()
+            .map_err(|error| StoreError::io("allocate the first chunk of the page cache", &error))?;
+        exporter.export(&first);
+        Ok(Arc::new(Self {
+            config,
+            arena,
+            exporter,
+            runtime,
+            hasher: RandomState::default(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            next_shard: AtomicUsize::new(0),
+            files: Mutex::default(),
+            dirty: AtomicUsize::new(0),
+            writing_back: AtomicBool::new(false),
+            relief: Event::new(),
+            verifier: AtomicU64::new(fastrand::u64(..)),
+            counters: Counters::default(),
+        }))
+    }
+
+    /// The exported memory.
+    #[must_use]
+    pub fn arena(&self) -> Arc<Arena> {
+        Arc::clone(&self.arena)
+    }
+
+    /// Bytes of a page.
+    #[must_use]
+    pub fn page_size(&self) -> usize {
+        self.config.geometry.page_size
+    }
+
+    /// The write verifier: changes when writes that were acknowledged as unstable may be lost, so
+    /// that their writers send them again.
+    #[must_use]
+    pub fn verifier(&self) -> u64 {
+        self.verifier.load(Ordering::Acquire)
+    }
+
+    /// The cached file for an open store file; made if there is none yet. A writable `file`
+    /// replaces a read-only one.
+    ///
+    /// # Errors
+    /// When the file's attributes cannot be read.
+    pub fn open(self: &Arc<Self>, file: Arc<dyn StoreFile>) -> Result<Arc<CachedFile>> {
+        let identity = file.identity();
+        if let Some(found) = self.find(&identity) {
+            found.adopt(file);
+            return Ok(found);
+        }
+        let attr = file.attr()?;
+        let mut files = self.files.lock();
+        if let Some(found) = files.by_identity.get(&identity) {
+            // Someone else was faster.
+            let found = Arc::clone(found);
+            drop(files);
+            found.adopt(file);
+            return Ok(found);
+        }
+        files.made += 1;
+        let number = self.file_number(files.made);
+        let cached = Arc::new(CachedFile::new(Arc::clone(self), number, file, &attr));
+        files.by_identity.insert(identity, Arc::clone(&cached));
+        files.by_number.insert(number, Arc::downgrade(&cached));
+        Ok(cached)
+    }
+
+    /// The cached file with this identity.
+    #[must_use]
+    pub fn find(&self, identity: &Identity) -> Option<Arc<CachedFile>> {
+        self.files.lock().by_identity.get(identity).cloned()
+    }
+
+    /// Takes a client's report of pages that it read one-sidedly. However much it reports, all its
+    /// pages together gain no more than `share`.
+    pub fn heat(&self, share: usize, report: &[WireHeat]) {
+        for entry in report.iter().take(share) {
+            let key = (entry.file, entry.block);
+            self.shard(key).lock().warm(key, entry.generation, 2);
+        }
+    }
+
+    /// Names and values of the cache's counters.
+    #[must_use]
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let c = &self.counters;
+        vec![
+            ("cache_hits", get(&c.hits)),
+            ("cache_fills", get(&c.fills)),
+            ("cache_evictions", get(&c.evictions)),
+            ("cache_pages", self.shards.iter().map(|s| s.lock().len() as u64).sum()),
+            ("cache_pages_written_back", get(&c.pages_written_back)),
+            ("cache_writeback_errors", get(&c.writeback_errors)),
+            ("cache_chunks_retired", get(&c.chunks_retired)),
+            ("cache_dirty_bytes", self.dirty.load(Ordering::Relaxed) as u64),
+            ("cache_files", self.files.lock().by_identity.len() as u64),
+            ("arena_bytes", self.arena.bytes() as u64),
+        ]
+    }
+
+    /// Forgets files that no one has open and that have no pages.
+    pub fn sweep_files(&self) {
+        let mut files = self.files.lock();
+        files.by_identity.retain(|_, file| Arc::strong_count(file) > 1 || !file.is_idle());
+        files.by_number.retain(|_, file| file.strong_count() > 0);
+    }
+
+    fn all_files(&self) -> Vec<Arc<CachedFile>> {
+        self.files.lock().by_identity.values().cloned().collect()
+    }
+
+    /// A file's number: looks random, and is never given twice within a boot, for it is a bijection
+    /// of a counter.
+    fn file_number(&self, count: u64) -> u64 {
+        let key = self.hasher.hash_one(0u64);
+        let mixed = (count ^ key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        mixed ^ (mixed >> 29)
+    }
+
+    fn shard(&self, key: Key) -> &Mutex<Shard> {
+        // Neighbouring blocks share a shard, so that a large read takes few locks.
+        let hash = self.hasher.hash_one((key.0, key.1 >> 4));
+        &self.shards[usize::try_from(hash % SHARDS as u64).unwrap_or(0)]
+    }
+}
+
+/// An error of the cache itself.
+fn error(status: Status, what: impl Into<String>) -> StoreError {
+    StoreError::new(status, what)
+}

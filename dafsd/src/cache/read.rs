@@ -1,0 +1,150 @@
+//! Delivering pages.
+
+use super::{CachedFile, error};
+use crate::store::Result;
+use dafs_proto::{Extent, Status, WireRef};
+use ordma::FOOTER_LEN;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Pages as a reply carries them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pages {
+    /// How many pages each extent got.
+    pub counts: Vec<u32>,
+    /// All footers, then all payloads.
+    pub data: Vec<u8>,
+    /// References of the pages and of cached neighbours, packed.
+    pub refs: Vec<u8>,
+    /// Size of the file in bytes.
+    pub size: u64,
+}
+
+impl CachedFile {
+    /// Delivers the pages that the extents touch. Each extent stops after the page that holds the
+    /// end of the file. Up to `want_refs` references of cached pages behind the last one are added.
+    ///
+    /// # Errors
+    /// [`Status::Invalid`] where an extent wraps; [`Status::MessageTooBig`] where the pages come to
+    /// more than `limit` bytes of data; the store's error where a page cannot be read.
+    pub async fn read(
+        self: &Arc<Self>,
+        extents: &[Extent],
+        limit: usize,
+        want_refs: u32,
+    ) -> Result<Pages> {
+        let plan = self.plan(extents, limit)?;
+        let page = self.cache.page_size();
+        let planned = usize::try_from(plan.iter().map(|run| run.1).sum::<u64>()).unwrap_or(0);
+        let mut data = vec![0; planned * (FOOTER_LEN + page)];
+        let mut refs = Vec::with_capacity((planned + want_refs as usize) * WireRef::LEN);
+        let mut counts = Vec::with_capacity(plan.len());
+        let mut done = 0;
+        let mut next = None;
+        {
+            let (footers, payloads) = data.split_at_mut(planned * FOOTER_LEN);
+            for (first, count) in plan {
+                let from = done;
+                for block in first..first + count {
+                    let footer = &mut footers[done * FOOTER_LEN..][..FOOTER_LEN];
+                    let payload = &mut payloads[done * page..][..page];
+                    let left = first + count - block;
+                    let Some(last) = self.read_page(block, left, payload, footer, &mut refs).await?
+                    else {
+                        break;
+                    };
+                    done += 1;
+                    next = Some(block + 1);
+                    if last {
+                        break;
+                    }
+                }
+                counts.push(u32::try_from(done - from).unwrap_or(u32::MAX));
+            }
+        }
+        if done < planned {
+            data.copy_within(planned * FOOTER_LEN..planned * FOOTER_LEN + done * page, done * FOOTER_LEN);
+            data.truncate(done * (FOOTER_LEN + page));
+        }
+        let size = self.size();
+        match next {
+            Some(next) => self.refs(next, u64::from(want_refs), &mut refs),
+            // Nothing there: the page that holds the end tells the client so next time.
+            None if want_refs > 0 => self.refs(self.last_block(size), 1, &mut refs),
+            None => {}
+        }
+        Ok(Pages { counts, data, refs, size })
+    }
+
+    /// Brings a range into the cache, as far as there is room, and appends references of what is
+    /// cached there.
+    ///
+    /// # Errors
+    /// [`Status::Invalid`] where the extent wraps; the store's error, only with `fill`.
+    pub async fn warm(self: &Arc<Self>, extent: Extent, limit: u32, fill: bool) -> Result<Vec<u8>> {
+        let mut refs = Vec::new();
+        for (first, count) in self.plan(&[extent], usize::MAX)? {
+            let count = count.min(u64::from(limit));
+            if fill {
+                let mut block = first;
+                while block < first + count {
+                    block = self.fill(block, first + count - block).await?.max(block + 1);
+                }
+            }
+            self.refs(first, count, &mut refs);
+        }
+        Ok(refs)
+    }
+
+    /// The runs of blocks that extents touch, as far as the file goes.
+    fn plan(&self, extents: &[Extent], limit: usize) -> Result<Vec<(u64, u64)>> {
+        let (page, size) = (self.page_size(), self.size());
+        let mut plan = Vec::with_capacity(extents.len());
+        let mut total = 0;
+        for extent in extents {
+            let end = extent.offset.checked_add(extent.length).ok_or_else(|| {
+                let what = format!("read {} bytes at {}", extent.length, extent.offset);
+                error(Status::Invalid, what)
+            })?;
+            let first = extent.offset / page;
+            let behind = end.div_ceil(page).min(self.last_block(size) + 1);
+            let count = if extent.length == 0 { 0 } else { behind.saturating_sub(first) };
+            total += count;
+            plan.push((first, count));
+        }
+        let bytes = total.saturating_mul(page + FOOTER_LEN as u64);
+        if bytes > limit as u64 {
+            let what = format!("read {total} pages at once, {bytes} bytes where {limit} fit");
+            return Err(error(Status::MessageTooBig, what));
+        }
+        Ok(plan)
+    }
+
+    /// Copies one page out, filling it first if need be; whether it is the last one, or `None` where
+    /// the file ends before it. `left` pages from here on are wanted, for the fill.
+    async fn read_page(
+        self: &Arc<Self>,
+        block: u64,
+        left: u64,
+        payload: &mut [u8],
+        footer: &mut [u8],
+        refs: &mut Vec<u8>,
+    ) -> Result<Option<bool>> {
+        let key = (self.number(), block);
+        loop {
+            if let Some(page) = self.cache.shard(key).lock().touch(key) {
+                let mut bytes = [0; FOOTER_LEN];
+                page.slot.copy_out(payload, &mut bytes);
+                footer.copy_from_slice(&bytes);
+                let (chunk, slot) = (page.slot.chunk.id(), page.slot.index);
+                WireRef { block, generation: page.generation, chunk, slot }.push(refs);
+                self.cache.counters.hits.fetch_add(1, Ordering::Relaxed);
+                return Ok(Some(ordma::Footer::decode(&bytes).is_some_and(|footer| footer.last)));
+            }
+            if block > self.last_block(self.size()) {
+                return Ok(None);
+            }
+            self.fill(block, left).await?;
+        }
+    }
+}

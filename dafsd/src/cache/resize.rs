@@ -1,0 +1,165 @@
+//! What ends pages or changes where the file ends: truncation, removal, and someone else's change.
+
+use super::CachedFile;
+use super::file::disk_state;
+use crate::store::Result;
+use dafs_proto::Attr;
+use ordma::schedule_point;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Keeps a file from being discarded while a client has it open.
+#[derive(Debug)]
+pub struct OpenFile(Arc<CachedFile>);
+
+impl Deref for OpenFile {
+    type Target = Arc<CachedFile>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if self.0.opens.fetch_sub(1, Ordering::AcqRel) == 1 && self.0.is_removed() {
+            self.0.discard();
+        }
+    }
+}
+
+/// Counts opens; see [`OpenFile`].
+pub(super) type Opens = AtomicUsize;
+
+impl CachedFile {
+    /// Counts an open until the guard is dropped.
+    #[must_use]
+    pub fn hold(self: &Arc<Self>) -> OpenFile {
+        self.opens.fetch_add(1, Ordering::AcqRel);
+        OpenFile(Arc::clone(self))
+    }
+
+    /// Sets the size. When it returns, slots beyond the new end are dead, and the old and the new
+    /// last page show where the file ends.
+    ///
+    /// # Errors
+    /// The store's; nothing has changed then.
+    pub async fn set_size(&self, size: u64) -> Result<()> {
+        let _gate = self.gate.write().await;
+        let store = self.store();
+        schedule_point("set size: before the disk");
+        self.cache.runtime.blocking(move || store.set_len(size)).await?;
+        schedule_point("set size: after the disk");
+        {
+            let mut meta = self.meta.write();
+            let before = self.last_block(meta.size);
+            let shrunk = size < meta.size;
+            meta.size = size;
+            meta.changed();
+            let last = self.last_block(size);
+            if shrunk {
+                self.kill_from(last + 1);
+            }
+            self.rewrite(last, size);
+            if before < last {
+                self.rewrite(before, size);
+            }
+        }
+        self.settle().await
+    }
+
+    /// Asks the disk whether someone changed the file behind our back, and if so kills its clean
+    /// pages.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn revalidate(&self) -> Result<()> {
+        let attr = self.disk_attr().await?;
+        if self.meta.read().on_disk == disk_state(&attr) {
+            return Ok(());
+        }
+        // It may have been our own I/O: look again while there is none.
+        let _gate = self.gate.write().await;
+        let attr = self.disk_attr().await?;
+        let mut meta = self.meta.write();
+        if meta.on_disk == disk_state(&attr) {
+            return Ok(());
+        }
+        let dirty = !self.blocks.lock().dirty.is_empty();
+        if dirty {
+            tracing::warn!(
+                file = ?self.identity(),
+                "changed on the server's disk while clients write to it: the server's pages win"
+            );
+        } else {
+            meta.size = attr.size;
+            meta.mtime = None;
+        }
+        meta.change = meta.change.max(attr.change) + 1;
+        meta.on_disk = disk_state(&attr);
+        self.kill_clean();
+        Ok(())
+    }
+
+    /// After an operation of this server that changed the file's ctime: remembers the new one, so
+    /// that it is not taken for someone else's change.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn touched(&self) -> Result<()> {
+        let _gate = self.gate.read().await;
+        let attr = self.disk_attr().await?;
+        self.meta.write().on_disk = disk_state(&attr);
+        Ok(())
+    }
+
+    /// The file's last name went away. Its pages end now, or when the last client closes it.
+    pub fn removed(&self) {
+        self.meta.write().removed = true;
+        if self.opens.load(Ordering::Acquire) == 0 {
+            self.discard();
+        }
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.meta.read().removed
+    }
+
+    async fn disk_attr(&self) -> Result<Attr> {
+        let store = self.store();
+        self.cache.runtime.blocking(move || store.attr()).await
+    }
+
+    /// Ends all pages, dirty ones too.
+    fn discard(&self) {
+        let _meta = self.meta.write();
+        self.kill_from(0);
+    }
+
+    /// Kills the pages from `first` on. The caller holds `meta` exclusively.
+    fn kill_from(&self, first: u64) {
+        let blocks: Vec<u64> = self.blocks.lock().resident.range(first..).copied().collect();
+        blocks.into_iter().for_each(|block| self.kill(block));
+    }
+
+    fn kill_clean(&self) {
+        let blocks: Vec<u64> = {
+            let blocks = self.blocks.lock();
+            blocks.resident.difference(&blocks.dirty).copied().collect()
+        };
+        blocks.into_iter().for_each(|block| self.kill(block));
+    }
+
+    fn kill(&self, block: u64) {
+        let key = (self.number(), block);
+        let mut shard = self.cache.shard(key).lock();
+        let Some(page) = shard.kill(key) else { return };
+        self.blocks.lock().resident.remove(&block);
+        if page.dirty {
+            self.count_clean(block);
+        }
+        drop(shard);
+        self.cache.free(page.slot);
+    }
+}

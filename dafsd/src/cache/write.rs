@@ -1,0 +1,209 @@
+//! Changing pages in place.
+
+use super::shard::Entry;
+use super::{CachedFile, error};
+use crate::store::Result;
+use dafs_proto::{Extent, Status};
+use event_listener::EventListener;
+use ordma::{FOOTER_LEN, Slot};
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// At the end of its versions a page gets a new generation.
+const VERSIONS: u64 = 1 << 32;
+
+/// Most bytes a file can have: what a signed 64-bit offset names.
+const MAX_SIZE: u64 = i64::MAX as u64;
+
+thread_local! {
+    /// A page in private memory: what is received or changed reaches a slot only when complete.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What keeps a write from being applied to a page.
+enum Obstacle {
+    /// The page is being filled.
+    Filling(EventListener),
+    /// The page's other bytes have to be brought in first.
+    Fill,
+    /// A new page, which needs a slot.
+    Slot,
+    /// The file ends before the end of the write.
+    Size,
+}
+
+impl CachedFile {
+    /// Writes the extents' bytes, one after the other out of `data`. When it returns, every page
+    /// shows them to one-sided readers. Not atomic across pages.
+    ///
+    /// # Errors
+    /// [`Status::Invalid`] where the extents do not add up to `data`, [`Status::FileTooBig`] beyond
+    /// 2^63 - 1, the store's where a page that is changed in part cannot be read first. Extents and
+    /// pages before the failing one have been written.
+    pub async fn write(self: &Arc<Self>, extents: &[Extent], data: &[u8]) -> Result<()> {
+        let total = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.length));
+        if total != Some(data.len() as u64) {
+            let what = format!("write extents that do not add up to their {} bytes", data.len());
+            return Err(error(Status::Invalid, what));
+        }
+        let mut rest = data;
+        for extent in extents {
+            let len = usize::try_from(extent.length).unwrap_or(usize::MAX);
+            let (bytes, behind) = rest.split_at(len);
+            rest = behind;
+            let end = extent.offset.checked_add(extent.length);
+            if end.is_none_or(|end| end > MAX_SIZE) {
+                let what = format!("write {len} bytes at {}", extent.offset);
+                return Err(error(Status::FileTooBig, what));
+            }
+            self.write_range(extent.offset, bytes).await?;
+        }
+        if !data.is_empty() {
+            self.meta.write().changed();
+        }
+        Ok(())
+    }
+
+    async fn write_range(self: &Arc<Self>, offset: u64, mut bytes: &[u8]) -> Result<()> {
+        let page = self.page_size();
+        let end = offset + bytes.len() as u64;
+        let mut at = offset;
+        while !bytes.is_empty() {
+            let start = usize::try_from(at % page).unwrap_or(0);
+            let (now, later) = bytes.split_at(bytes.len().min(self.cache.page_size() - start));
+            self.cache.below_dirty_limit().await;
+            self.write_page(at / page, start, now, end).await?;
+            at += now.len() as u64;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    /// Applies one page's part of a write that ends at `end`.
+    async fn write_page(
+        self: &Arc<Self>,
+        block: u64,
+        start: usize,
+        bytes: &[u8],
+        end: u64,
+    ) -> Result<()> {
+        let mut slot = None;
+        let result = loop {
+            match self.apply(block, start, bytes, &mut slot) {
+                Ok(()) => break Ok(()),
+                Err(Obstacle::Filling(listener)) => listener.await,
+                Err(Obstacle::Size) => self.extend(end),
+                Err(Obstacle::Slot) => slot = Some(self.cache.slot().await?),
+                Err(Obstacle::Fill) => {
+                    if let Err(error) = self.fill(block, 1).await {
+                        break Err(error);
+                    }
+                }
+            }
+        };
+        if let Some(unused) = slot {
+            self.cache.free(unused);
+        }
+        result
+    }
+
+    fn apply(
+        &self,
+        block: u64,
+        start: usize,
+        bytes: &[u8],
+        spare: &mut Option<Slot>,
+    ) -> std::result::Result<(), Obstacle> {
+        let page_size = self.cache.page_size();
+        // Shared suffices: the size stays, and the shard's lock guards the page.
+        let meta = self.meta.read();
+        let behind = block * self.page_size() + (start + bytes.len()) as u64;
+        if behind > meta.size {
+            return Err(Obstacle::Size);
+        }
+        let key = (self.number(), block);
+        let mut shard = self.cache.shard(key).lock();
+        // Whether no byte of the page's old content survives the write.
+        let whole = start == 0 && (bytes.len() == page_size || behind == meta.size);
+        match shard.get(key) {
+            Some(Entry::Filling(done)) => return Err(Obstacle::Filling(done.listen())),
+            None if !whole => return Err(Obstacle::Fill),
+            None if spare.is_none() => return Err(Obstacle::Slot),
+            _ => {}
+        }
+        SCRATCH.with_borrow_mut(|payload| {
+            payload.clear();
+            payload.resize(page_size, 0);
+            if let Some(page) = shard.touch(key) {
+                if !whole {
+                    page.slot.copy_out(payload, &mut [0; FOOTER_LEN]);
+                }
+                payload[start..start + bytes.len()].copy_from_slice(bytes);
+                page.version += 1;
+                if page.version >= VERSIONS {
+                    page.generation = self.cache.arena.next_generation();
+                    page.version = 0;
+                }
+                let footer = self.footer(block, page.generation, page.version, meta.size);
+                page.slot.write(payload, &footer.encode(payload));
+                if !page.dirty {
+                    page.dirty = true;
+                    self.count_dirty(block);
+                }
+                return Ok(());
+            }
+            let Some(slot) = spare.take() else { return Err(Obstacle::Slot) };
+            if !self.cache.arena.accepts(slot.chunk.id()) {
+                // Its chunk is being retired: another one.
+                return Err(Obstacle::Slot);
+            }
+            payload[..bytes.len()].copy_from_slice(bytes);
+            let generation = self.cache.arena.next_generation();
+            let footer = self.footer(block, generation, 0, meta.size);
+            slot.write(payload, &footer.encode(payload));
+            shard.insert(key, slot, generation, true);
+            self.blocks.lock().resident.insert(block);
+            self.count_dirty(block);
+            Ok(())
+        })
+    }
+
+    /// Makes the file at least `end` bytes long: what was the last page shows that it is not any
+    /// more. The store learns of it with the page that ends the file.
+    fn extend(&self, end: u64) {
+        let mut meta = self.meta.write();
+        if end > meta.size {
+            let before = self.last_block(meta.size);
+            meta.size = end;
+            self.rewrite(before, end);
+        }
+    }
+
+    /// Writes a cached page's footer anew, and zeroes the bytes behind its valid length, after the
+    /// size has changed to `size`. The caller holds `meta` exclusively.
+    pub(super) fn rewrite(&self, block: u64, size: u64) {
+        let key = (self.number(), block);
+        let mut shard = self.cache.shard(key).lock();
+        let Some(page) = shard.page(key) else { return };
+        SCRATCH.with_borrow_mut(|payload| {
+            payload.resize(self.cache.page_size(), 0);
+            page.slot.copy_out(payload, &mut [0; FOOTER_LEN]);
+            page.version += 1;
+            if page.version >= VERSIONS {
+                page.generation = self.cache.arena.next_generation();
+                page.version = 0;
+            }
+            let footer = self.footer(block, page.generation, page.version, size);
+            payload[footer.valid as usize..].fill(0);
+            page.slot.write(payload, &footer.encode(payload));
+        });
+    }
+
+    /// Counts a page that has just become dirty. Called under its shard's lock.
+    fn count_dirty(&self, block: u64) {
+        self.blocks.lock().dirty.insert(block);
+        self.cache.dirty.fetch_add(self.cache.page_size(), Ordering::Relaxed);
+    }
+}
+

@@ -1,0 +1,236 @@
+//! Where the server's work runs.
+//!
+//! An operation is an `async fn` that begins on the thread that received its request and, as long
+//! as all it needs is in memory, ends there too. What has to wait for the disk or a transfer is
+//! suspended; whoever completes the wait queues the task on the worker threads. Calls that may
+//! block run there as well, through [`Runtime::blocking`].
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A handle to the worker threads. Clones share them.
+#[derive(Clone)]
+pub struct Runtime(Arc<Shared>);
+
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    inline: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    stopping: bool,
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runtime").field("inline", &self.0.inline).finish_non_exhaustive()
+    }
+}
+
+impl Runtime {
+    /// Starts `threads` worker threads.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(threads: usize) -> std::io::Result<Self> {
+        let runtime = Self::new(false);
+        let mut handles = Vec::with_capacity(threads);
+        for number in 0..threads {
+            let shared = Arc::clone(&runtime.0);
+            let builder = std::thread::Builder::new().name(format!("dafs-work-{number}"));
+            handles.push(builder.spawn(move || shared.work())?);
+        }
+        *lock(&runtime.0.threads) = handles;
+        Ok(runtime)
+    }
+
+    /// A runtime without threads: blocking calls run where they are awaited, woken tasks when
+    /// [`run_queued`](Self::run_queued) is called. For the engine `sim`, whose world is one thread.
+    #[must_use]
+    pub fn inline() -> Self {
+        Self::new(true)
+    }
+
+    fn new(inline: bool) -> Self {
+        Self(Arc::new(Shared {
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            threads: Mutex::default(),
+            inline,
+        }))
+    }
+
+    /// Runs a task: its first stretch here and now, the rest on the workers.
+    pub fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let shared = Arc::downgrade(&self.0);
+        let schedule = move |runnable: async_task::Runnable| {
+            // After the runtime has gone, tasks end where they are.
+            if let Some(shared) = shared.upgrade() {
+                shared.push(Box::new(move || {
+                    runnable.run();
+                }));
+            }
+        };
+        let (runnable, task) = async_task::spawn(task, schedule);
+        task.detach();
+        runnable.run();
+    }
+
+    /// Runs a call that may block on a worker thread.
+    ///
+    /// # Panics
+    /// Resumes the panic of `call`, in the task that awaits it.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        if self.0.inline {
+            return call();
+        }
+        let result = Arc::new(Oneshot::default());
+        let setter = Arc::clone(&result);
+        self.0.push(Box::new(move || {
+            setter.set(std::panic::catch_unwind(AssertUnwindSafe(call)));
+        }));
+        match Wait(result).await {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Runs what is queued, on a runtime without threads; whether anything ran.
+    pub fn run_queued(&self) -> bool {
+        let mut ran = false;
+        while let Some(job) = { lock(&self.0.queue).jobs.pop_front() } {
+            job();
+            ran = true;
+        }
+        ran
+    }
+
+    /// Finishes what is queued and ends the threads. Tasks that still wait are dropped with what
+    /// they wait for.
+    pub fn stop(&self) {
+        lock(&self.0.queue).stopping = true;
+        self.0.work.notify_all();
+        let threads = std::mem::take(&mut *lock(&self.0.threads));
+        let me = std::thread::current().id();
+        for thread in threads {
+            if thread.thread().id() != me && thread.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn push(&self, job: Job) {
+        lock(&self.queue).jobs.push_back(job);
+        self.work.notify_one();
+    }
+
+    fn work(&self) {
+        let mut queue = lock(&self.queue);
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                drop(queue);
+                if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
+                    tracing::error!("a task panicked; its request gets no reply");
+                }
+                queue = lock(&self.queue);
+            } else if queue.stopping {
+                return;
+            } else {
+                queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+/// A value set once and awaited once.
+type Panic = Box<dyn Any + Send>;
+
+struct Oneshot<T>(Mutex<(Option<Result<T, Panic>>, Option<Waker>)>);
+
+impl<T> Default for Oneshot<T> {
+    fn default() -> Self {
+        Self(Mutex::new((None, None)))
+    }
+}
+
+impl<T> Oneshot<T> {
+    fn set(&self, value: Result<T, Panic>) {
+        let mut state = lock(&self.0);
+        state.0 = Some(value);
+        let waker = state.1.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+struct Wait<T>(Arc<Oneshot<T>>);
+
+impl<T> Future for Wait<T> {
+    type Output = Result<T, Panic>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = lock(&self.0.0);
+        if let Some(value) = state.0.take() {
+            return Poll::Ready(value);
+        }
+        state.1 = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing here is left half changed by a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_task_begins_here_and_ends_on_a_worker() {
+        let runtime = Runtime::start(2).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let inner = runtime.clone();
+        let here = std::thread::current().id();
+        runtime.run(async move {
+            assert_eq!(std::thread::current().id(), here);
+            let number = inner.blocking(|| 7).await;
+            sender.send((number, std::thread::current().id())).unwrap();
+        });
+        let (number, there) = receiver.recv().unwrap();
+        assert_eq!(number, 7);
+        assert_ne!(there, here);
+        runtime.stop();
+    }
+
+    #[test]
+    fn an_inline_runtime_needs_no_thread() {
+        let runtime = Runtime::inline();
+        let (sender, receiver) = mpsc::channel();
+        let inner = runtime.clone();
+        runtime.run(async move { sender.send(inner.blocking(|| 7).await).unwrap() });
+        assert_eq!(receiver.try_recv(), Ok(7));
+    }
+}

@@ -1,0 +1,205 @@
+//! Handles that are the kernel's own, for file systems that have them.
+//!
+//! Wire form: version 1, export id (8 bytes), length and type of the kernel's handle, its bytes;
+//! for what is not a directory, the same three of the directory where it was found. The kernel
+//! opens any inode of the file system by its handle, so each one is checked to lie in the export
+//! before it is used. That is read from its path. A file that nobody has looked up since the
+//! kernel forgot it has no path yet: it is then sought in the directory where it was found.
+
+use super::sys::{self, failed, identity_with};
+use super::Object;
+use crate::store::{Handle, Identity, Result, StoreError};
+use dafs_proto::{FileType, Status};
+use rustix::fs::{self, OFlags, RawDir, Statx};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// First byte of a wire handle of this kind.
+const VERSION: u8 = 1;
+
+/// A kernel handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Raw<'a> {
+    kind: u8,
+    bytes: &'a [u8],
+}
+
+impl<'a> Raw<'a> {
+    fn generation(&self) -> u64 {
+        sys::handle_generation(self.kind.into(), self.bytes)
+    }
+
+    /// Splits one off the front of `wire`.
+    fn split(wire: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let (&[len, kind], rest) = wire.split_first_chunk()?;
+        let (bytes, rest) = rest.split_at_checked(len.into())?;
+        (len > 0).then_some((Self { kind, bytes }, rest))
+    }
+
+    fn append(&self, wire: &mut Vec<u8>) {
+        wire.extend([self.bytes.len() as u8, self.kind]);
+        wire.extend(self.bytes);
+    }
+}
+
+/// Makes and opens such handles.
+#[derive(Debug)]
+pub struct KernelHandles {
+    export: [u8; 8],
+    /// Open for more than its path: the kernel resolves handles relative to its mount.
+    root: OwnedFd,
+    root_identity: Identity,
+}
+
+fn stale(why: &str) -> StoreError {
+    StoreError::new(Status::StaleHandle, format!("handle: {why}"))
+}
+
+impl KernelHandles {
+    /// Finds out whether handles of the root's file system can be made and opened.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn probe(root: BorrowedFd<'_>, export: [u8; 8]) -> std::result::Result<Self, String> {
+        let root = sys::open_beneath(root, b".", OFlags::RDONLY | OFlags::DIRECTORY, 0.into())
+            .map_err(|error| format!("the root cannot be opened: {error}"))?;
+        let (kind, bytes) = ordma::os::file_handle(root.as_fd()).map_err(|error| {
+            let overlay = fs::fstatfs(&root).is_ok_and(|fs| fs.f_type as u64 == 0x794c_7630);
+            let hint = if overlay { "; mount the overlayfs with nfs_export=on" } else { "" };
+            format!("the file system makes no file handles: {error}{hint}")
+        })?;
+        if u8::try_from(kind).is_err() || 12 + bytes.len() > Handle::MAX {
+            return Err(format!("its file handles are too long: {} bytes", bytes.len()));
+        }
+        let flags = OFlags::PATH.bits() as i32;
+        let again =
+            ordma::os::open_file_handle(root.as_fd(), kind, &bytes, flags).map_err(|error| {
+                let hint = match error.raw_os_error().map(Errno::from_raw_os_error) {
+                    Some(Errno::PERM) => "; it takes the capability CAP_DAC_READ_SEARCH",
+                    _ => "",
+                };
+                format!("file handles cannot be opened: {error}{hint}")
+            })?;
+        let identity = |fd: &OwnedFd| sys::stat(fd).map(|stat| sys::identity(fd.as_fd(), &stat));
+        match (identity(&root), identity(&again)) {
+            (Ok(root_identity), Ok(other)) if root_identity == other => {
+                fs::readlink(sys::proc_path(&root), Vec::new())
+                    .map_err(|error| format!("/proc is not there: {error}"))?;
+                Ok(Self { export, root, root_identity })
+            }
+            _ => Err("the root's file handle leads elsewhere".to_owned()),
+        }
+    }
+
+    /// The wire handle and identity of what was found in `parent`.
+    pub fn make(
+        &self,
+        fd: BorrowedFd<'_>,
+        stat: &Statx,
+        parent: Option<&Handle>,
+    ) -> Result<(Handle, Identity)> {
+        let (kind, bytes) = ordma::os::file_handle(fd)
+            .map_err(|error| StoreError::io("making a file handle", &error))?;
+        let too_long = || failed("making a file handle: it is too long", Errno::OVERFLOW);
+        let raw = Raw { kind: u8::try_from(kind).map_err(|_| too_long())?, bytes: &bytes };
+        let mut wire = vec![VERSION];
+        wire.extend(self.export);
+        raw.append(&mut wire);
+        if wire.len() > Handle::MAX {
+            return Err(too_long());
+        }
+        if sys::file_type(stat) != FileType::Directory
+            && let Some((parent, _)) = parent.and_then(|parent| self.parse(parent))
+            && wire.len() + 2 + parent.bytes.len() <= Handle::MAX
+        {
+            parent.append(&mut wire);
+        }
+        Ok((Handle::from_wire(&wire)?, identity_with(stat, raw.generation())))
+    }
+
+    fn parse<'a>(&self, handle: &'a Handle) -> Option<(Raw<'a>, Option<Raw<'a>>)> {
+        let rest = handle.as_bytes().strip_prefix(&[VERSION])?.strip_prefix(&self.export)?;
+        let (raw, rest) = Raw::split(rest)?;
+        if rest.is_empty() {
+            return Some((raw, None));
+        }
+        let (parent, rest) = Raw::split(rest)?;
+        rest.is_empty().then_some((raw, Some(parent)))
+    }
+
+    /// Opens what a wire handle names, if that lies in the export.
+    pub fn open(&self, handle: &Handle) -> Result<Object> {
+        let (raw, parent) = self.parse(handle).ok_or_else(|| stale("not one of this export"))?;
+        let fd = self.open_raw(raw)?;
+        let stat = sys::stat(&fd).map_err(|error| failed("handle", error))?;
+        let identity = identity_with(&stat, raw.generation());
+        let kind = sys::file_type(&stat);
+        let fd = match self.is_inside(&fd, identity) {
+            Some(true) => fd,
+            Some(false) => return Err(stale("it leads out of the export")),
+            None if kind == FileType::Directory => return Err(stale("it leads out of the export")),
+            None => {
+                let parent = parent.ok_or_else(|| stale("its place cannot be told"))?;
+                self.seek(self.open_raw(parent)?, identity)?
+            }
+        };
+        Ok(Object { fd, handle: handle.clone(), identity, kind })
+    }
+
+    fn open_raw(&self, raw: Raw<'_>) -> Result<OwnedFd> {
+        let flags = (OFlags::PATH | OFlags::NOFOLLOW).bits() as i32;
+        ordma::os::open_file_handle(self.root.as_fd(), raw.kind.into(), raw.bytes, flags).map_err(
+            |error| match error.raw_os_error().map(Errno::from_raw_os_error) {
+                // Bytes that no file system made are as good as a file that is gone.
+                Some(Errno::STALE | Errno::INVAL | Errno::NOENT) | None => {
+                    stale("there is no such file any more")
+                }
+                _ => StoreError::io("opening a handle", &error),
+            },
+        )
+    }
+
+    /// Whether an object lies in the export: by its path, or `None` where it has none yet.
+    fn is_inside(&self, fd: &OwnedFd, identity: Identity) -> Option<bool> {
+        if identity == self.root_identity {
+            return Some(true);
+        }
+        let path = fs::readlink(sys::proc_path(fd), Vec::new()).ok()?.into_bytes();
+        let root = fs::readlink(sys::proc_path(&self.root), Vec::new()).ok()?.into_bytes();
+        let root = if root == b"/" { &[][..] } else { &root[..] };
+        match path.strip_prefix(root) {
+            Some([b'/', _, ..]) => Some(true),
+            // Without a place in the tree, an inode is its own root.
+            _ if path == b"/" || !path.starts_with(b"/") => None,
+            _ => Some(false),
+        }
+    }
+
+    /// Looks for a file in the directory where it was found when its handle was made.
+    fn seek(&self, parent: OwnedFd, wanted: Identity) -> Result<OwnedFd> {
+        let lost = || stale("it is no longer where it was found");
+        let stat = sys::stat(&parent).map_err(|error| failed("handle", error))?;
+        let identity = sys::identity(parent.as_fd(), &stat);
+        if self.is_inside(&parent, identity) != Some(true) {
+            return Err(lost());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let directory =
+            sys::open_beneath(&parent, b".", flags, 0.into()).map_err(|error| failed("handle", error))?;
+        let mut buffer = Vec::with_capacity(32 << 10);
+        let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|error| failed("handle", error))?;
+            if entry.ino() != wanted.inode {
+                continue;
+            }
+            if let Ok(fd) = sys::open_path(&parent, entry.file_name().to_bytes())
+                && let Ok(stat) = sys::stat(&fd)
+                && sys::identity(fd.as_fd(), &stat) == wanted
+            {
+                return Ok(fd);
+            }
+        }
+        Err(lost())
+    }
+}

@@ -1,0 +1,334 @@
+//! What every engine offers.
+//!
+//! An engine carries messages both ways, moves bulk data into and out of buffers that the client
+//! advertised, and reads the server's slots one-sidedly. The server side is driven by the engine's
+//! own threads, which call a [`Service`]; the client side is driven by whoever waits, through
+//! [`Endpoint::drive`], so that a blocking caller needs no other thread.
+
+use crate::arena::{Arena, Chunk, Geometry};
+use crate::region::Segment;
+use crate::slot::Footer;
+use crate::{AccessFault, ChunkId, RemoteRef};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// What an engine, on this connection, can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The engine's name: `tcp`, `shm`, `sim`.
+    pub engine: &'static str,
+    /// Sizes of the server's chunks, or `None` before the peer told.
+    pub geometry: Option<Geometry>,
+    /// One-sided reads complete while they are posted, at the cost of a copy.
+    pub local_reads: bool,
+    /// Most pages worth posting in one [`Endpoint::read`].
+    pub read_batch: usize,
+}
+
+/// Why a connection ended or was not made. Says what happened and to what.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No connection could be made.
+    #[error("cannot connect to {target}: {reason}")]
+    Connect {
+        /// What was tried.
+        target: String,
+        /// Why not.
+        reason: String,
+    },
+    /// No listener could be opened.
+    #[error("cannot listen on {address}: {reason}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The connection was lost.
+    #[error("connection to {peer} lost: {reason}")]
+    Lost {
+        /// The other side.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// The peer broke the engine's protocol.
+    #[error("{peer} broke the protocol: {reason}")]
+    Protocol {
+        /// The other side.
+        peer: String,
+        /// How.
+        reason: String,
+    },
+    /// This side closed the connection.
+    #[error("connection closed: {0}")]
+    Closed(String),
+}
+
+/// Names a buffer that the client advertised.
+pub type Tag = u64;
+
+// ---------------------------------------------------------------------------------------------
+// Server side
+
+/// The server, as an engine sees it. Called from the engine's threads; must not block.
+pub trait Service: Send + Sync {
+    /// A client connected.
+    fn connected(&self, link: Arc<dyn Link>);
+    /// A message arrived. `data` is the bulk part that came with it, empty where there is none.
+    fn message(&self, link: &Arc<dyn Link>, head: &[u8], data: &[u8]);
+    /// The connection is gone. Called once, after which the engine forgets the link.
+    fn closed(&self, link: &Arc<dyn Link>, reason: &LinkError);
+}
+
+/// The server's side of one client's connection.
+pub trait Link: Send + Sync + fmt::Debug {
+    /// Distinguishes the link from all others of this process.
+    fn id(&self) -> u64;
+    /// The client, for logs.
+    fn peer(&self) -> String;
+    /// What the connection can do.
+    fn capabilities(&self) -> Capabilities;
+    /// Queues a message. Never blocks: a client that does not take its replies is cut off once the
+    /// queue exceeds the engine's limit.
+    fn send(&self, head: &[u8], data: &[u8]);
+    /// Places `data` into the client's advertised buffer, from its start. Ordered before messages
+    /// that are sent later. Done when the engine no longer needs the server's memory.
+    fn write_to(&self, tag: Tag, data: Vec<u8>) -> Transfer;
+    /// Fetches `buffer.len()` bytes from the client's advertised buffer at `offset`; the buffer
+    /// comes back filled.
+    fn read_from(&self, tag: Tag, offset: u64, buffer: Vec<u8>) -> Transfer;
+    /// Lets the client read one-sidedly, or (`false`) refuses it from now on with
+    /// [`AccessFault::Revoked`]. Refused until allowed.
+    fn allow_reads(&self, allow: bool);
+    /// Ends the connection; [`Service::closed`] follows.
+    fn close(&self, reason: &str);
+}
+
+/// A transfer under way: resolves to the buffer it was given.
+#[derive(Clone, Debug, Default)]
+pub struct Transfer(Arc<Completion<Result<Vec<u8>, LinkError>>>);
+
+impl Transfer {
+    /// A transfer that is not done yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends the transfer. Only the first call counts.
+    pub fn complete(&self, result: Result<Vec<u8>, LinkError>) {
+        self.0.complete(result);
+    }
+}
+
+impl Future for Transfer {
+    type Output = Result<Vec<u8>, LinkError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll_take(cx)
+    }
+}
+
+/// A listening engine.
+pub trait Listener: Send + Sync + fmt::Debug {
+    /// Where clients reach it, in a form that [`Engine::connector`] takes.
+    fn address(&self) -> String;
+    /// Makes a chunk readable to the links that may read. Must come before the first message that
+    /// refers to the chunk.
+    fn export(&self, chunk: &Arc<Chunk>);
+    /// Tells all links to let go of a chunk whose slots are dead. Resolves when each has, or after
+    /// `patience`, when those that have not are closed.
+    fn retire(&self, chunk: ChunkId, patience: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// Stops listening and closes all links.
+    fn stop(&self);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Client side
+
+/// What a client does with what arrives. Called while someone is in [`Endpoint::drive`].
+pub trait Receiver: Send + Sync {
+    /// A message arrived.
+    fn message(&self, head: &[u8], data: &[u8]);
+    /// The connection is lost; no message and no one-sided read succeeds from now on.
+    fn closed(&self, error: LinkError);
+}
+
+/// What a caller of [`Endpoint::drive`] waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// A message or a direct transfer.
+    pub messages: bool,
+    /// The completion of one-sided reads.
+    pub reads: bool,
+}
+
+/// The client's side of a connection.
+pub trait Endpoint: Send + Sync + fmt::Debug {
+    /// What the connection can do.
+    fn capabilities(&self) -> Capabilities;
+    /// The server, for logs.
+    fn peer(&self) -> String;
+    /// Sends a message with `data` behind it. Blocks only while the peer does not take what was
+    /// sent, and keeps receiving meanwhile.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    fn send(&self, head: &[u8], data: &[Segment]) -> Result<(), LinkError>;
+    /// Advertises memory, the segments as one buffer, for the server to write into or read from
+    /// until [`withdraw`](Self::withdraw).
+    fn advertise(&self, buffer: Vec<Segment>) -> Tag;
+    /// Ends what [`advertise`](Self::advertise) began. After it returns no byte of the buffer is
+    /// written or read under the tag. Returns how many bytes the server had placed.
+    fn withdraw(&self, tag: Tag) -> u64;
+    /// Posts one-sided reads. The batch completes while someone drives the endpoint, or at once
+    /// (see [`Capabilities::local_reads`]).
+    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch>;
+    /// Waits, at most `timeout`, until something of interest has arrived or another thread has made
+    /// progress, and handles what has arrived. Returns early without a reason at times: callers
+    /// loop. Of several callers one drives; the others sleep until it has made progress or stops.
+    fn drive(&self, interest: Interest, timeout: Duration);
+    /// Ends every [`drive`](Self::drive) call under way, early.
+    fn interrupt(&self);
+    /// Closes the connection.
+    fn close(&self);
+}
+
+/// One page to be read one-sidedly.
+#[derive(Clone, Debug)]
+pub struct PageRead {
+    /// Which page.
+    pub reference: RemoteRef,
+    /// The least version that is acceptable.
+    pub floor: u64,
+    /// Where the payload goes: page size. Zeroed on a fault.
+    pub dest: Segment,
+}
+
+/// One-sided reads posted together.
+#[derive(Debug)]
+pub struct ReadBatch {
+    /// What was asked for.
+    pub pages: Vec<PageRead>,
+    outcome: Completion<Vec<Result<Footer, AccessFault>>>,
+}
+
+impl ReadBatch {
+    /// A batch that is not done yet.
+    #[must_use]
+    pub fn new(pages: Vec<PageRead>) -> Arc<Self> {
+        Arc::new(Self { pages, outcome: Completion::default() })
+    }
+
+    /// Ends the batch: one outcome per page, in order; payloads of faulted pages are zeroed here.
+    ///
+    /// # Panics
+    /// If the counts differ.
+    pub fn complete(&self, outcome: Vec<Result<Footer, AccessFault>>) {
+        assert_eq!(outcome.len(), self.pages.len());
+        for (page, result) in self.pages.iter().zip(&outcome) {
+            if result.is_err() {
+                page.dest.with(|bytes| bytes.fill(0));
+            }
+        }
+        self.outcome.complete(outcome);
+    }
+
+    /// Ends the batch with the same fault for each page.
+    pub fn fail(&self, fault: AccessFault) {
+        self.complete(vec![Err(fault); self.pages.len()]);
+    }
+
+    /// The outcomes, once.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Vec<Result<Footer, AccessFault>>> {
+        self.outcome.poll_take(cx)
+    }
+}
+
+/// Makes connections to one server.
+pub trait Connector: Send + Sync + fmt::Debug {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the server cannot be reached within `timeout` or speaks another protocol.
+    fn connect(
+        &self,
+        receiver: Arc<dyn Receiver>,
+        timeout: Duration,
+    ) -> Result<Arc<dyn Endpoint>, LinkError>;
+    /// The server's address, for messages.
+    fn target(&self) -> String;
+    /// The current time, on the engine's clock.
+    fn now(&self) -> std::time::Instant {
+        std::time::Instant::now()
+    }
+}
+
+/// A transport.
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// The engine's name in configuration and addresses.
+    fn name(&self) -> &'static str;
+    /// Listens for clients of `service`, whose pages lie in `arena`.
+    ///
+    /// # Errors
+    /// When the address cannot be used.
+    fn listen(
+        &self,
+        address: &str,
+        service: Arc<dyn Service>,
+        arena: Arc<Arena>,
+    ) -> Result<Arc<dyn Listener>, LinkError>;
+    /// A connector to the server at `address`.
+    fn connector(&self, address: &str) -> Arc<dyn Connector>;
+}
+
+// ---------------------------------------------------------------------------------------------
+
+/// A result that one side sets and the other awaits.
+#[derive(Debug)]
+struct Completion<T>(Mutex<State<T>>);
+
+#[derive(Debug)]
+enum State<T> {
+    Waiting(Option<Waker>),
+    Done(T),
+    Taken,
+}
+
+impl<T> Default for Completion<T> {
+    fn default() -> Self {
+        Self(Mutex::new(State::Waiting(None)))
+    }
+}
+
+impl<T> Completion<T> {
+    fn complete(&self, value: T) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let State::Waiting(waker) = &mut *state {
+            let waker = waker.take();
+            *state = State::Done(value);
+            drop(state);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<T> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Done(value) => Poll::Ready(value),
+            State::Waiting(_) => {
+                *state = State::Waiting(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+            // Polled again after it was ready: stays pending, as futures may.
+            State::Taken => Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Optimistic RDMA: engines, exported memory, and one-sided reads that verify themselves.
+//!
+//! The server side keeps pages in the slots of [`Chunk`]s of an [`Arena`]; a [`Listener`] makes
+//! them readable. The client side reads them through an [`Endpoint`] with a [`RemoteRef`], and gets
+//! the page or an [`AccessFault`]. This crate knows nothing of files, paths or the messages that it
+//! carries.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`slot`] | footers, and the judgement of a copied page |
+//! | [`arena`] | chunks of exported memory and their slots |
+//! | [`region`] | memory lent to an engine for a transfer |
+//! | [`engine`] | what every engine offers: listening, connecting, messages, transfers, reads |
+//! | [`os`] | system calls that no safe crate wraps |
+//! | [`tcp`], [`shm`], [`sim`] | the engines |
+
+pub mod arena;
+pub mod engine;
+#[cfg(feature = "explore")]
+pub mod explore;
+mod memory;
+pub mod os;
+mod reference;
+pub mod region;
+pub mod slot;
+
+pub use arena::{Arena, Chunk, Slot};
+pub use engine::{
+    Capabilities, Connector, Endpoint, Engine, Interest, Link, LinkError, Listener, PageRead,
+    ReadBatch, Receiver, Service, Tag, Transfer,
+};
+pub use reference::{AccessFault, ChunkId, RemoteRef};
+pub use region::{Region, Segment};
+pub use slot::{FOOTER_LEN, Footer, Kind};
+
+/// Marks a place where another thread may run, for tests that drive every interleaving. Nothing in
+/// ordinary builds.
+#[inline(always)]
+pub fn schedule_point(name: &'static str) {
+    #[cfg(feature = "explore")]
+    explore::point(name);
+    #[cfg(not(feature = "explore"))]
+    let _ = name;
+}
