@@ -177,14 +177,13 @@ impl<R> RequestSlots<R> {
         Begin::Execute(Ticket { slot: arrival.slot, sequence, run: self.runs, link, idempotent })
     }
 
-    /// A request was executed. Keeps the reply where it must; `false` where another run has taken
-    /// over and this reply must not be sent.
-    pub fn finish(&mut self, ticket: &Ticket, reply: &Arc<R>) -> bool {
+    /// A request was executed. Keeps `reply` unless the request is idempotent; `false` where
+    /// another run has taken over and no reply must be sent.
+    pub fn finish(&mut self, ticket: &Ticket, reply: Option<Arc<R>>) -> bool {
         let Some(slot) = self.running(ticket) else { return false };
-        slot.state = if ticket.idempotent {
-            State::Repeatable { unexecuted: false }
-        } else {
-            State::Replied(Arc::clone(reply))
+        slot.state = match reply {
+            Some(reply) if !ticket.idempotent => State::Replied(reply),
+            _ => State::Repeatable { unexecuted: false },
         };
         true
     }
@@ -252,7 +251,7 @@ mod tests {
         let first = ticket(slots.begin(arrival(1, 7, false)));
         assert_eq!(slots.begin(arrival(1, 7, false)), Begin::InProgress);
         assert_eq!(slots.begin(arrival(2, 7, false)), Begin::BadSequence(1));
-        assert!(slots.finish(&first, &Arc::new("done")));
+        assert!(slots.finish(&first, Some(Arc::new("done"))));
         assert_eq!(slots.begin(arrival(1, 8, false)), Begin::Replay(Arc::new("done")));
         assert_eq!(slots.begin(arrival(3, 8, false)), Begin::BadSequence(1));
         ticket(slots.begin(arrival(2, 8, false)));
@@ -267,9 +266,9 @@ mod tests {
         // Over the same link nothing is lost; over another one the first reply is.
         assert_eq!(slots.begin(arrival(1, 7, true)), Begin::InProgress);
         let second = ticket(slots.begin(arrival(1, 8, true)));
-        assert!(!slots.finish(&first, &Arc::new(())));
+        assert!(!slots.finish(&first, None));
         assert_eq!(slots.abandon(&first), Abandoned::Superseded);
-        assert!(slots.finish(&second, &Arc::new(())));
+        assert!(slots.finish(&second, None));
         ticket(slots.begin(arrival(1, 8, true)));
         slots.check_invariants();
     }
@@ -291,7 +290,7 @@ mod tests {
         assert_eq!(slots.begin(arrival(0, 7, true)), Begin::BadSequence(0));
         assert_eq!(slots.begin(arrival(2, 7, true)), Begin::BadSequence(0));
         let first = ticket(slots.begin(arrival(1, 7, true)));
-        slots.finish(&first, &Arc::new(()));
+        slots.finish(&first, None);
         // A replay that claims to be another kind of operation.
         assert_eq!(slots.begin(arrival(1, 7, false)), Begin::BadSequence(1));
     }

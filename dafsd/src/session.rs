@@ -314,7 +314,7 @@ mod tests {
                         model.effects += 1;
                     }
                     let reply = Arc::new((ticket.slot(), ticket.sequence(), model.effects));
-                    let counts = self.session.slots.finish(&ticket, &reply);
+                    let counts = self.session.slots.finish(&ticket, Some(reply));
                     // A reply reaches the client over the present link: any one that is kept, and
                     // others if they belong to that link.
                     let arrives = !ticket.idempotent() || ticket.link() == self.link;

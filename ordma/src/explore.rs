@@ -40,6 +40,8 @@ struct State {
     path: Vec<(Vec<usize>, usize)>,
     depth: usize,
     preempted: usize,
+    /// How often in a row an actor has found itself blocked.
+    stuck: usize,
     trace: Vec<(usize, &'static str)>,
     failed: bool,
 }
@@ -51,6 +53,17 @@ enum Condition {
     /// Waits for something that another one has to do first.
     Blocked,
     Done,
+}
+
+impl State {
+    /// Lets the blocked actors look again.
+    fn wake(&mut self) {
+        for actor in &mut self.actors {
+            if *actor == Condition::Blocked {
+                *actor = Condition::Ready;
+            }
+        }
+    }
 }
 
 /// Runs the scenario that `scenario` sets up under every schedule with at most `preemptions`
@@ -160,13 +173,11 @@ fn stop(name: &'static str, as_what: Condition) {
     let mut state = scheduler.lock();
     assert!(!state.failed, "another actor failed");
     state.trace.push((me, name));
-    if as_what == Condition::Ready {
-        // It has moved: who waited may find what it waits for.
-        for actor in &mut state.actors {
-            if *actor == Condition::Blocked {
-                *actor = Condition::Ready;
-            }
-        }
+    // It may have moved, even if it is blocked now: who waited looks again. When all have looked
+    // twice in a row and none has got on, none ever will.
+    state.stuck = if as_what == Condition::Blocked { state.stuck + 1 } else { 0 };
+    if state.stuck <= 2 * state.actors.len() {
+        state.wake();
     }
     state.actors[me] = as_what;
     scheduler.choose(&mut state, Some(me));
@@ -193,11 +204,8 @@ impl Scheduler {
     fn done(&self, me: usize, panicked: bool) {
         let mut state = self.lock();
         state.failed |= panicked;
-        for actor in &mut state.actors {
-            if *actor == Condition::Blocked {
-                *actor = Condition::Ready;
-            }
-        }
+        state.stuck = 0;
+        state.wake();
         state.actors[me] = Condition::Done;
         if state.actors.iter().any(|actor| *actor != Condition::Done) {
             self.choose(&mut state, None);

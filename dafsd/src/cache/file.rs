@@ -140,7 +140,7 @@ impl CachedFile {
     /// The same file opened once more: keeps the descriptor that can write.
     pub(super) fn adopt(&self, file: Arc<dyn StoreFile>) {
         let mut store = self.store.write();
-        if file.is_writable() && !store.is_writable() {
+        if file.writable() && !store.writable() {
             *store = file;
         }
     }

@@ -23,7 +23,7 @@ impl Cache {
         }
     }
 
-    fn try_slot(&self) -> Option<Slot> {
+    pub(super) fn try_slot(&self) -> Option<Slot> {
         self.arena.take().or_else(|| self.grow().then(|| self.arena.take()).flatten()).or_else(|| {
             // One page of some other shard each time: the clock's hand goes round all of them.
             let start = self.next_shard.fetch_add(1, Ordering::Relaxed);

@@ -239,6 +239,16 @@ impl Cache {
         files.by_number.retain(|_, file| file.strong_count() > 0);
     }
 
+    /// Ends the cache: kills every slot and forgets every file. What is dirty is lost, so
+    /// [`flush_all`](Self::flush_all) comes first. Files that are still open find no page any more.
+    pub fn close(&self) {
+        for chunk in self.arena.chunks() {
+            (0..chunk.geometry().slots).for_each(|slot| chunk.kill(slot));
+        }
+        let files = std::mem::take(&mut *self.files.lock());
+        drop(files);
+    }
+
     fn all_files(&self) -> Vec<Arc<CachedFile>> {
         self.files.lock().by_identity.values().cloned().collect()
     }
@@ -263,3 +273,8 @@ impl Cache {
 fn error(status: Status, what: impl Into<String>) -> StoreError {
     StoreError::new(status, what)
 }
+
+#[cfg(all(test, feature = "explore"))]
+mod interleavings;
+#[cfg(test)]
+mod tests;

@@ -147,7 +147,7 @@ impl OpError {
     /// A direct transfer that failed before the operation changed anything.
     #[must_use]
     pub fn transfer(error: &LinkError) -> Self {
-        Self { status: Status::Io, message: error.to_string(), unexecuted: true }
+        Self { status: Status::Transfer, message: error.to_string(), unexecuted: true }
     }
 }
 

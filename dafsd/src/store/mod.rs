@@ -23,7 +23,7 @@ impl Handle {
     ///
     /// # Errors
     /// [`Status::StaleHandle`] where it is empty or too long to be one of ours.
-    pub fn from_wire(bytes: &[u8]) -> Result<Self, StoreError> {
+    pub fn from_wire(bytes: &[u8]) -> Result<Self> {
         if bytes.is_empty() || bytes.len() > Self::MAX {
             let what = format!("a handle of {} bytes", bytes.len());
             return Err(StoreError::new(Status::StaleHandle, what));
@@ -131,13 +131,14 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Looks a name up; `.` and `..` are ordinary names that are not found, symlinks are not
     /// followed.
     fn lookup(&self, directory: &Handle, name: &[u8]) -> Result<Node>;
-    /// Creates a regular file, or finds the one that is there; the flag says it was created.
+    /// Creates a regular file, or finds what is there. What was created comes open, since its mode
+    /// need not let its creator open it again.
     fn create(
         &self,
         directory: &Handle,
         name: &[u8],
         options: &CreateOptions,
-    ) -> Result<(Node, bool)>;
+    ) -> Result<(Node, Option<Arc<dyn StoreFile>>)>;
     /// Opens a regular file for data I/O. `write` asks for a file that can be written.
     fn open(&self, handle: &Handle, write: bool) -> Result<Arc<dyn StoreFile>>;
     /// Identity and attributes.
@@ -178,8 +179,6 @@ pub trait Store: Send + Sync + fmt::Debug {
 pub trait StoreFile: Send + Sync + fmt::Debug {
     /// The cache identity.
     fn identity(&self) -> Identity;
-    /// Whether it was opened for writing.
-    fn is_writable(&self) -> bool;
     /// Whether it can be written. What can be read only was opened for reading.
     fn writable(&self) -> bool;
     /// Attributes, as the disk has them.

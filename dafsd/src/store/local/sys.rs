@@ -66,6 +66,11 @@ pub fn proc_path(fd: impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
+/// An open file once more, to be named only.
+pub fn path_of(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    fs::open(proc_path(fd), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
 /// What `statx` says of a file.
 pub fn stat(fd: impl AsFd) -> Result<Statx, Errno> {
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;

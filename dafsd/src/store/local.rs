@@ -1,0 +1,373 @@
+//! The store that is a directory of this host.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`kernel`] | handles that are the kernel's own |
+//! | [`table`], [`journal`] | handles by number, where those cannot be used |
+//! | [`fds`] | descriptors of what was used lately |
+//! | [`entries`] | directories: looking up, creating, removing, renaming, listing |
+//! | [`metadata`] | attributes, and what sets them |
+//! | [`file`] | data I/O |
+//! | [`sys`] | system calls, one name at a time |
+//!
+//! Work is done as the server's own user.
+
+use super::{Handle, Identity, Node, Result, Store, StoreError, StoreFile};
+use crate::sync::Mutex;
+use dafs_proto::FileType;
+use fds::FdCache;
+use file::LocalFile;
+use foldhash::fast::RandomState;
+use journal::Journal;
+use kernel::KernelHandles;
+use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use sys::failed;
+use table::ObjectTable;
+
+mod entries;
+mod fds;
+mod file;
+mod journal;
+mod kernel;
+mod metadata;
+mod sys;
+mod table;
+#[cfg(test)]
+mod tests;
+
+/// How a directory is offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalOptions {
+    /// Nothing is changed.
+    pub read_only: bool,
+    /// User and group that own what is created, where the server may give files away.
+    pub owner: Option<(u32, u32)>,
+    /// Descriptors kept open for objects used lately.
+    pub descriptors: usize,
+    /// Where a handle table is kept if one is needed; without it, handles end with the server.
+    pub state: Option<PathBuf>,
+    /// Use a handle table even where the kernel's handles can be used.
+    pub handle_table: bool,
+}
+
+impl Default for LocalOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            owner: None,
+            descriptors: 1024,
+            state: None,
+            handle_table: false,
+        }
+    }
+}
+
+/// Which handles a store uses, and why. Displayed as one sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandleReport {
+    /// The kernel's own.
+    Kernel,
+    /// By number, kept in a file.
+    Table {
+        /// What the kernel's would have needed.
+        why: String,
+        /// The file.
+        path: PathBuf,
+        /// Objects it knew at the start.
+        known: usize,
+    },
+    /// By number, not kept.
+    Memory {
+        /// What the kernel's would have needed.
+        why: String,
+    },
+}
+
+impl fmt::Display for HandleReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel => f.write_str(
+                "handles are the kernel's (name_to_handle_at): they survive restarts and renames",
+            ),
+            Self::Table { why, path, known } => write!(
+                f,
+                "handles are kept in {} ({known} objects): they survive restarts, and renames \
+                 through this server only, because {why}",
+                path.display()
+            ),
+            Self::Memory { why } => write!(
+                f,
+                "handles are kept in memory: clients find them stale after a restart, because \
+                 {why}, and there is no state directory"
+            ),
+        }
+    }
+}
+
+/// A directory of this host.
+#[derive(Debug)]
+pub struct LocalStore {
+    options: LocalOptions,
+    handles: Handles,
+    root: Arc<Object>,
+    objects: FdCache,
+    /// Open files, so that opening one twice takes one descriptor.
+    files: Mutex<HashMap<Identity, Weak<LocalFile>, RandomState>>,
+    report: HandleReport,
+}
+
+#[derive(Debug)]
+enum Handles {
+    Kernel(KernelHandles),
+    Table(ObjectTable),
+}
+
+/// What a handle names, open as `O_PATH`.
+#[derive(Debug)]
+struct Object {
+    fd: OwnedFd,
+    handle: Handle,
+    identity: Identity,
+    kind: FileType,
+}
+
+impl LocalStore {
+    /// Offers the directory `path`. Which handles it can use is probed here; see
+    /// [`report`](Self::report).
+    ///
+    /// # Errors
+    /// When `path` is not a directory that can be opened, or the handle table cannot be.
+    pub fn new(path: &Path, options: LocalOptions) -> Result<Self> {
+        let what = || format!("export root {}", path.display());
+        let canonical =
+            path.canonicalize().map_err(|error| StoreError::io(format!("{}: {error}", what()), &error))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::open(&canonical, flags, Mode::empty()).map_err(|error| failed(what(), error))?;
+        // One call of the kind that every operation needs, so that its lack is found here.
+        sys::open_path(&fd, b".").map_err(|error| {
+            failed(format!("{}: openat2 (Linux 5.6, allowed by seccomp)", what()), error)
+        })?;
+        let stat = sys::stat(&fd).map_err(|error| failed(what(), error))?;
+        let file_system = fs::fstatvfs(&fd).map_err(|error| failed(what(), error))?.f_fsid;
+        let export = sys::fnv([
+            canonical.as_os_str().as_bytes(),
+            &file_system.to_le_bytes(),
+            &stat.stx_ino.to_le_bytes(),
+        ])
+        .to_le_bytes();
+
+        let (handles, report) = Handles::choose(&fd, export, &options)?;
+        let (handle, identity) = handles.make(&fd, &stat, None)?;
+        let kind = FileType::Directory;
+        let root = Arc::new(Object { fd, handle, identity, kind });
+        let objects = FdCache::new(options.descriptors);
+        Ok(Self { options, handles, root, objects, files: Mutex::default(), report })
+    }
+
+    /// Which handles are in use, and what other ones would have needed.
+    #[must_use]
+    pub fn report(&self) -> &HandleReport {
+        &self.report
+    }
+
+    /// What a handle names.
+    fn object(&self, handle: &Handle) -> Result<Arc<Object>> {
+        if *handle == self.root.handle {
+            return Ok(Arc::clone(&self.root));
+        }
+        if let Some(object) = self.objects.get(handle) {
+            return Ok(object);
+        }
+        let object = Arc::new(match &self.handles {
+            Handles::Kernel(handles) => handles.open(handle)?,
+            Handles::Table(table) => table.open(handle)?,
+        });
+        self.objects.insert(&object);
+        Ok(object)
+    }
+
+    /// The object that was found in `parent` under `name`, and its attributes.
+    fn found(&self, fd: OwnedFd, parent: &Object, name: &[u8]) -> Result<(Object, Node)> {
+        let stat = sys::stat(&fd).map_err(|error| failed(sys::show(name), error))?;
+        let (handle, identity) = self.handles.make(&fd, &stat, Some((&parent.handle, name)))?;
+        let node = Node { handle: handle.clone(), identity, attr: sys::attributes(&stat) };
+        Ok((Object { fd, handle, identity, kind: sys::file_type(&stat) }, node))
+    }
+
+    /// As [`found`](Self::found), for an object that will be used again.
+    fn keep(&self, fd: OwnedFd, parent: &Object, name: &[u8]) -> Result<Node> {
+        let (object, node) = self.found(fd, parent, name)?;
+        self.objects.insert(&Arc::new(object));
+        Ok(node)
+    }
+
+    fn check_writable(&self, what: &str) -> Result<()> {
+        if self.options.read_only {
+            return Err(failed(format!("{what}: the export is read-only"), Errno::ROFS));
+        }
+        Ok(())
+    }
+
+    fn open_file(&self, handle: &Handle, write: bool) -> Result<Arc<LocalFile>> {
+        if write {
+            self.check_writable("open for writing")?;
+        }
+        let object = self.object(handle)?;
+        let what = || format!("open of inode {}", object.identity.inode);
+        match object.kind {
+            FileType::Regular => {}
+            FileType::Directory => return Err(failed(what(), Errno::ISDIR)),
+            FileType::Symlink => return Err(failed(what(), Errno::LOOP)),
+            _ => return Err(failed(format!("{}: not a regular file", what()), Errno::INVAL)),
+        }
+        let known = self.files.lock().get(&object.identity).and_then(Weak::upgrade);
+        if let Some(file) = known.filter(|file| file.writable() || !write) {
+            return Ok(file);
+        }
+        let reopen = |flags| fs::open(sys::proc_path(&object.fd), flags | OFlags::CLOEXEC, Mode::empty());
+        // Writable where it can be, whatever was asked for, so that pages can be written back by
+        // whoever opened the file first.
+        let (fd, writable) = match reopen(if self.options.read_only { OFlags::RDONLY } else { OFlags::RDWR }) {
+            Ok(fd) => (fd, !self.options.read_only),
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) if !write => {
+                (reopen(OFlags::RDONLY).map_err(|error| failed(what(), error))?, false)
+            }
+            Err(error) => return Err(failed(what(), error)),
+        };
+        Ok(self.opened(LocalFile::new(fd, object.identity, writable)))
+    }
+
+    fn opened(&self, file: LocalFile) -> Arc<LocalFile> {
+        let file = Arc::new(file);
+        let mut files = self.files.lock();
+        if files.len() == files.capacity() {
+            files.retain(|_, file| file.strong_count() > 0);
+        }
+        files.insert(file.identity(), Arc::downgrade(&file));
+        file
+    }
+}
+
+impl Handles {
+    fn choose(
+        root: &OwnedFd,
+        export: [u8; 8],
+        options: &LocalOptions,
+    ) -> Result<(Self, HandleReport)> {
+        let why = if options.handle_table {
+            "the configuration asks for it".to_owned()
+        } else {
+            match KernelHandles::probe(root.as_fd(), export) {
+                Ok(handles) => return Ok((Self::Kernel(handles), HandleReport::Kernel)),
+                Err(why) => why,
+            }
+        };
+        let own = sys::open_path(root, b".").map_err(|error| failed("export root", error))?;
+        let Some(state) = &options.state else {
+            let table = ObjectTable::new(export, own, None);
+            return Ok((Self::Table(table), HandleReport::Memory { why }));
+        };
+        let path = state.join(format!("handles-{:016x}", u64::from_le_bytes(export)));
+        let (journal, records) = Journal::open(&path)
+            .map_err(|error| StoreError::io(format!("handle table {}: {error}", path.display()), &error))?;
+        let known = records.len();
+        let table = ObjectTable::new(export, own, Some((journal, records)));
+        Ok((Self::Table(table), HandleReport::Table { why, path, known }))
+    }
+
+    fn make(
+        &self,
+        fd: &OwnedFd,
+        stat: &fs::Statx,
+        place: Option<(&Handle, &[u8])>,
+    ) -> Result<(Handle, Identity)> {
+        match self {
+            Self::Kernel(handles) => handles.make(fd.as_fd(), stat, place.map(|(parent, _)| parent)),
+            Self::Table(table) => table.make(fd.as_fd(), stat, place),
+        }
+    }
+}
+
+impl Store for LocalStore {
+    fn root(&self) -> Handle {
+        self.root.handle.clone()
+    }
+
+    fn lookup(&self, directory: &Handle, name: &[u8]) -> Result<Node> {
+        self.look_up(directory, name)
+    }
+
+    fn create(
+        &self,
+        directory: &Handle,
+        name: &[u8],
+        options: &super::CreateOptions,
+    ) -> Result<(Node, Option<Arc<dyn StoreFile>>)> {
+        let (node, file) = self.create_file(directory, name, options)?;
+        Ok((node, file.map(|file| file as Arc<dyn StoreFile>)))
+    }
+
+    fn open(&self, handle: &Handle, write: bool) -> Result<Arc<dyn StoreFile>> {
+        Ok(self.open_file(handle, write)?)
+    }
+
+    fn node(&self, handle: &Handle) -> Result<Node> {
+        self.get_node(handle)
+    }
+
+    fn set_attr(&self, handle: &Handle, attr: &dafs_proto::SetAttr) -> Result<Node> {
+        self.set_attributes(handle, attr)
+    }
+
+    fn mkdir(&self, directory: &Handle, name: &[u8], attr: &dafs_proto::SetAttr) -> Result<Node> {
+        self.make_directory(directory, name, attr)
+    }
+
+    fn unlink(&self, directory: &Handle, name: &[u8]) -> Result<super::Removed> {
+        self.remove_file(directory, name)
+    }
+
+    fn rmdir(&self, directory: &Handle, name: &[u8]) -> Result<()> {
+        self.remove_directory(directory, name)
+    }
+
+    fn rename(
+        &self,
+        from: (&Handle, &[u8]),
+        to: (&Handle, &[u8]),
+    ) -> Result<Option<super::Removed>> {
+        self.move_name(from, to)
+    }
+
+    fn readdir(
+        &self,
+        directory: &Handle,
+        cookie: u64,
+        max_bytes: usize,
+    ) -> Result<(Vec<super::Entry>, bool)> {
+        self.list(directory, cookie, max_bytes)
+    }
+
+    fn symlink(&self, directory: &Handle, name: &[u8], target: &[u8]) -> Result<Node> {
+        self.make_symlink(directory, name, target)
+    }
+
+    fn readlink(&self, handle: &Handle) -> Result<Vec<u8>> {
+        self.read_symlink(handle)
+    }
+
+    fn link(&self, handle: &Handle, directory: &Handle, name: &[u8]) -> Result<Node> {
+        self.make_link(handle, directory, name)
+    }
+
+    fn statfs(&self, handle: &Handle) -> Result<dafs_proto::StatfsReply> {
+        self.file_system(handle)
+    }
+}

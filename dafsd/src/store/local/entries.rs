@@ -1,0 +1,286 @@
+//! Directories: looking up, creating, removing, renaming, listing.
+
+use super::metadata::{Changes, check_target};
+use super::sys::{self, check_name, failed, show};
+use super::{Handles, LocalFile, LocalStore, Object};
+use crate::store::{CreateOptions, Entry, Handle, Node, Removed, Result, StoreError};
+use dafs_proto::{FileType, SetAttr, Status};
+use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom};
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// Modes of what is created without one.
+const FILE_MODE: u32 = 0o644;
+const DIRECTORY_MODE: u32 = 0o755;
+/// Bytes of kernel entries read at once.
+const LIST_BUFFER: usize = 32 << 10;
+/// What an entry's attributes take in a reply, about.
+const ENTRY_BYTES: usize = 128;
+/// How often a name may come and go between two calls before that is an error.
+const RACES: usize = 16;
+
+impl LocalStore {
+    /// The directory that a handle names.
+    fn directory(&self, handle: &Handle, what: &str, name: &[u8]) -> Result<Arc<Object>> {
+        let directory = self.object(handle)?;
+        if directory.kind != FileType::Directory {
+            return Err(failed(format!("{what} {}", show(name)), Errno::NOTDIR));
+        }
+        Ok(directory)
+    }
+
+    /// The error of a call about a name; a directory that was removed makes its handle stale.
+    fn error(&self, directory: &Object, what: &str, name: &[u8], error: Errno) -> StoreError {
+        let what = format!("{what} {}", show(name));
+        let is_gone = || sys::stat(&directory.fd).is_ok_and(|stat| stat.stx_nlink == 0);
+        if error == Errno::NOENT && is_gone() {
+            let what = format!("{what}: the directory was removed");
+            return StoreError::new(Status::StaleHandle, what);
+        }
+        failed(what, error)
+    }
+
+    pub(super) fn look_up(&self, directory: &Handle, name: &[u8]) -> Result<Node> {
+        let what = "looking up";
+        if name == b"." || name == b".." {
+            return Err(failed(format!("{what} {}", show(name)), Errno::NOENT));
+        }
+        check_name(what, name)?;
+        let directory = self.directory(directory, what, name)?;
+        let fd = sys::open_path(&directory.fd, name)
+            .map_err(|error| self.error(&directory, what, name, error))?;
+        self.keep(fd, &directory, name)
+    }
+
+    pub(super) fn create_file(
+        &self,
+        directory: &Handle,
+        name: &[u8],
+        options: &CreateOptions,
+    ) -> Result<(Node, Option<Arc<LocalFile>>)> {
+        let what = "creating";
+        check_name(what, name)?;
+        let changes = Changes::parse(&options.attr, &show(name))?;
+        let changes = changes.for_new(FILE_MODE, self.options.owner);
+        let directory = self.directory(directory, what, name)?;
+        let fail = |error| self.error(&directory, what, name, error);
+        for _ in 0..RACES {
+            if !options.exclusive {
+                match sys::open_path(&directory.fd, name) {
+                    Ok(fd) => return Ok((self.keep(fd, &directory, name)?, None)),
+                    Err(Errno::NOENT) => {}
+                    Err(error) => return Err(fail(error)),
+                }
+            }
+            self.check_writable(what)?;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
+            match sys::open_beneath(&directory.fd, name, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(fd) => {
+                    let path = sys::path_of(&fd).map_err(fail)?;
+                    let node = self.created(path, &directory, name, &changes)?;
+                    let file = LocalFile::new(fd, node.identity, true);
+                    return Ok((node, Some(self.opened(file))));
+                }
+                Err(Errno::EXIST) if !options.exclusive => {}
+                Err(error) => return Err(fail(error)),
+            }
+        }
+        let what = format!("creating {}: it comes and goes", show(name));
+        Err(StoreError::new(Status::TryAgain, what))
+    }
+
+    /// Gives a new object its attributes; takes it away again where they are refused.
+    fn created(
+        &self,
+        fd: OwnedFd,
+        directory: &Object,
+        name: &[u8],
+        changes: &Changes,
+    ) -> Result<Node> {
+        let (object, _) = self.found(fd, directory, name)?;
+        if let Err(error) = changes.apply(&object, &show(name)) {
+            let flags = match object.kind {
+                FileType::Directory => AtFlags::REMOVEDIR,
+                _ => AtFlags::empty(),
+            };
+            if let Err(error) = fs::unlinkat(&directory.fd, name, flags) {
+                tracing::warn!(%error, name = show(name), "cannot take back what was created");
+            }
+            return Err(error);
+        }
+        let node = self.node_of(&object)?;
+        self.objects.insert(&Arc::new(object));
+        Ok(node)
+    }
+
+    pub(super) fn make_directory(
+        &self,
+        directory: &Handle,
+        name: &[u8],
+        attr: &SetAttr,
+    ) -> Result<Node> {
+        let what = "making directory";
+        self.check_writable(what)?;
+        check_name(what, name)?;
+        let changes = Changes::parse(attr, &show(name))?;
+        let directory = self.directory(directory, what, name)?;
+        fs::mkdirat(&directory.fd, name, Mode::RWXU)
+            .and_then(|()| sys::open_path(&directory.fd, name))
+            .map_err(|error| self.error(&directory, what, name, error))
+            .and_then(|fd| {
+                let changes = changes.for_new(DIRECTORY_MODE, self.options.owner);
+                self.created(fd, &directory, name, &changes)
+            })
+    }
+
+    pub(super) fn make_symlink(
+        &self,
+        directory: &Handle,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Node> {
+        let what = "making symbolic link";
+        self.check_writable(what)?;
+        check_name(what, name)?;
+        check_target(what, target)?;
+        let directory = self.directory(directory, what, name)?;
+        fs::symlinkat(target, &directory.fd, name)
+            .and_then(|()| sys::open_path(&directory.fd, name))
+            .map_err(|error| self.error(&directory, what, name, error))
+            .and_then(|fd| {
+                let changes = Changes::parse(&SetAttr::default(), &show(name))?;
+                let changes = changes.for_new_symlink(self.options.owner);
+                self.created(fd, &directory, name, &changes)
+            })
+    }
+
+    pub(super) fn make_link(&self, handle: &Handle, directory: &Handle, name: &[u8]) -> Result<Node> {
+        let what = "making link";
+        self.check_writable(what)?;
+        check_name(what, name)?;
+        let object = self.object(handle)?;
+        if object.kind == FileType::Directory {
+            return Err(failed(format!("{what} {} to a directory", show(name)), Errno::PERM));
+        }
+        let directory = self.directory(directory, what, name)?;
+        // By way of /proc, because linking a descriptor itself takes a capability.
+        fs::linkat(CWD, sys::proc_path(&object.fd), &directory.fd, name, AtFlags::SYMLINK_FOLLOW)
+            .map_err(|error| self.error(&directory, what, name, error))?;
+        self.node_of(&object)
+    }
+
+    /// What a name leads to, before it is taken away.
+    fn doomed(&self, directory: &Object, name: &[u8]) -> Result<Option<Object>> {
+        match sys::open_path(&directory.fd, name) {
+            Ok(fd) => Ok(Some(self.found(fd, directory, name)?.0)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.error(directory, "removing", name, error)),
+        }
+    }
+
+    /// What became of an object whose name was taken away.
+    fn removed(&self, object: &Object) -> Result<Removed> {
+        let stat = sys::stat(&object.fd).map_err(|error| failed("a removed file", error))?;
+        // A directory has links of its own, so only its absence from the tree counts.
+        let last = stat.stx_nlink == 0 || object.kind == FileType::Directory;
+        if last {
+            // A descriptor that is kept keeps the file's space.
+            self.objects.remove(&object.handle);
+            if let Handles::Table(table) = &self.handles {
+                table.removed(&object.handle);
+            }
+        }
+        Ok(Removed { identity: object.identity, last })
+    }
+
+    pub(super) fn remove_file(&self, directory: &Handle, name: &[u8]) -> Result<Removed> {
+        let what = "removing";
+        self.check_writable(what)?;
+        check_name(what, name)?;
+        let directory = self.directory(directory, what, name)?;
+        let fail = |error| self.error(&directory, what, name, error);
+        let object = self.doomed(&directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
+        fs::unlinkat(&directory.fd, name, AtFlags::empty()).map_err(fail)?;
+        self.removed(&object)
+    }
+
+    pub(super) fn remove_directory(&self, directory: &Handle, name: &[u8]) -> Result<()> {
+        let what = "removing directory";
+        self.check_writable(what)?;
+        check_name(what, name)?;
+        let directory = self.directory(directory, what, name)?;
+        let fail = |error| self.error(&directory, what, name, error);
+        let object = self.doomed(&directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
+        fs::unlinkat(&directory.fd, name, AtFlags::REMOVEDIR).map_err(fail)?;
+        self.removed(&object).map(drop)
+    }
+
+    pub(super) fn move_name(
+        &self,
+        from: (&Handle, &[u8]),
+        to: (&Handle, &[u8]),
+    ) -> Result<Option<Removed>> {
+        let what = "renaming";
+        self.check_writable(what)?;
+        check_name(what, from.1)?;
+        check_name(what, to.1)?;
+        let source = self.directory(from.0, what, from.1)?;
+        let target = self.directory(to.0, what, to.1)?;
+        let what = format!("renaming {} to", show(from.1));
+        let moved = self.doomed(&source, from.1)?;
+        let moved = moved.ok_or_else(|| self.error(&source, "renaming", from.1, Errno::NOENT))?;
+        let replaced = self.doomed(&target, to.1)?;
+        fs::renameat(&source.fd, from.1, &target.fd, to.1)
+            .map_err(|error| self.error(&target, &what, to.1, error))?;
+        // Two names of one file: the kernel leaves both.
+        let replaced = replaced.filter(|replaced| replaced.identity != moved.identity);
+        if let Handles::Table(table) = &self.handles {
+            table.moved(&moved.handle, (&target.handle, to.1));
+        }
+        replaced.map(|replaced| self.removed(&replaced)).transpose()
+    }
+
+    pub(super) fn list(
+        &self,
+        directory: &Handle,
+        cookie: u64,
+        max_bytes: usize,
+    ) -> Result<(Vec<Entry>, bool)> {
+        let what = "listing";
+        let directory = self.directory(directory, what, b".")?;
+        let fail = |error| failed(format!("listing inode {}", directory.identity.inode), error);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let fd = sys::open_beneath(&directory.fd, b".", flags, Mode::empty()).map_err(fail)?;
+        if cookie != 0 {
+            // A cookie that no entry had is the file system's to refuse or to place.
+            if i64::try_from(cookie).is_err() {
+                return Err(fail(Errno::INVAL));
+            }
+            fs::seek(&fd, SeekFrom::Start(cookie)).map_err(fail)?;
+        }
+        let mut buffer = Vec::with_capacity(LIST_BUFFER);
+        let mut kernel_entries = RawDir::new(&fd, buffer.spare_capacity_mut());
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while let Some(entry) = kernel_entries.next() {
+            let entry = entry.map_err(fail)?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let node = match sys::open_path(&directory.fd, name) {
+                Ok(fd) => self.found(fd, &directory, name)?.1,
+                // Gone since; or another file system is mounted there, which is no part of the
+                // export.
+                Err(Errno::NOENT | Errno::XDEV) => continue,
+                Err(error) => return Err(self.error(&directory, what, name, error)),
+            };
+            bytes += name.len() + node.handle.as_bytes().len() + ENTRY_BYTES;
+            if bytes > max_bytes && !entries.is_empty() {
+                return Ok((entries, false));
+            }
+            entries.push(Entry { name: name.to_vec(), cookie: entry.next_entry_cookie(), node });
+        }
+        Ok((entries, true))
+    }
+}

@@ -1,0 +1,185 @@
+//! What works on open files.
+
+use crate::{ATTR, attr, call};
+use dafs_proto::{
+    Buffer, CloseReply, CloseRequest, CommitReply, CommitRequest, Create, Extent, GetRefsReply,
+    GetRefsRequest, Op, OpenReply, OpenRequest, Placement, ReadReply, ReadRequest, SetAttr,
+    Stability, WriteReply, WriteRequest,
+};
+
+/// Checks them all, and returns the operations.
+pub(crate) fn calls() -> Vec<Op> {
+    let extents = || {
+        vec![
+            Extent {
+                offset: 4096,
+                length: 8192,
+            },
+            Extent {
+                offset: 0,
+                length: 1,
+            },
+        ]
+    };
+    let buffers = || {
+        vec![Buffer {
+            tag: 0x0102,
+            address: 127,
+            length: 8193,
+        }]
+    };
+    vec![
+        call(
+            OpenRequest {
+                directory: vec![0xd1],
+                name: b"f".to_vec(),
+                handle: vec![0xe1],
+                access: 3,
+                create: Create::Exclusive.into(),
+                truncate: true,
+                attr: Some(SetAttr::default()),
+                want_refs: 16,
+            },
+            &[
+                &[0x0a, 1, 0xd1], // directory
+                &[0x12, 1, b'f'], // name
+                &[0x1a, 1, 0xe1], // handle
+                &[0x20, 3],       // access: read and write
+                &[0x28, 2],       // create: exclusive
+                &[0x30, 1],       // truncate
+                &[0x3a, 0],       // attr: none set
+                &[0x40, 16],      // want_refs
+            ],
+            OpenReply {
+                open: 1,
+                handle: vec![0xe1],
+                file: 0xff00,
+                attr: attr(),
+                refs: vec![1, 2],
+                created: true,
+            },
+            &[
+                &[0x08, 1],                         // open
+                &[0x12, 1, 0xe1],                   // handle
+                &[0x19, 0, 0xff, 0, 0, 0, 0, 0, 0], // file
+                &[0x22],                            // attr
+                ATTR,
+                &[0x2a, 2, 1, 2], // refs
+                &[0x30, 1],       // created
+            ],
+        ),
+        call(
+            CloseRequest { open: 200 },
+            &[&[0x08, 0xc8, 0x01]],
+            CloseReply {},
+            &[],
+        ),
+        call(
+            ReadRequest {
+                open: 1,
+                extents: extents(),
+                placement: Placement::Direct.into(),
+                buffers: buffers(),
+                want_refs: 32,
+            },
+            &[
+                &[0x08, 1],                                     // open
+                &[0x12, 6, 0x08, 0x80, 0x20, 0x10, 0x80, 0x40], // extents: 4096, 8192
+                &[0x12, 2, 0x10, 1],                            // extents: 0, 1
+                &[0x18, 1],                                     // placement: direct
+                &[0x22, 14],                                    // buffers
+                &[0x09, 2, 1, 0, 0, 0, 0, 0, 0],                //   tag
+                &[0x10, 127],                                   //   address
+                &[0x18, 0x81, 0x40],                            //   length
+                &[0x28, 32],                                    // want_refs
+            ],
+            ReadReply {
+                file: 7,
+                counts: vec![2, 0, 300],
+                refs: vec![1, 2],
+                size: 9000,
+            },
+            &[
+                &[0x09, 7, 0, 0, 0, 0, 0, 0, 0], // file
+                &[0x12, 4, 2, 0, 0xac, 0x02],    // counts, packed
+                &[0x1a, 2, 1, 2],                // refs
+                &[0x20, 0xa8, 0x46],             // size
+            ],
+        ),
+        call(
+            WriteRequest {
+                open: 1,
+                extents: vec![Extent {
+                    offset: 10,
+                    length: 64,
+                }],
+                placement: Placement::Inline.into(),
+                buffers: vec![],
+                stability: Stability::File.into(),
+                want_refs: 1,
+            },
+            &[
+                &[0x08, 1],                     // open
+                &[0x12, 4, 0x08, 10, 0x10, 64], // extents
+                &[0x28, 2],                     // stability: file
+                &[0x30, 1],                     // want_refs
+            ],
+            WriteReply {
+                count: 64,
+                verifier: 0x0a0b,
+                stability: Stability::Data.into(),
+                file: 7,
+                refs: vec![1, 2],
+                size: 74,
+            },
+            &[
+                &[0x08, 64],                           // count
+                &[0x11, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0], // verifier
+                &[0x18, 1],                            // stability: data
+                &[0x21, 7, 0, 0, 0, 0, 0, 0, 0],       // file
+                &[0x2a, 2, 1, 2],                      // refs
+                &[0x30, 74],                           // size
+            ],
+        ),
+        call(
+            CommitRequest {
+                open: 1,
+                extent: Some(Extent {
+                    offset: 4096,
+                    length: 0,
+                }),
+            },
+            &[
+                &[0x08, 1],                   // open
+                &[0x12, 3, 0x08, 0x80, 0x20], // extent: to the end
+            ],
+            CommitReply { verifier: u64::MAX },
+            &[&[0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]], // verifier
+        ),
+        call(
+            GetRefsRequest {
+                open: 1,
+                extent: Some(Extent {
+                    offset: 0,
+                    length: 64,
+                }),
+                fill: true,
+            },
+            &[
+                &[0x08, 1],           // open
+                &[0x12, 2, 0x10, 64], // extent
+                &[0x18, 1],           // fill
+            ],
+            GetRefsReply {
+                file: 7,
+                refs: vec![1, 2],
+                size: 64,
+            },
+            &[
+                &[0x09, 7, 0, 0, 0, 0, 0, 0, 0], // file
+                &[0x12, 2, 1, 2],                // refs
+                &[0x18, 64],                     // size
+            ],
+        ),
+    ]
+}

@@ -1,0 +1,93 @@
+//! CONNECT, DISCONNECT, RENEW and STATS.
+
+use crate::{ATTR, attr, call};
+use dafs_proto::{
+    ConnectReply, ConnectRequest, Counter, DisconnectReply, DisconnectRequest, Op, RenewReply,
+    RenewRequest, StatsReply, StatsRequest,
+};
+
+/// Checks them all, and returns the operations.
+pub(crate) fn calls() -> Vec<Op> {
+    vec![
+        call(
+            ConnectRequest {
+                version: 1,
+                export: "home".into(),
+                session: vec![0xaa; 16],
+                client: "me".into(),
+                protection: 3,
+                slots: 128,
+            },
+            &[
+                &[0x08, 1],                         // version
+                &[0x12, 4, b'h', b'o', b'm', b'e'], // export
+                &[0x1a, 16],                        // session
+                &[0xaa; 16],
+                &[0x22, 2, b'm', b'e'], // client
+                &[0x28, 3],             // protection
+                &[0x30, 0x80, 0x01],    // slots
+            ],
+            ConnectReply {
+                session: vec![0xbb; 16],
+                boot: 1,
+                page_size: 4096,
+                slots: 64,
+                max_inline: 65536,
+                max_transfer: 1 << 20,
+                lease_ms: 30000,
+                protection: 3,
+                read_only: true,
+                resumed: true,
+                root: vec![9, 8],
+                root_attr: attr(),
+                shm_socket: "/s".into(),
+            },
+            &[
+                &[0x0a, 16], // session
+                &[0xbb; 16],
+                &[0x11, 1, 0, 0, 0, 0, 0, 0, 0], // boot
+                &[0x18, 0x80, 0x20],             // page_size
+                &[0x20, 64],                     // slots
+                &[0x28, 0x80, 0x80, 0x04],       // max_inline
+                &[0x30, 0x80, 0x80, 0x40],       // max_transfer
+                &[0x38, 0xb0, 0xea, 0x01],       // lease_ms
+                &[0x40, 3],                      // protection
+                &[0x48, 1],                      // read_only
+                &[0x50, 1],                      // resumed
+                &[0x5a, 2, 9, 8],                // root
+                &[0x62],                         // root_attr
+                ATTR,
+                &[0x6a, 2, b'/', b's'], // shm_socket
+            ],
+        ),
+        call(DisconnectRequest {}, &[], DisconnectReply {}, &[]),
+        call(
+            RenewRequest {
+                heat: vec![1, 2, 3],
+            },
+            &[&[0x0a, 3, 1, 2, 3]], // heat
+            RenewReply {},
+            &[],
+        ),
+        call(
+            StatsRequest {},
+            &[],
+            StatsReply {
+                counters: vec![
+                    Counter {
+                        name: "a".into(),
+                        value: 300,
+                    },
+                    Counter {
+                        name: "b".into(),
+                        value: 0,
+                    },
+                ],
+            },
+            &[
+                &[0x0a, 6, 0x0a, 1, b'a', 0x10, 0xac, 0x02], // counters: name, value
+                &[0x0a, 3, 0x0a, 1, b'b'],                   // counters: name
+            ],
+        ),
+    ]
+}
