@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn an_idempotent_request_is_executed_again() {
-        let mut slots = RequestSlots::new(1);
+        let mut slots = RequestSlots::<()>::new(1);
         let first = ticket(slots.begin(arrival(1, 7, true)));
         // Over the same link nothing is lost; over another one the first reply is.
         assert_eq!(slots.begin(arrival(1, 7, true)), Begin::InProgress);

@@ -6,6 +6,9 @@ use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+/// Least time between two reports of heat that count.
+pub const HEAT_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Sizes of a session, granted when it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionLimits {
@@ -25,6 +28,7 @@ pub struct Session<R, L, O> {
     limits: SessionLimits,
     link: Option<(u64, L)>,
     renewed: Instant,
+    heated: Option<Instant>,
     opens: HashMap<u64, O, RandomState>,
     last_open: u64,
     ended: bool,
@@ -44,6 +48,7 @@ impl<R, L, O> Session<R, L, O> {
             limits,
             link: None,
             renewed: now,
+            heated: None,
             opens: HashMap::default(),
             last_open: 0,
             ended: false,
@@ -95,6 +100,17 @@ impl<R, L, O> Session<R, L, O> {
         self.renewed = self.renewed.max(now);
     }
 
+    /// Whether a report of heat counts. Reports that come faster than [`HEAT_INTERVAL`] do not, so
+    /// that nobody's pages gain more than other sessions' by being reported more often.
+    pub fn take_heat(&mut self, now: Instant) -> bool {
+        let since = self.heated.map(|heated| now.saturating_duration_since(heated));
+        let counts = since.is_none_or(|since| since >= HEAT_INTERVAL);
+        if counts {
+            self.heated = Some(now);
+        }
+        counts
+    }
+
     /// Whether nobody is connected and the lease has run out, or the session was ended.
     #[must_use]
     pub fn expired(&self, now: Instant) -> bool {
@@ -115,14 +131,21 @@ impl<R, L, O> Session<R, L, O> {
         self.ended
     }
 
+    /// Whether another file can be opened.
+    ///
+    /// # Errors
+    /// [`TooManyOpens`].
+    pub fn check_opens(&self) -> Result<(), TooManyOpens> {
+        let most = self.limits.opens;
+        if self.opens.len() < most { Ok(()) } else { Err(TooManyOpens(most)) }
+    }
+
     /// Adds an open file; its number is never used again in this session.
     ///
     /// # Errors
     /// [`TooManyOpens`]; nothing has changed then.
     pub fn add_open(&mut self, open: O) -> Result<u64, TooManyOpens> {
-        if self.opens.len() >= self.limits.opens {
-            return Err(TooManyOpens(self.limits.opens));
-        }
+        self.check_opens()?;
         self.last_open += 1;
         self.opens.insert(self.last_open, open);
         Ok(self.last_open)
@@ -184,6 +207,15 @@ mod tests {
         assert_eq!(session.attach(2, 2, at(109)), None);
         assert_eq!(session.attach(3, 3, at(109)), Some(2), "the old link is to be closed");
         session.check_invariants();
+    }
+
+    #[test]
+    fn heat_counts_once_in_a_while() {
+        let start = Instant::now();
+        let mut session = TestSession::new(LIMITS, start);
+        assert!(session.take_heat(start));
+        assert!(!session.take_heat(start + HEAT_INTERVAL / 2));
+        assert!(session.take_heat(start + HEAT_INTERVAL));
     }
 
     #[test]

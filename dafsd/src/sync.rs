@@ -22,14 +22,8 @@ impl<T> Mutex<T> {
     /// Waits for the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         #[cfg(feature = "explore")]
-        if ordma::explore::is_on() {
-            loop {
-                match self.0.try_lock() {
-                    Ok(guard) => return guard,
-                    Err(std::sync::TryLockError::Poisoned(error)) => return error.into_inner(),
-                    Err(std::sync::TryLockError::WouldBlock) => ordma::explore::blocked(),
-                }
-            }
+        if let Some(guard) = explored(|| self.0.try_lock()) {
+            return guard;
         }
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,14 +42,8 @@ impl<T> RwLock<T> {
     /// Waits for shared access.
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         #[cfg(feature = "explore")]
-        if ordma::explore::is_on() {
-            loop {
-                match self.0.try_read() {
-                    Ok(guard) => return guard,
-                    Err(std::sync::TryLockError::Poisoned(error)) => return error.into_inner(),
-                    Err(std::sync::TryLockError::WouldBlock) => ordma::explore::blocked(),
-                }
-            }
+        if let Some(guard) = explored(|| self.0.try_read()) {
+            return guard;
         }
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,15 +51,34 @@ impl<T> RwLock<T> {
     /// Waits for exclusive access.
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         #[cfg(feature = "explore")]
-        if ordma::explore::is_on() {
-            loop {
-                match self.0.try_write() {
-                    Ok(guard) => return guard,
-                    Err(std::sync::TryLockError::Poisoned(error)) => return error.into_inner(),
-                    Err(std::sync::TryLockError::WouldBlock) => ordma::explore::blocked(),
-                }
-            }
+        if let Some(guard) = explored(|| self.0.try_write()) {
+            return guard;
         }
         self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a lock on an explored thread: where it is held, another actor goes on.
+#[cfg(feature = "explore")]
+fn explored<G>(mut attempt: impl FnMut() -> std::sync::TryLockResult<G>) -> Option<G> {
+    use std::sync::TryLockError;
+    if !ordma::explore::is_on() {
+        return None;
+    }
+    let mut waited = false;
+    loop {
+        let guard = match attempt() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                ordma::explore::blocked();
+                waited = true;
+                continue;
+            }
+        };
+        if waited {
+            ordma::explore::unblocked();
+        }
+        return Some(guard);
     }
 }

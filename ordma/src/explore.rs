@@ -37,12 +37,12 @@ struct State {
     current: usize,
     actors: Vec<Condition>,
     /// The decisions of this run: what could be chosen, and which was.
-    path: Vec<(Vec<usize>, usize)>,
+    path: Path,
     depth: usize,
     preempted: usize,
-    /// How often in a row an actor has found itself blocked.
-    stuck: usize,
-    trace: Vec<(usize, &'static str)>,
+    /// Which actors have done something since they stopped last.
+    got_on: Vec<bool>,
+    trace: Trace,
     failed: bool,
 }
 
@@ -81,8 +81,12 @@ pub fn explore<S>(
     let mut path = Vec::new();
     for schedules in 1..=most {
         let (subject, actors) = scenario();
-        path = run(preemptions, std::mem::take(&mut path), actors);
-        check(subject);
+        let trace;
+        (path, trace) = run(preemptions, std::mem::take(&mut path), actors);
+        if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| check(subject))) {
+            print_trace(&trace);
+            std::panic::resume_unwind(panic);
+        }
         while let Some((options, chosen)) = path.last_mut() {
             if *chosen + 1 < options.len() {
                 *chosen += 1;
@@ -97,14 +101,23 @@ pub fn explore<S>(
     Explored { schedules: most, complete: false }
 }
 
-fn run(
-    preemptions: usize,
-    path: Vec<(Vec<usize>, usize)>,
-    actors: Vec<Actor>,
-) -> Vec<(Vec<usize>, usize)> {
+/// What could be chosen at each decision, and which was.
+type Path = Vec<(Vec<usize>, usize)>;
+/// Which actor stopped where.
+type Trace = Vec<(usize, &'static str)>;
+
+fn print_trace(trace: &Trace) {
+    eprintln!("the schedule that failed (actor: where it stopped):");
+    for (actor, point) in trace {
+        eprintln!("  {actor}: {point}");
+    }
+}
+
+fn run(preemptions: usize, path: Path, actors: Vec<Actor>) -> (Path, Trace) {
     let scheduler = Arc::new(Scheduler {
         state: Mutex::new(State {
             actors: vec![Condition::Ready; actors.len()],
+            got_on: vec![true; actors.len()],
             path,
             current: usize::MAX,
             ..State::default()
@@ -135,15 +148,13 @@ fn run(
         }
     }
     let mut state = scheduler.lock();
+    let trace = std::mem::take(&mut state.trace);
     if let Some(panic) = failure {
-        eprintln!("the schedule that failed (actor: where it stopped):");
-        for (actor, point) in &state.trace {
-            eprintln!("  {actor}: {point}");
-        }
+        print_trace(&trace);
         drop(state);
         std::panic::resume_unwind(panic);
     }
-    std::mem::take(&mut state.path)
+    (std::mem::take(&mut state.path), trace)
 }
 
 /// Whether the calling thread is an actor of an exploration.
@@ -165,6 +176,13 @@ pub fn blocked() {
     stop("blocked", Condition::Blocked);
 }
 
+/// The actor was [`blocked`] and has got what it waited for.
+pub fn unblocked() {
+    if let Some((scheduler, me)) = ME.with_borrow(Clone::clone) {
+        scheduler.lock().got_on[me] = true;
+    }
+}
+
 fn stop(name: &'static str, as_what: Condition) {
     let Some((scheduler, me)) = ME.with_borrow(Clone::clone) else { return };
     if std::thread::panicking() {
@@ -173,12 +191,11 @@ fn stop(name: &'static str, as_what: Condition) {
     let mut state = scheduler.lock();
     assert!(!state.failed, "another actor failed");
     state.trace.push((me, name));
-    // It may have moved, even if it is blocked now: who waited looks again. When all have looked
-    // twice in a row and none has got on, none ever will.
-    state.stuck = if as_what == Condition::Blocked { state.stuck + 1 } else { 0 };
-    if state.stuck <= 2 * state.actors.len() {
+    // If it has got on since it stopped last, those who wait may find what they wait for.
+    if as_what == Condition::Ready || state.got_on[me] {
         state.wake();
     }
+    state.got_on[me] = as_what == Condition::Ready;
     state.actors[me] = as_what;
     scheduler.choose(&mut state, Some(me));
     scheduler.wait_for_turn(state, me);
@@ -204,7 +221,6 @@ impl Scheduler {
     fn done(&self, me: usize, panicked: bool) {
         let mut state = self.lock();
         state.failed |= panicked;
-        state.stuck = 0;
         state.wake();
         state.actors[me] = Condition::Done;
         if state.actors.iter().any(|actor| *actor != Condition::Done) {

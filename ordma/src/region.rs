@@ -29,6 +29,18 @@ enum Memory {
 // borrow of the memory, has not returned.
 unsafe impl Send for Memory {}
 
+impl Memory {
+    /// Where the memory begins, if it may be accessed so.
+    fn base(&mut self, access: Access) -> Option<NonNull<u8>> {
+        match self {
+            Self::Owned(buffer) => NonNull::new(buffer.as_mut_ptr()),
+            Self::Lent(base) => Some(*base),
+            Self::LentShared(base) => (access == Access::Read).then_some(*base),
+            Self::Withdrawn => None,
+        }
+    }
+}
+
 impl Region {
     /// A region that owns its buffer; [`take`](Self::take) gives it back.
     #[must_use]
@@ -160,6 +172,116 @@ impl Segment {
     }
 }
 
+/// What a system call does with memory that an [`Iovecs`] names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Reads it.
+    Read,
+    /// Writes it.
+    Write,
+}
+
+/// Most vectors of one system call: 64 pages and what goes around them.
+pub(crate) const MAX_IOVECS: usize = 68;
+
+/// The vectors of one system call. Addresses only: whoever makes the call sees to it that they are
+/// good for its time.
+pub(crate) struct Iovecs {
+    items: [libc::iovec; MAX_IOVECS],
+    len: usize,
+}
+
+impl Iovecs {
+    /// No vectors.
+    pub(crate) fn new() -> Self {
+        let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Self { items: [none; MAX_IOVECS], len: 0 }
+    }
+
+    /// Whether no vector fits any more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.len == MAX_IOVECS
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds one; dropped where the list is full.
+    pub(crate) fn push(&mut self, base: *mut u8, len: usize) {
+        if len > 0 && !self.is_full() {
+            self.items[self.len] = libc::iovec { iov_base: base.cast(), iov_len: len };
+            self.len += 1;
+        }
+    }
+
+    /// The vectors.
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [libc::iovec] {
+        &mut self.items[..self.len]
+    }
+
+    /// The vectors, for a system call.
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut libc::iovec {
+        self.items.as_mut_ptr()
+    }
+
+    /// Drops the vectors from `len` on.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Bytes of all vectors.
+    pub(crate) fn bytes(&self) -> usize {
+        self.items[..self.len].iter().map(|v| v.iov_len).sum()
+    }
+}
+
+/// Runs `f` with the addresses of `parts` (region, start, length), as many as fit, appended to
+/// `iovecs`. They are good until `f` returns, which must not block. A part that is withdrawn, does
+/// not lie in its region, or may not be accessed so, gets the null address.
+pub(crate) fn with_iovecs<'a, R>(
+    parts: impl Iterator<Item = (&'a Region, usize, usize)> + Clone,
+    access: Access,
+    mut iovecs: Iovecs,
+    f: impl FnOnce(&mut Iovecs) -> R,
+) -> R {
+    let room = MAX_IOVECS - iovecs.len();
+    let parts = parts.filter(|(_, _, len)| *len > 0).take(room);
+    let mut regions = parts.clone().map(|(region, _, _)| region);
+    let Some(first) = regions.next() else { return f(&mut iovecs) };
+    let push = |iovecs: &mut Iovecs, base: Option<NonNull<u8>>, (region, start, len): (&Region, usize, usize)| {
+        let inside = start.checked_add(len).is_some_and(|end| end <= region.len());
+        let at = match base {
+            // SAFETY: `start` lies inside the memory that begins at `base` (just checked).
+            Some(base) if inside => unsafe { base.as_ptr().add(start) },
+            _ => std::ptr::null_mut(),
+        };
+        iovecs.push(at, len);
+    };
+    if regions.all(|region| region.same(first)) {
+        let mut memory = first.lock();
+        let base = memory.base(access);
+        parts.for_each(|part| push(&mut iovecs, base, part));
+        return f(&mut iovecs);
+    }
+    // Several regions are locked in the order of their addresses, so that two callers with the same
+    // regions in another order do not wait for each other.
+    let mut distinct: Vec<&Region> = parts.clone().map(|(region, _, _)| region).collect();
+    distinct.sort_unstable_by_key(|region| Arc::as_ptr(&region.0));
+    distinct.dedup_by(|a, b| a.same(b));
+    let mut guards: Vec<_> = distinct.iter().map(|region| region.lock()).collect();
+    for part in parts {
+        let key = Arc::as_ptr(&part.0.0);
+        let base = distinct
+            .binary_search_by_key(&key, |region| Arc::as_ptr(&region.0))
+            .ok()
+            .and_then(|i| guards[i].base(access));
+        push(&mut iovecs, base, part);
+    }
+    f(&mut iovecs)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,5 +326,30 @@ mod tests {
         }));
         assert!(result.is_err());
         assert!(kept.unwrap().with(|_| ()).is_none());
+    }
+
+    fn addresses(parts: &[Segment], access: Access) -> Vec<(usize, usize)> {
+        let parts = parts.iter().map(|s| (&s.region, s.start, s.len));
+        with_iovecs(parts, access, Iovecs::new(), |iovecs| {
+            iovecs.as_mut_slice().iter().map(|v| (v.iov_base as usize, v.iov_len)).collect()
+        })
+    }
+
+    #[test]
+    fn iovecs_name_the_parts_of_several_regions() {
+        let (a, b) = (Region::owned(vec![0; 8]), Region::owned(vec![0; 8]));
+        let base = |r: &Region| r.with_ref(|bytes| bytes.as_ptr() as usize).unwrap();
+        let parts = [b.segment(1, 2), a.segment(0, 8), b.segment(4, 4), a.segment(3, 0)];
+        let expected = vec![(base(&b) + 1, 2), (base(&a), 8), (base(&b) + 4, 4)];
+        assert_eq!(addresses(&parts, Access::Write), expected);
+        a.take();
+        assert_eq!(addresses(&parts, Access::Write)[1], (0, 8));
+        let beyond = Segment { region: b.clone(), start: 4, len: usize::MAX };
+        assert_eq!(addresses(&[beyond], Access::Read), [(0, usize::MAX)]);
+        lend_shared(&[1, 2], |region| {
+            let part = [region.segment(0, 2)];
+            assert_eq!(addresses(&part, Access::Write), [(0, 2)]);
+            assert_ne!(addresses(&part, Access::Read), [(0, 2)]);
+        });
     }
 }

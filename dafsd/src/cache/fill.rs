@@ -159,5 +159,7 @@ impl Drop for Reservation<'_> {
             self.file.cache.free(slot);
         }
         self.done.notify(usize::MAX);
+        // What has been filled can be evicted.
+        self.file.cache.relief.notify(usize::MAX);
     }
 }

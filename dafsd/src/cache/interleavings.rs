@@ -109,7 +109,10 @@ impl World {
         let cached = read(&self.file, 0, size.max(1));
         assert!(expected(&cached), "{:?}...", &cached[..cached.len().min(9)]);
         wait(&self.cache, self.file.commit(Extent::default())).unwrap();
-        assert_eq!(self.disk.bytes(), cached, "the disk has what clients see");
+        let blocks = self.file.blocks.lock();
+        assert!(self.disk.bytes() == cached, "the disk has what clients see; {blocks:?}");
+        drop(blocks);
+        read(&self.file, 0, 1);
         let (_, page) = ordma(&self.cache.arena, &self.reference()).unwrap();
         assert_eq!(page, cached[..cached.len().min(PAGE)]);
     }
@@ -142,24 +145,32 @@ fn write_and_one_sided_read() {
     complete("write, ordma", explored);
 }
 
+/// Three of the four parties with two preemptions, and all four with one.
 #[test]
 fn fill_write_evict_and_one_sided_read() {
-    let explored = explore(
-        2,
-        MOST,
-        || {
-            let world = World::new(2, 4);
-            let actors = vec![
-                world.writer(&[2]),
-                world.reader(2),
-                world.evictor(&[1, 2]),
-                world.rpc_reader(),
-            ];
-            (world, actors)
-        },
-        |world| world.settle(|bytes| bytes[..PAGE] == [2; PAGE] && bytes[PAGE..] == [1; 3 * PAGE]),
-    );
-    complete("fill, write, evict, ordma", explored);
+    for (left_out, preemptions) in [(None, 1), (Some(1), 2), (Some(2), 2), (Some(3), 2)] {
+        let explored = explore(
+            preemptions,
+            MOST,
+            || {
+                let world = World::new(2, 4);
+                let mut actors = vec![
+                    world.writer(&[2]),
+                    world.reader(2),
+                    world.evictor(&[1, 2]),
+                    world.rpc_reader(),
+                ];
+                if let Some(left_out) = left_out {
+                    drop(actors.remove(left_out));
+                }
+                (world, actors)
+            },
+            |world| {
+                world.settle(|b| b[..PAGE] == [2; PAGE] && b[PAGE..] == [1; 3 * PAGE]);
+            },
+        );
+        complete(&format!("write, ordma, evict, fill without {left_out:?}"), explored);
+    }
 }
 
 #[test]

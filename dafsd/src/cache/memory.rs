@@ -18,7 +18,9 @@ impl Cache {
             if let Some(slot) = self.try_slot() {
                 return Ok(slot);
             }
-            self.start_writeback();
+            if self.dirty.load(Ordering::Relaxed) > 0 {
+                self.start_writeback();
+            }
             relief.await;
         }
     }

@@ -109,16 +109,21 @@ pub(crate) fn wait<T>(cache: &Cache, future: impl Future<Output = T>) -> T {
     let mut cx = Context::from_waker(Waker::noop());
     loop {
         if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+            #[cfg(feature = "explore")]
+            ordma::explore::unblocked();
             return value;
         }
-        if !cache.runtime.run_queued() {
+        if cache.runtime.run_queued() {
             #[cfg(feature = "explore")]
-            if ordma::explore::is_on() {
-                ordma::explore::blocked();
-                continue;
-            }
-            std::thread::yield_now();
+            ordma::explore::unblocked();
+            continue;
         }
+        #[cfg(feature = "explore")]
+        if ordma::explore::is_on() {
+            ordma::explore::blocked();
+            continue;
+        }
+        std::thread::yield_now();
     }
 }
 

@@ -50,7 +50,10 @@ impl Cache {
                 // Whoever waits for room would at once ask again: give the disk a moment.
                 runtime.blocking(|| std::thread::sleep(Duration::from_millis(100))).await;
             }
-            cache.relief.notify(usize::MAX);
+            // Who became dirty after it was looked at, and waits, has to start the next round.
+            if cache.dirty.load(Ordering::Relaxed) > 0 {
+                cache.relief.notify(usize::MAX);
+            }
         });
     }
 

@@ -8,8 +8,8 @@
 use crate::cache::OpenFile;
 use crate::live::LiveSession;
 use crate::server::{Export, Server};
-use crate::store::{Handle, Store, StoreError};
-use dafs_proto::Status;
+use crate::store::{Handle, Node, Store, StoreError};
+use dafs_proto::{Attr, Status};
 use ordma::{Link, LinkError};
 use std::fmt;
 use std::sync::Arc;
@@ -91,6 +91,15 @@ impl OpContext {
         }
         Ok(())
     }
+}
+
+/// Attributes with what is not on disk yet.
+fn overlaid(cx: &OpContext, node: Node) -> Attr {
+    let mut attr = node.attr;
+    if let Some(file) = cx.server.cache().find(&node.identity) {
+        file.overlay(&mut attr);
+    }
+    attr
 }
 
 /// A file that a session has open.

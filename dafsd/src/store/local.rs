@@ -120,6 +120,8 @@ pub struct LocalStore {
     objects: FdCache,
     /// Open files, so that opening one twice takes one descriptor.
     files: Mutex<HashMap<Identity, Weak<LocalFile>, RandomState>>,
+    /// Open files without a name, by the handle that clients know them by.
+    nameless: Mutex<HashMap<Handle, Weak<LocalFile>, RandomState>>,
     report: HandleReport,
 }
 
@@ -168,7 +170,8 @@ impl LocalStore {
         let kind = FileType::Directory;
         let root = Arc::new(Object { fd, handle, identity, kind });
         let objects = FdCache::new(options.descriptors);
-        Ok(Self { options, handles, root, objects, files: Mutex::default(), report })
+        let (files, nameless) = (Mutex::default(), Mutex::default());
+        Ok(Self { options, handles, root, objects, files, nameless, report })
     }
 
     /// Which handles are in use, and what other ones would have needed.
@@ -184,6 +187,12 @@ impl LocalStore {
         }
         if let Some(object) = self.objects.get(handle) {
             return Ok(object);
+        }
+        let nameless = self.nameless.lock().get(handle).and_then(Weak::upgrade);
+        if let Some(file) = nameless {
+            let fd = sys::path_of(&*file).map_err(|error| failed("handle", error))?;
+            let (handle, identity, kind) = (handle.clone(), file.identity(), FileType::Regular);
+            return Ok(Arc::new(Object { fd, handle, identity, kind }));
         }
         let object = Arc::new(match &self.handles {
             Handles::Kernel(handles) => handles.open(handle)?,
@@ -242,6 +251,21 @@ impl LocalStore {
             Err(error) => return Err(failed(what(), error)),
         };
         Ok(self.opened(LocalFile::new(fd, object.identity, writable)))
+    }
+
+    /// An object has lost its last name. No descriptor is kept for it, or it would keep its space;
+    /// who has it open still reaches it.
+    fn lost(&self, object: &Object) {
+        self.objects.remove(&object.handle);
+        if let Handles::Table(table) = &self.handles {
+            table.removed(&object.handle);
+        }
+        let file = self.files.lock().get(&object.identity).filter(|f| f.strong_count() > 0).cloned();
+        let mut nameless = self.nameless.lock();
+        nameless.retain(|_, file| file.strong_count() > 0);
+        if let Some(file) = file {
+            nameless.insert(object.handle.clone(), file);
+        }
     }
 
     fn opened(&self, file: LocalFile) -> Arc<LocalFile> {
@@ -338,11 +362,7 @@ impl Store for LocalStore {
         self.remove_directory(directory, name)
     }
 
-    fn rename(
-        &self,
-        from: (&Handle, &[u8]),
-        to: (&Handle, &[u8]),
-    ) -> Result<Option<super::Removed>> {
+    fn rename(&self, from: (&Handle, &[u8]), to: (&Handle, &[u8])) -> Result<super::Renamed> {
         self.move_name(from, to)
     }
 

@@ -112,7 +112,16 @@ pub struct Removed {
     pub last: bool,
 }
 
-/// How to open or create.
+/// What a rename did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renamed {
+    /// The file that bears the new name now.
+    pub moved: Identity,
+    /// What bore it before, if that was another file.
+    pub replaced: Option<Removed>,
+}
+
+/// How to create a file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CreateOptions {
     /// Fail with [`Status::Exists`] if the name is taken.
@@ -151,12 +160,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn unlink(&self, directory: &Handle, name: &[u8]) -> Result<Removed>;
     /// Removes an empty directory.
     fn rmdir(&self, directory: &Handle, name: &[u8]) -> Result<()>;
-    /// Renames; tells what file the new name led to before, if any.
-    fn rename(
-        &self,
-        from: (&Handle, &[u8]),
-        to: (&Handle, &[u8]),
-    ) -> Result<Option<Removed>>;
+    /// Renames.
+    fn rename(&self, from: (&Handle, &[u8]), to: (&Handle, &[u8])) -> Result<Renamed>;
     /// Entries after `cookie` (0 to begin), about `max_bytes` of names and handles; the flag says
     /// there are no more.
     fn readdir(

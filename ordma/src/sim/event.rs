@@ -42,24 +42,59 @@ pub(super) enum What {
     Accepted,
     /// No one took it.
     Refused(String),
-    ToServer { head: Vec<u8>, data: Vec<u8> },
-    ToClient { head: Vec<u8>, data: Vec<u8> },
+    ToServer {
+        head: Vec<u8>,
+        data: Vec<u8>,
+    },
+    ToClient {
+        head: Vec<u8>,
+        data: Vec<u8>,
+    },
     /// A part of a transfer reaches the client's buffer.
-    Place { transfer: u64, tag: Tag, data: Arc<Vec<u8>>, range: Range<usize> },
+    Place {
+        transfer: u64,
+        tag: Tag,
+        data: Arc<Vec<u8>>,
+        range: Range<usize>,
+    },
     /// The server's transfer is over, well or (for a fetch) not.
-    TransferDone { transfer: u64, result: Result<Option<Vec<u8>>, String> },
+    TransferDone {
+        transfer: u64,
+        result: Result<Option<Vec<u8>>, String>,
+    },
     /// The server asks for bytes of the client's buffer.
-    Fetch { transfer: u64, tag: Tag, offset: u64, len: usize },
-    Export { chunk: ChunkId },
-    Retire { chunk: ChunkId },
+    Fetch {
+        transfer: u64,
+        tag: Tag,
+        offset: u64,
+        len: usize,
+    },
+    Export {
+        chunk: ChunkId,
+    },
+    Retire {
+        chunk: ChunkId,
+    },
     /// The client has let go of a chunk.
-    LetGo { chunk: ChunkId },
+    LetGo {
+        chunk: ChunkId,
+    },
     /// The server waits no longer for clients to let go of a chunk.
-    Patience { listener: u64, retire: u64 },
+    Patience {
+        listener: u64,
+        retire: u64,
+    },
     /// A step of a one-sided read happens at the slot.
-    Read { batch: u64, page: usize, part: Part },
+    Read {
+        batch: u64,
+        page: usize,
+        part: Part,
+    },
     /// The copy of a page has arrived.
-    Copied { batch: u64, page: usize },
+    Copied {
+        batch: u64,
+        page: usize,
+    },
     ClientLost(LinkError),
     ServerLost(LinkError),
     /// A test's or a timer's.
@@ -90,11 +125,11 @@ impl What {
         }
     }
 
-    /// Bytes that count against the server's queue for the client.
+    /// Bytes that count against the server's queue for the client. Transfers do not: who began one
+    /// waits for it.
     pub(super) fn queued(&self) -> usize {
         match self {
             Self::ToClient { head, data } => head.len() + data.len(),
-            Self::Place { range, .. } => range.len(),
             _ => 0,
         }
     }

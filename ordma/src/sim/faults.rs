@@ -23,7 +23,7 @@ pub struct Faults {
     pub tear: bool,
     /// How long a side sends into a partition before it gives the link up.
     pub give_up: Duration,
-    /// Bytes under way to a client at which the server cuts it off.
+    /// Bytes of messages under way to a client at which the server cuts it off.
     pub queue_limit: usize,
 }
 
@@ -38,7 +38,7 @@ impl Default for Faults {
             stray_fault: 0.0,
             tear: false,
             give_up: Duration::from_secs(10),
-            queue_limit: 64 << 20,
+            queue_limit: 8 << 20,
         }
     }
 }

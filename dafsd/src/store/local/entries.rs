@@ -3,7 +3,7 @@
 use super::metadata::{Changes, check_target};
 use super::sys::{self, check_name, failed, show};
 use super::{Handles, LocalFile, LocalStore, Object};
-use crate::store::{CreateOptions, Entry, Handle, Node, Removed, Result, StoreError};
+use crate::store::{CreateOptions, Entry, Handle, Node, Removed, Renamed, Result, StoreError};
 use dafs_proto::{FileType, SetAttr, Status};
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
@@ -185,11 +185,7 @@ impl LocalStore {
         // A directory has links of its own, so only its absence from the tree counts.
         let last = stat.stx_nlink == 0 || object.kind == FileType::Directory;
         if last {
-            // A descriptor that is kept keeps the file's space.
-            self.objects.remove(&object.handle);
-            if let Handles::Table(table) = &self.handles {
-                table.removed(&object.handle);
-            }
+            self.lost(object);
         }
         Ok(Removed { identity: object.identity, last })
     }
@@ -216,11 +212,7 @@ impl LocalStore {
         self.removed(&object).map(drop)
     }
 
-    pub(super) fn move_name(
-        &self,
-        from: (&Handle, &[u8]),
-        to: (&Handle, &[u8]),
-    ) -> Result<Option<Removed>> {
+    pub(super) fn move_name(&self, from: (&Handle, &[u8]), to: (&Handle, &[u8])) -> Result<Renamed> {
         let what = "renaming";
         self.check_writable(what)?;
         check_name(what, from.1)?;
@@ -238,7 +230,8 @@ impl LocalStore {
         if let Handles::Table(table) = &self.handles {
             table.moved(&moved.handle, (&target.handle, to.1));
         }
-        replaced.map(|replaced| self.removed(&replaced)).transpose()
+        let replaced = replaced.map(|replaced| self.removed(&replaced)).transpose()?;
+        Ok(Renamed { moved: moved.identity, replaced })
     }
 
     pub(super) fn list(

@@ -5,7 +5,7 @@ use crate::store::{Identity, Result, StoreFile};
 use dafs_proto::Attr;
 use rustix::fs::{self, Advice, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{self, Errno};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A file of a [`LocalStore`](super::LocalStore). Its descriptor stays open, so it can be written
@@ -33,6 +33,12 @@ impl LocalFile {
         if let Err(error) = fs::fadvise(&self.fd, offset, len, Advice::DontNeed) {
             tracing::trace!(%error, inode = self.identity.inode, "posix_fadvise");
         }
+    }
+}
+
+impl AsFd for LocalFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

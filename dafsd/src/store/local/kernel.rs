@@ -176,7 +176,7 @@ impl KernelHandles {
     }
 
     /// Looks for a file in the directory where it was found when its handle was made.
-    fn seek(&self, parent: OwnedFd, wanted: Identity) -> Result<OwnedFd> {
+    pub(super) fn seek(&self, parent: OwnedFd, wanted: Identity) -> Result<OwnedFd> {
         let lost = || stale("it is no longer where it was found");
         let stat = sys::stat(&parent).map_err(|error| failed("handle", error))?;
         let identity = sys::identity(parent.as_fd(), &stat);

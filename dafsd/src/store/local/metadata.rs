@@ -69,19 +69,20 @@ pub(super) struct Changes {
 impl Changes {
     pub(super) fn parse(attr: &SetAttr, what: &str) -> Result<Self> {
         let invalid =
-            |why: String| Err(failed(format!("setting attributes of {what}: {why}"), Errno::INVAL));
+            |why: String| failed(format!("setting attributes of {what}: {why}"), Errno::INVAL);
         if let Some(mode) = attr.mode.filter(|mode| *mode > 0o7777) {
-            return invalid(format!("mode {mode:#o} is more than 07777"));
+            return Err(invalid(format!("mode {mode:#o} is more than 07777")));
         }
         // The kernel takes this number for "leave it as it is".
         if attr.uid == Some(u32::MAX) || attr.gid == Some(u32::MAX) {
-            return invalid(format!("{} is no user or group id", u32::MAX));
+            return Err(invalid(format!("{} is no user or group id", u32::MAX)));
         }
         let time = |time: &Option<Time>, now: bool| match time {
             Some(time) if !now => {
                 // Larger numbers mean other things to the kernel.
                 if time.nanoseconds >= 1_000_000_000 {
-                    return invalid(format!("{} nanoseconds are no part of a second", time.nanoseconds));
+                    let why = format!("{} nanoseconds are no part of a second", time.nanoseconds);
+                    return Err(invalid(why));
                 }
                 Ok(Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() })
             }

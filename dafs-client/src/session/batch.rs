@@ -1,0 +1,48 @@
+//! Waiting for one-sided reads.
+
+use super::Session;
+use ordma::{AccessFault, Endpoint, Footer, PageRead, ReadBatch};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+/// One-sided reads under way. They began when this was made.
+pub(crate) struct Reads<'a> {
+    session: &'a Session,
+    batch: Arc<ReadBatch>,
+    /// Counted among what the connection is driven for.
+    counted: bool,
+}
+
+impl Session {
+    /// Posts one-sided reads.
+    pub(crate) fn post(&self, endpoint: &Arc<dyn Endpoint>, pages: Vec<PageRead>) -> Reads<'_> {
+        Reads { session: self, batch: endpoint.read(pages), counted: false }
+    }
+}
+
+impl Future for Reads<'_> {
+    type Output = Vec<Result<Footer, AccessFault>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let result = this.batch.poll(cx);
+        if result.is_pending() && !this.counted {
+            this.counted = true;
+            this.session.pump.reads.fetch_add(1, Ordering::SeqCst);
+        } else if result.is_ready() && std::mem::take(&mut this.counted) {
+            this.session.pump.reads.fetch_sub(1, Ordering::SeqCst);
+        }
+        result
+    }
+}
+
+impl Drop for Reads<'_> {
+    fn drop(&mut self) {
+        if self.counted {
+            self.session.pump.reads.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! One request and its reply.
+
+use super::{Link, Live, Outage, Session};
+use crate::error::{Error, Result};
+use crate::file::OpenFile;
+use crate::slots::Ticket;
+use crate::sync::lock;
+use dafs_proto::{Call, ErrorReply, Header, Op, Status, encode_message};
+use ordma::{Endpoint, FOOTER_LEN, Segment, Tag};
+use prost::Message;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+/// Which requests may be sent while files are being opened again in a new session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Those of operations wait until that is done.
+    Normal,
+    /// Those that do it, over the connection `epoch` only.
+    Recovery { epoch: u64 },
+}
+
+/// Why there is no reply.
+#[derive(Clone, Debug)]
+pub(crate) enum CallError {
+    /// It will not come.
+    Failed(Error),
+    /// The session is gone. `sent`: the server may have done what was asked.
+    SessionLost { sent: bool },
+}
+
+impl From<Error> for CallError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Whether an operation may be done twice: the reads and queries, and those that set what they set
+/// to the same again.
+pub(crate) fn repeatable(op: Op) -> bool {
+    op.is_idempotent() || matches!(op, Op::Write | Op::Commit | Op::SetAttr | Op::Close)
+}
+
+/// Makes the message once slot and session are known; called under the session's lock.
+type EncodePlain<'a> = &'a (dyn Fn(Header) -> Vec<u8> + Sync);
+/// The same with the tag of the advertised buffer; kept for when the request is sent again.
+pub(crate) type EncodeDirect = Arc<dyn Fn(Header, Tag) -> Vec<u8> + Send + Sync>;
+
+/// What to send.
+pub(crate) enum Body<'a> {
+    /// A message.
+    Plain(EncodePlain<'a>),
+    /// A message that names a buffer, and the buffer.
+    Direct(EncodeDirect, Vec<Segment>),
+}
+
+/// A request to be sent.
+pub(crate) struct Request<'a> {
+    pub(crate) op: Op,
+    /// The open file it is about: not sent in a session where that is not open, as its number may
+    /// mean another file there.
+    pub(crate) file: Option<&'a OpenFile>,
+    pub(crate) body: Body<'a>,
+    /// Data that travels behind the message.
+    pub(crate) data: Vec<Segment>,
+    /// Where the reply's inline data goes; a reply must have none without it.
+    pub(crate) sink: Option<Sink>,
+}
+
+/// Where pages that come in a reply go.
+#[derive(Clone, Debug)]
+pub(crate) struct Sink {
+    /// For the footers, one after the other.
+    pub(crate) footers: Segment,
+    /// For the payloads.
+    pub(crate) pages: Vec<Segment>,
+}
+
+impl Sink {
+    /// Copies footers and payloads to their places; how many pages, or why that cannot be.
+    pub(super) fn scatter(&self, data: &[u8]) -> std::result::Result<usize, String> {
+        let Some(page_size) = self.pages.first().map(|page| page.len) else {
+            return Err("pages where none were asked for".into());
+        };
+        let count = data.len() / (page_size + FOOTER_LEN);
+        if data.len() % (page_size + FOOTER_LEN) != 0 || count > self.pages.len() {
+            return Err(format!(
+                "{} bytes of inline data are not up to {} pages",
+                data.len(),
+                self.pages.len()
+            ));
+        }
+        let (footers, payloads) = data.split_at(count * FOOTER_LEN);
+        self.footers.with(|to| to[..footers.len()].copy_from_slice(footers));
+        for (page, payload) in self.pages.iter().zip(payloads.chunks_exact(page_size)) {
+            page.with(|to| to.copy_from_slice(payload));
+        }
+        Ok(count)
+    }
+}
+
+/// A reply.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: Status,
+    pub(crate) body: Vec<u8>,
+    /// Pages that came inline.
+    pub(crate) pages: usize,
+    /// Bytes that the server placed into the advertised buffer.
+    pub(crate) placed: u64,
+    /// The request was sent more than once.
+    pub(crate) resent: bool,
+    /// The connection it came over.
+    pub(crate) epoch: u64,
+    /// The session it belongs to.
+    pub(crate) session: u64,
+}
+
+/// What is kept of a request until its reply comes.
+#[derive(Debug)]
+pub(crate) struct Outstanding {
+    pub(crate) op: Op,
+    /// The message; `None` while its buffer is being advertised.
+    pub(super) frame: Option<Arc<Vec<u8>>>,
+    pub(super) data: Vec<Segment>,
+    pub(super) direct: Option<Redirect>,
+    pub(super) sink: Option<Sink>,
+    pub(super) cell: Arc<ReplyCell>,
+    pub(super) sent: bool,
+    pub(super) resent: bool,
+}
+
+impl Outstanding {
+    /// The session is gone, and the request with it.
+    pub(super) fn lost(self) {
+        self.cell.complete(Err(CallError::SessionLost { sent: self.sent }));
+    }
+}
+
+/// How to advertise the buffer anew.
+#[derive(Clone)]
+pub(super) struct Redirect {
+    pub(super) encode: EncodeDirect,
+    pub(super) buffer: Vec<Segment>,
+}
+
+impl fmt::Debug for Redirect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redirect").field("buffer", &self.buffer).finish_non_exhaustive()
+    }
+}
+
+/// Where the reply is put for the one who waits.
+#[derive(Debug, Default)]
+pub(crate) struct ReplyCell {
+    state: Mutex<CellState>,
+    /// The buffer advertised for the request.
+    advertised: Mutex<Option<(Arc<dyn Endpoint>, Tag)>>,
+}
+
+#[derive(Debug, Default)]
+enum CellState {
+    #[default]
+    Idle,
+    Waiting(Waker),
+    Done(Box<std::result::Result<Reply, CallError>>),
+    Taken,
+}
+
+impl ReplyCell {
+    /// Ends the wait. Only the first call counts.
+    pub(super) fn complete(&self, result: std::result::Result<Reply, CallError>) {
+        let mut state = lock(&self.state);
+        if matches!(*state, CellState::Done(_) | CellState::Taken) {
+            return;
+        }
+        let before = std::mem::replace(&mut *state, CellState::Done(Box::new(result)));
+        drop(state);
+        if let CellState::Waiting(waker) = before {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<std::result::Result<Reply, CallError>> {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut *state, CellState::Taken) {
+            CellState::Done(result) => Poll::Ready(*result),
+            CellState::Idle | CellState::Waiting(_) => {
+                *state = CellState::Waiting(cx.waker().clone());
+                Poll::Pending
+            }
+            CellState::Taken => Poll::Pending,
+        }
+    }
+
+    /// Notes the buffer that is advertised now, and withdraws the one before; how many bytes had
+    /// been placed there.
+    pub(super) fn advertise(&self, now: Option<(Arc<dyn Endpoint>, Tag)>) -> u64 {
+        let before = std::mem::replace(&mut *lock(&self.advertised), now);
+        before.map_or(0, |(endpoint, tag)| endpoint.withdraw(tag))
+    }
+}
+
+impl Session {
+    /// Sends a request and waits for its reply, whatever its status.
+    pub(crate) async fn request(
+        &self,
+        lane: Lane,
+        request: Request<'_>,
+    ) -> std::result::Result<Reply, CallError> {
+        let cell = Arc::new(ReplyCell::default());
+        let waiting = Waiting { cell };
+        let begin = Begin { session: self, lane, request: Some(request), cell: &waiting.cell };
+        let (ticket, live, prepared) = Acquire { begin, waiter: None, given_up: None }.await?;
+        self.counters.requests.add(1);
+        match prepared {
+            Prepared::Frame(frame, data) => self.send(&live, &frame, &data),
+            Prepared::Redirect(redirect) => {
+                self.send_direct(ticket, live, &redirect, &waiting.cell);
+            }
+        }
+        let mut reply = std::future::poll_fn(|cx| waiting.cell.poll(cx)).await?;
+        reply.placed = waiting.cell.advertise(None);
+        Ok(reply)
+    }
+
+    pub(super) fn send(&self, live: &Live, frame: &[u8], data: &[Segment]) {
+        if let Err(error) = live.endpoint.send(frame, data) {
+            self.lost(live.epoch, &error);
+        }
+    }
+
+    /// Advertises the buffer and sends the request; again, should the connection be replaced in
+    /// between. From when the frame is kept, reconnecting sees to that.
+    fn send_direct(&self, ticket: Ticket, live: Live, redirect: &Redirect, cell: &ReplyCell) {
+        let mut live = live;
+        loop {
+            let tag = live.endpoint.advertise(redirect.buffer.clone());
+            cell.advertise(Some((Arc::clone(&live.endpoint), tag)));
+            let mut state = lock(&self.state);
+            let (epoch, session) = (state.epoch, state.session);
+            let endpoint = match &state.link {
+                Link::Up(endpoint) | Link::Recovering(endpoint) => Some(Arc::clone(endpoint)),
+                Link::Down(_) | Link::Closed => None,
+            };
+            if session != live.session {
+                return;
+            }
+            let Some(kept) = state.slots.get_mut(ticket) else { return };
+            if epoch == live.epoch {
+                let header = header(kept.op, ticket, self.options.slots);
+                let frame = Arc::new((redirect.encode)(header, tag));
+                kept.frame = Some(Arc::clone(&frame));
+                kept.sent = true;
+                drop(state);
+                self.send(&live, &frame, &[]);
+                return;
+            }
+            let Some(endpoint) = endpoint else {
+                // The next connection will find the frame and advertise anew.
+                let header = header(kept.op, ticket, self.options.slots);
+                kept.frame = Some(Arc::new((redirect.encode)(header, tag)));
+                return;
+            };
+            live = Live { endpoint, epoch, session };
+        }
+    }
+
+    /// Does an operation that goes by request and reply, again in a new session where that can do
+    /// no harm. `make` is called for each attempt under the session's lock and must not block.
+    ///
+    /// # Errors
+    /// The server's refusal, with `what` in its text; those of the connection.
+    pub(crate) async fn call<C: Call>(
+        &self,
+        what: &str,
+        make: impl Fn() -> C + Send + Sync,
+    ) -> Result<C::Reply> {
+        loop {
+            match self.call_once::<C>(Lane::Normal, what, &make).await {
+                Ok((reply, _)) => return Ok(reply),
+                Err(CallError::Failed(error)) => return Err(error),
+                Err(CallError::SessionLost { sent }) if sent && !repeatable(C::OP) => {
+                    return Err(Error::OutcomeUnknown { op: C::OP, what: what.into() });
+                }
+                Err(CallError::SessionLost { .. }) => {}
+            }
+        }
+    }
+
+    /// One attempt; also gives the session it was made in.
+    pub(crate) async fn call_once<C: Call>(
+        &self,
+        lane: Lane,
+        what: &str,
+        make: &(impl Fn() -> C + Send + Sync),
+    ) -> std::result::Result<(C::Reply, u64), CallError> {
+        let encode = |header| encode_message(header, &make());
+        let body = Body::Plain(&encode);
+        let request = Request { op: C::OP, file: None, body, data: Vec::new(), sink: None };
+        let reply = self.request(lane, request).await?;
+        Ok((self.decode::<C>(&reply, what)?, reply.session))
+    }
+
+    /// Takes a reply's message out, or the server's refusal.
+    pub(crate) fn decode<C: Call>(
+        &self,
+        reply: &Reply,
+        what: &str,
+    ) -> std::result::Result<C::Reply, CallError> {
+        match reply.status {
+            Status::Ok => C::Reply::decode(reply.body.as_slice()).map_err(|error| {
+                let reason = format!("the body of a {} reply does not decode: {error}", C::OP);
+                self.violation(reply.epoch, &reason).into()
+            }),
+            Status::BadSession | Status::ServerStopping => {
+                self.session_lost(reply.epoch, reply.status.meaning());
+                Err(CallError::SessionLost { sent: false })
+            }
+            status => {
+                let message = ErrorReply::decode(reply.body.as_slice()).unwrap_or_default().message;
+                let what = what.to_owned();
+                Err(Error::Status { op: C::OP, status, message, what }.into())
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Sends a request of session `number` whose reply nobody waits for. Whether it could be sent,
+    /// or need not be because that session is gone.
+    pub(crate) fn send_unawaited<C: Call>(&self, number: u64, call: &C) -> bool {
+        let mut state = lock(&self.state);
+        if state.session != number || matches!(state.link, Link::Closed) {
+            return true;
+        }
+        let Link::Up(endpoint) = &state.link else { return false };
+        let live = Live { endpoint: Arc::clone(endpoint), epoch: state.epoch, session: number };
+        let mut encoded = None;
+        state.slots.begin(|ticket| {
+            let header = header(C::OP, ticket, self.options.slots);
+            let frame = Arc::new(encode_message(header, call));
+            encoded = Some(Arc::clone(&frame));
+            Outstanding {
+                op: C::OP,
+                frame: Some(frame),
+                data: Vec::new(),
+                direct: None,
+                sink: None,
+                cell: Arc::default(),
+                sent: true,
+                resent: false,
+            }
+        });
+        drop(state);
+        encoded.is_some_and(|frame| {
+            self.counters.requests.add(1);
+            self.send(&live, &frame, &[]);
+            true
+        })
+    }
+}
+
+pub(super) fn header(op: Op, ticket: Ticket, wanted: u16) -> Header {
+    Header::request(op, ticket.slot, ticket.sequence, wanted)
+}
+
+/// Withdraws the buffer when the one who waits goes away, with or without the reply.
+struct Waiting {
+    cell: Arc<ReplyCell>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.cell.advertise(None);
+    }
+}
+
+enum Prepared {
+    Frame(Arc<Vec<u8>>, Vec<Segment>),
+    Redirect(Redirect),
+}
+
+struct Begin<'a, 'r> {
+    session: &'a Session,
+    lane: Lane,
+    request: Option<Request<'r>>,
+    cell: &'a Arc<ReplyCell>,
+}
+
+impl Begin<'_, '_> {
+    /// Puts the request into a slot.
+    fn begin(
+        &mut self,
+        state: &mut super::State,
+        endpoint: &Arc<dyn Endpoint>,
+    ) -> Option<(Ticket, Live, Prepared)> {
+        if state.slots.available() == 0 {
+            return None;
+        }
+        let Request { op, body, data, sink, .. } = self.request.take()?;
+        let wanted = self.session.options.slots;
+        let mut prepared = None;
+        let ticket = state.slots.begin(|ticket| {
+            let (frame, direct) = match body {
+                Body::Plain(encode) => {
+                    let frame = Arc::new(encode(header(op, ticket, wanted)));
+                    prepared = Some(Prepared::Frame(Arc::clone(&frame), data.clone()));
+                    (Some(frame), None)
+                }
+                Body::Direct(encode, buffer) => {
+                    let redirect = Redirect { encode, buffer };
+                    prepared = Some(Prepared::Redirect(redirect.clone()));
+                    (None, Some(redirect))
+                }
+            };
+            let sent = frame.is_some();
+            let cell = Arc::clone(self.cell);
+            Outstanding { op, frame, data, direct, sink, cell, sent, resent: false }
+        })?;
+        let (epoch, session) = (state.epoch, state.session);
+        Some((ticket, Live { endpoint: Arc::clone(endpoint), epoch, session }, prepared?))
+    }
+}
+
+/// Waits for the connection and a free slot.
+struct Acquire<'a, 'r> {
+    begin: Begin<'a, 'r>,
+    waiter: Option<u64>,
+    /// How often the server had been given up when the wait began.
+    given_up: Option<u64>,
+}
+
+impl Future for Acquire<'_, '_> {
+    type Output = std::result::Result<(Ticket, Live, Prepared), CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let session = this.begin.session;
+        let mut guard = lock(&session.state);
+        let state = &mut *guard;
+        if let Some(waiter) = this.waiter.take() {
+            state.waiters.retain(|(id, _)| *id != waiter);
+        }
+        let lost = Poll::Ready(Err(CallError::SessionLost { sent: false }));
+        let usable = match (&mut state.link, this.begin.lane) {
+            (Link::Closed, _) => return Poll::Ready(Err(session.closed_error().into())),
+            (Link::Up(endpoint), Lane::Normal) => Some(Arc::clone(endpoint)),
+            (Link::Recovering(endpoint), Lane::Recovery { epoch }) if epoch == state.epoch => {
+                Some(Arc::clone(endpoint))
+            }
+            (_, Lane::Recovery { .. }) => return lost,
+            (Link::Recovering(_), Lane::Normal) => None,
+            (Link::Down(outage), Lane::Normal) => {
+                if this.given_up.is_some_and(|seen| seen != state.given_up) {
+                    let waited = session.now().saturating_duration_since(outage.since);
+                    let error = session.timeout(waited, &outage.reason);
+                    return Poll::Ready(Err(error.into()));
+                }
+                session.ask_again(outage);
+                None
+            }
+        };
+        this.given_up.get_or_insert(state.given_up);
+        let file = this.begin.request.as_ref().and_then(|request| request.file);
+        if usable.is_some() && file.is_some_and(|file| !file.is_of(state.session)) {
+            return lost;
+        }
+        if let Some(endpoint) = usable
+            && let Some(begun) = this.begin.begin(state, &endpoint)
+        {
+            return Poll::Ready(Ok(begun));
+        }
+        state.last_waiter += 1;
+        this.waiter = Some(state.last_waiter);
+        state.waiters.push_back((state.last_waiter, cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
+impl Drop for Acquire<'_, '_> {
+    fn drop(&mut self) {
+        let Some(waiter) = self.waiter else { return };
+        let mut state = lock(&self.begin.session.state);
+        let before = state.waiters.len();
+        state.waiters.retain(|(id, _)| *id != waiter);
+        // Already woken for a slot that it will not take: the next one may.
+        let wake = if state.waiters.len() == before { state.wakeable() } else { Vec::new() };
+        drop(state);
+        wake.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Session {
+    /// An operation needs the server again after it was given up: a new period begins.
+    fn ask_again(&self, outage: &mut Outage) {
+        if outage.deadline.is_none() {
+            outage.since = self.now();
+            outage.deadline = Some(outage.since + self.options.timeout);
+        }
+    }
+}

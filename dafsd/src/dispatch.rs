@@ -1,0 +1,382 @@
+//! From a message to its operation, and from the operation to its reply.
+
+use crate::counters::count;
+use crate::live::{Admission, LiveSession, Message};
+use crate::ops::{self, OpContext, OpError, Reply};
+use crate::reply_cache::{Abandoned, Arrival, Begin, Ticket};
+use crate::server::Server;
+use dafs_proto::{
+    Call, ErrorReply, FrameError, Header, Kind, Op, Placement, Status, encode_message,
+};
+use ordma::{Link, LinkError, Service};
+use prost::Message as _;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// The slot number of CONNECT, which belongs to no slot.
+const NO_SLOT: u16 = 0xFFFF;
+/// Longest error message that a client is sent.
+const MAX_ERROR: usize = 1024;
+/// Longest reply that is kept whole; a longer one is kept without its references, which are of no
+/// use after a reconnect anyway.
+const MAX_KEPT: usize = 1024;
+
+/// The server, as engines see it.
+#[derive(Debug)]
+pub struct Dispatcher {
+    server: Arc<Server>,
+}
+
+impl Dispatcher {
+    /// What the engines of `server` call.
+    #[must_use]
+    pub fn new(server: Arc<Server>) -> Arc<Self> {
+        Arc::new(Self { server })
+    }
+
+    fn malformed(&self, link: &Arc<dyn Link>, what: &str) {
+        count(&self.server.counters().malformed);
+        tracing::warn!(peer = link.peer(), what, "closing the connection");
+        link.close(what);
+    }
+}
+
+impl Service for Dispatcher {
+    fn connected(&self, link: Arc<dyn Link>) {
+        tracing::debug!(peer = link.peer(), link = link.id(), "connected");
+        self.server.add_link(link);
+    }
+
+    fn message(&self, link: &Arc<dyn Link>, head: &[u8], data: &[u8]) {
+        match Header::decode(head) {
+            Ok((header, body)) if header.kind == Kind::Request => {
+                self.request(link, header, body, data);
+            }
+            Ok(_) => self.malformed(link, "a client sends requests only"),
+            Err(FrameError::Op(_)) => self.unknown_operation(link, head),
+            Err(error) => self.malformed(link, &error.to_string()),
+        }
+    }
+
+    fn closed(&self, link: &Arc<dyn Link>, reason: &LinkError) {
+        tracing::debug!(peer = link.peer(), link = link.id(), %reason, "connection closed");
+        self.server.remove_link(link.id());
+    }
+}
+
+/// Sends an error that does not come from an operation and is not kept.
+fn refuse(link: &Arc<dyn Link>, header: &Header, credits: u16, error: OpError) {
+    link.send(&encode_error(header, credits, error), &[]);
+}
+
+fn encode_error(header: &Header, credits: u16, error: OpError) -> Message {
+    let mut message = error.message;
+    if message.len() > MAX_ERROR {
+        let end = (0..=MAX_ERROR).rev().find(|at| message.is_char_boundary(*at));
+        message.truncate(end.unwrap_or(0));
+    }
+    encode_message(Header::reply(header, error.status, credits), &ErrorReply { message })
+}
+
+impl Dispatcher {
+    /// A client of a later version, perhaps: the request is answered, and takes its number.
+    fn unknown_operation(&self, link: &Arc<dyn Link>, head: &[u8]) {
+        /// Where the header has the operation's number.
+        const OP: std::ops::Range<usize> = 4..6;
+        let mut known = head.to_vec();
+        // Any operation that may be executed twice will do: nothing is executed.
+        known[OP].copy_from_slice(&Op::Stats.number().to_le_bytes());
+        let Ok((header, _)) = Header::decode(&known) else {
+            return self.malformed(link, "neither the operation nor the header is known");
+        };
+        count(&self.server.counters().malformed);
+        let Some((ticket, session, credits)) = self.admit(link, &header) else { return };
+        session.finish(&ticket, None, link);
+        let number = u16::from_le_bytes([head[OP.start], head[OP.start + 1]]);
+        let what = format!("there is no operation {number} in this version of the server");
+        let mut reply = encode_error(&header, credits, OpError::new(Status::UnknownOperation, what));
+        reply[OP].copy_from_slice(&number.to_le_bytes());
+        link.send(&reply, &[]);
+    }
+
+    fn request(&self, link: &Arc<dyn Link>, header: Header, body: &[u8], data: &[u8]) {
+        if header.op == Op::Connect {
+            return self.connect(link, header, body);
+        }
+        let server = &self.server;
+        let is_write = header.op == Op::Write;
+        // Data that no operation asked for is not carried along.
+        let data = if is_write { data } else { &[] };
+        let limit = server.limits().max_inline as usize;
+        let Some((ticket, session, credits)) = self.admit(link, &header) else { return };
+        let begun = if data.len() > limit {
+            let what = format!("{} bytes of inline data, where {limit} are allowed", data.len());
+            Err(OpError::new(Status::MessageTooBig, what))
+        } else {
+            server.begin_request(data.len())
+        };
+        if let Err(error) = begun {
+            session.abandon(&ticket);
+            return refuse(link, &header, credits, error);
+        }
+        server.counters().request(header.op);
+        let cx = OpContext {
+            server: Arc::clone(server),
+            session,
+            link: Arc::clone(link),
+            data: data.to_vec(),
+        };
+        execute(Job { cx, header, ticket, credits, replied: false }, body);
+    }
+
+    /// Asks the session's slots what to do with a request, and does all but execute it.
+    fn admit(
+        &self,
+        link: &Arc<dyn Link>,
+        header: &Header,
+    ) -> Option<(Ticket, Arc<LiveSession>, u16)> {
+        let server = &self.server;
+        let arrival = Arrival {
+            slot: header.slot,
+            sequence: header.sequence,
+            link: link.id(),
+            idempotent: header.op.is_idempotent(),
+        };
+        let session = server.session_of(link.id());
+        let admission = session.as_ref().map(|session| session.admit(arrival, server.now()));
+        let (begin, credits) = match admission {
+            Some(Admission::Slots(begin, credits)) => (begin, credits),
+            Some(Admission::NotThisLink) | None => {
+                let what = "this connection has no session";
+                refuse(link, header, 1, OpError::new(Status::BadSession, what));
+                return None;
+            }
+        };
+        let error = match begin {
+            Begin::Execute(ticket) => return Some((ticket, session?, credits)),
+            Begin::InProgress => return None,
+            Begin::Replay(reply) => {
+                count(&server.counters().replays);
+                link.send(&reply, &[]);
+                return None;
+            }
+            Begin::BadSlot => {
+                let what = format!("request slot {}, where {credits} are granted", header.slot);
+                OpError::new(Status::BadSlot, what)
+            }
+            Begin::BadSequence(last) => {
+                let (slot, sequence) = (header.slot, header.sequence);
+                let what = format!("number {sequence} in slot {slot}, whose last one is {last}");
+                OpError::new(Status::BadSequence, what)
+            }
+        };
+        refuse(link, header, credits, error);
+        None
+    }
+
+    fn connect(&self, link: &Arc<dyn Link>, header: Header, body: &[u8]) {
+        let request = dafs_proto::ConnectRequest::decode(body);
+        let checked = match request {
+            _ if header.slot != NO_SLOT => {
+                let what = format!("CONNECT came in slot {}, not {NO_SLOT}", header.slot);
+                Err(OpError::new(Status::BadSlot, what))
+            }
+            Err(error) => Err(OpError::new(Status::BadMessage, format!("CONNECT: {error}"))),
+            Ok(request) => self.server.begin_request(0).map(|()| request),
+        };
+        let request = match checked {
+            Ok(request) => request,
+            Err(error) => return refuse(link, &header, 1, error),
+        };
+        self.server.counters().request(Op::Connect);
+        let (server, link) = (Arc::clone(&self.server), Arc::clone(link));
+        self.server.runtime().run(async move {
+            let result = caught(ops::connect::connect(&server, &link, request)).await;
+            match result.unwrap_or_else(|Panicked| Err(panicked(&server, Op::Connect))) {
+                Ok(reply) => {
+                    let credits = u16::try_from(reply.slots).unwrap_or(u16::MAX).max(1);
+                    let header = Header::reply(&header, Status::Ok, credits);
+                    link.send(&encode_message(header, &reply), &[]);
+                }
+                Err(error) => {
+                    tracing::warn!(peer = link.peer(), %error, "no session");
+                    refuse(&link, &header, 1, error);
+                }
+            }
+            server.end_request(0);
+        });
+    }
+}
+
+/// An operation panicked.
+struct Panicked;
+
+/// Runs a future to its end or its panic.
+async fn caught<T>(future: impl Future<Output = T>) -> Result<T, Panicked> {
+    let mut future = pin!(future);
+    poll_fn(move |cx| {
+        // After a panic the future is not polled again; what it holds is dropped with it.
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(_) => Poll::Ready(Err(Panicked)),
+        }
+    })
+    .await
+}
+
+fn panicked(server: &Server, op: Op) -> OpError {
+    count(&server.counters().panics);
+    tracing::error!(%op, "an operation panicked; its client gets an I/O error");
+    OpError::new(Status::Io, format!("{op}: the server failed; its log says more"))
+}
+
+/// A request that is being executed. It gets exactly one reply, whatever happens to it.
+struct Job {
+    cx: OpContext,
+    header: Header,
+    ticket: Ticket,
+    credits: u16,
+    replied: bool,
+}
+
+impl Job {
+    /// Ends the request with its operation's result. `strip` takes away what a kept reply does not
+    /// need.
+    fn finish<C: Call>(
+        mut self,
+        result: Result<Result<impl Into<Reply<C::Reply>>, OpError>, Panicked>,
+        strip: fn(&mut C::Reply),
+    ) {
+        match result.unwrap_or_else(|Panicked| Err(panicked(&self.cx.server, C::OP))) {
+            Ok(reply) => {
+                let Reply { mut body, data } = reply.into();
+                let header = Header::reply(&self.header, Status::Ok, self.credits);
+                let message = encode_message(header, &body);
+                if self.ticket.idempotent() {
+                    self.send(None, &message, &data);
+                } else if message.len() > MAX_KEPT {
+                    strip(&mut body);
+                    self.send(Some(Arc::new(encode_message(header, &body))), &message, &data);
+                } else {
+                    let message = Arc::new(message);
+                    self.send(Some(Arc::clone(&message)), &message, &data);
+                }
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn send(&mut self, kept: Option<Arc<Message>>, message: &[u8], data: &[u8]) {
+        self.replied = true;
+        let cx = &self.cx;
+        if let Some(link) = cx.session.finish(&self.ticket, kept, &cx.link) {
+            link.send(message, data);
+        }
+    }
+
+    fn fail(&mut self, error: OpError) {
+        self.replied = true;
+        count(&self.cx.server.counters().errors);
+        tracing::debug!(op = %self.header.op, %error, "not done");
+        if !error.unexecuted {
+            let message = Arc::new(encode_error(&self.header, self.credits, error));
+            let kept = (!self.ticket.idempotent()).then(|| Arc::clone(&message));
+            return self.send(kept, &message, &[]);
+        }
+        match self.cx.session.abandon(&self.ticket) {
+            Abandoned::Repeatable => refuse(&self.cx.link, &self.header, self.credits, error),
+            // The client sent it again over a new connection, and was told nothing because it was
+            // still being executed. Over the next connection it will be.
+            Abandoned::Awaited => {
+                if let Some(link) = self.cx.session.link() {
+                    link.close("a request that came again was not executed: connect and resend");
+                }
+            }
+            Abandoned::Superseded => {}
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if !self.replied {
+            let what = format!("{}: the server stopped working on it", self.header.op);
+            self.fail(OpError::new(Status::Io, what));
+        }
+        self.cx.server.end_request(self.cx.data.len());
+    }
+}
+
+/// Decodes a request and starts its operation.
+fn execute(job: Job, body: &[u8]) {
+    /// Runs one operation. `bulk` tells a direct transfer, `strip` is [`Job::finish`]'s.
+    macro_rules! run {
+        ($request:ident, $operation:path) => { run!($request, $operation, |_| false, |_| {}) };
+        ($request:ident, $operation:path, $bulk:expr, $strip:expr) => {{
+            let bulk: fn(&dafs_proto::$request) -> bool = $bulk;
+            match dafs_proto::$request::decode(body) {
+                Ok(request) => {
+                    let server = Arc::clone(&job.cx.server);
+                    server.runtime().run(async move {
+                        let result = caught(async {
+                            let transfers = bulk(&request).then(|| job.cx.server.transfers());
+                            let _permit = match transfers {
+                                Some(transfers) => Some(transfers.acquire().await),
+                                None => None,
+                            };
+                            $operation(&job.cx, request).await
+                        })
+                        .await;
+                        job.finish::<dafs_proto::$request>(result, $strip);
+                    });
+                }
+                Err(error) => {
+                    let what = format!("{}: {error}", job.header.op);
+                    let error = OpError::new(Status::BadMessage, what);
+                    let result: Result<Result<<dafs_proto::$request as Call>::Reply, _>, _> =
+                        Ok(Err(error));
+                    job.finish::<dafs_proto::$request>(result, |_| {});
+                }
+            }
+        }};
+    }
+    match job.header.op {
+        // Handled before it comes here, for it belongs to no session.
+        Op::Connect => drop(job),
+        Op::Disconnect => run!(DisconnectRequest, ops::disconnect::disconnect),
+        Op::Renew => run!(RenewRequest, ops::renew::renew),
+        Op::Stats => run!(StatsRequest, ops::stats::stats),
+        Op::Lookup => run!(LookupRequest, ops::lookup::lookup),
+        Op::Open => run!(OpenRequest, ops::open::open, |_| false, |reply| reply.refs.clear()),
+        Op::Close => run!(CloseRequest, ops::close::close),
+        Op::Read => run!(
+            ReadRequest,
+            ops::read::read,
+            |request| request.placement() == Placement::Direct,
+            |_| {}
+        ),
+        Op::Write => run!(
+            WriteRequest,
+            ops::write::write,
+            |request| request.placement() == Placement::Direct,
+            |reply| reply.refs.clear()
+        ),
+        Op::Commit => run!(CommitRequest, ops::commit::commit),
+        Op::GetAttr => run!(GetAttrRequest, ops::getattr::getattr),
+        Op::SetAttr => run!(SetAttrRequest, ops::setattr::setattr),
+        Op::Mkdir => run!(MkdirRequest, ops::mkdir::mkdir),
+        Op::Unlink => run!(UnlinkRequest, ops::unlink::unlink),
+        Op::Rmdir => run!(RmdirRequest, ops::rmdir::rmdir),
+        Op::Rename => run!(RenameRequest, ops::rename::rename),
+        Op::Readdir => run!(ReaddirRequest, ops::readdir::readdir),
+        Op::Symlink => run!(SymlinkRequest, ops::symlink::symlink),
+        Op::Readlink => run!(ReadlinkRequest, ops::readlink::readlink),
+        Op::Link => run!(LinkRequest, ops::link::link),
+        Op::Statfs => run!(StatfsRequest, ops::statfs::statfs),
+        Op::GetRefs => run!(GetRefsRequest, ops::get_refs::get_refs),
+    }
+}

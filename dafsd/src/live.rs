@@ -1,0 +1,193 @@
+//! A session of the running server: its state under one lock.
+
+use crate::ops::{Open, OpError};
+use crate::reply_cache::{Abandoned, Arrival, Begin, Ticket};
+use crate::server::Export;
+use crate::session::{Session, SessionLimits};
+use crate::sessions::SessionId;
+use crate::sync::Mutex;
+use dafs_proto::Status;
+use ordma::Link;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// An encoded reply, header and body.
+pub type Message = Vec<u8>;
+
+/// A session.
+pub struct LiveSession {
+    id: SessionId,
+    export: Arc<Export>,
+    client: String,
+    state: Mutex<Session<Message, Arc<dyn Link>, Arc<Open>>>,
+}
+
+impl fmt::Debug for LiveSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveSession")
+            .field("id", &self.id)
+            .field("client", &self.client)
+            .field("export", &self.export.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a request meets.
+#[derive(Debug)]
+pub enum Admission {
+    /// The session's slots have an answer. Also its credits.
+    Slots(Begin<Message>, u16),
+    /// The session has gone on over another link, or has ended.
+    NotThisLink,
+}
+
+impl LiveSession {
+    pub(crate) fn new(
+        id: SessionId,
+        export: Arc<Export>,
+        client: String,
+        limits: SessionLimits,
+        now: Instant,
+    ) -> Self {
+        Self { id, export, client, state: Mutex::new(Session::new(limits, now)) }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// The export it is connected to.
+    #[must_use]
+    pub fn export(&self) -> &Arc<Export> {
+        &self.export
+    }
+
+    /// What the client calls itself.
+    #[must_use]
+    pub fn client(&self) -> &str {
+        &self.client
+    }
+
+    /// Request slots it was granted.
+    #[must_use]
+    pub fn credits(&self) -> u16 {
+        self.state.lock().credits()
+    }
+
+    /// The open file with this number.
+    #[must_use]
+    pub fn open(&self, id: u64) -> Option<Arc<Open>> {
+        self.state.lock().open(id).cloned()
+    }
+
+    /// How many files are open.
+    #[must_use]
+    pub fn open_count(&self) -> usize {
+        self.state.lock().open_count()
+    }
+
+    /// Adds an open file.
+    ///
+    /// # Errors
+    /// [`Status::TooManyOpenFiles`], or [`Status::BadSession`] where the session has ended.
+    pub fn add_open(&self, open: Arc<Open>) -> Result<u64, OpError> {
+        let mut state = self.state.lock();
+        if state.ended() {
+            return Err(OpError::new(Status::BadSession, "the session has ended"));
+        }
+        state
+            .add_open(open)
+            .map_err(|error| OpError::new(Status::TooManyOpenFiles, error.to_string()))
+    }
+
+    /// Whether another file can be opened.
+    ///
+    /// # Errors
+    /// As [`add_open`](Self::add_open).
+    pub fn check_opens(&self) -> Result<(), OpError> {
+        let check = self.state.lock().check_opens();
+        check.map_err(|error| OpError::new(Status::TooManyOpenFiles, error.to_string()))
+    }
+
+    /// Forgets an open file. The caller drops it, which may take time, under no lock.
+    pub fn remove_open(&self, id: u64) -> Option<Arc<Open>> {
+        self.state.lock().remove_open(id)
+    }
+
+    /// Whether a report of heat counts now.
+    pub fn take_heat(&self, now: Instant) -> bool {
+        self.state.lock().take_heat(now)
+    }
+
+    /// Whether the session is over.
+    pub(crate) fn expired(&self, now: Instant) -> bool {
+        self.state.lock().expired(now)
+    }
+
+    /// A request arrived: renews the lease and asks the slots.
+    pub(crate) fn admit(&self, arrival: Arrival, now: Instant) -> Admission {
+        let mut state = self.state.lock();
+        if state.link_id() != Some(arrival.link) {
+            return Admission::NotThisLink;
+        }
+        state.renew(now);
+        let begin = state.slots.begin(arrival);
+        Admission::Slots(begin, state.credits())
+    }
+
+    /// A request was executed; the link its reply goes to, if it has to be sent. `kept` is the
+    /// reply of a request that is not idempotent.
+    pub(crate) fn finish(
+        &self,
+        ticket: &Ticket,
+        kept: Option<Arc<Message>>,
+        own: &Arc<dyn Link>,
+    ) -> Option<Arc<dyn Link>> {
+        let mut state = self.state.lock();
+        if !state.slots.finish(ticket, kept) {
+            return None;
+        }
+        // Of a request that may be executed again, parts may have gone over its own link only.
+        let current = if ticket.idempotent() { None } else { state.link() };
+        Some(Arc::clone(current.unwrap_or(own)))
+    }
+
+    /// A request was not executed; see [`RequestSlots::abandon`](crate::reply_cache::RequestSlots).
+    pub(crate) fn abandon(&self, ticket: &Ticket) -> Abandoned {
+        self.state.lock().slots.abandon(ticket)
+    }
+
+    /// Takes a new link; the old one, if any, is to be closed. `None` where the session has ended
+    /// meanwhile.
+    pub(crate) fn attach(
+        &self,
+        link: &Arc<dyn Link>,
+        now: Instant,
+    ) -> Option<Option<Arc<dyn Link>>> {
+        let mut state = self.state.lock();
+        (!state.ended()).then(|| state.attach(link.id(), Arc::clone(link), now))
+    }
+
+    /// The link is gone.
+    pub(crate) fn detach(&self, link: u64, now: Instant) {
+        self.state.lock().detach(link, now);
+    }
+
+    /// The link where the client can be reached.
+    pub(crate) fn link(&self) -> Option<Arc<dyn Link>> {
+        self.state.lock().link().cloned()
+    }
+
+    /// Ends the session: its files are closed, and it reads no more.
+    pub(crate) fn end(&self) -> Option<Arc<dyn Link>> {
+        let (link, opens) = self.state.lock().end();
+        drop(opens);
+        if let Some(link) = &link {
+            link.allow_reads(false);
+        }
+        link
+    }
+}

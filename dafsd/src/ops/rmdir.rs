@@ -1,0 +1,16 @@
+//! RMDIR: removes an empty directory.
+
+use super::{OpContext, OpError};
+use crate::store::Handle;
+use dafs_proto::{RmdirReply, RmdirRequest};
+
+/// Serves RMDIR.
+///
+/// # Errors
+/// The store's; nothing was removed then.
+pub async fn rmdir(cx: &OpContext, request: RmdirRequest) -> Result<RmdirReply, OpError> {
+    cx.check_writable()?;
+    let directory = Handle::from_wire(&request.directory)?;
+    cx.store(move |store| store.rmdir(&directory, &request.name)).await?;
+    Ok(RmdirReply {})
+}

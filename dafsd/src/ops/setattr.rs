@@ -1,0 +1,46 @@
+//! SETATTR: sets size, owner, mode and times.
+
+use super::{OpContext, OpError, overlaid};
+use crate::store::Handle;
+use dafs_proto::{Attr, Extent, SetAttr, SetAttrReply, SetAttrRequest};
+use std::sync::Arc;
+
+/// Serves SETATTR. Size, owner, mode and times are set in this order; where one fails, those before
+/// it stay set.
+///
+/// # Errors
+/// The store's, and the page cache's where the size changes.
+pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrReply, OpError> {
+    cx.check_writable()?;
+    let handle = Handle::from_wire(&request.handle)?;
+    let attr = request.attr.unwrap_or_default();
+    if let Some(size) = attr.size {
+        let (handle, cache) = (handle.clone(), Arc::clone(cx.server.cache()));
+        let file = cx.store(move |store| Ok(cache.open(store.open(&handle, true)?)?.hold())).await?;
+        file.set_size(size).await?;
+    }
+    let node = {
+        let handle = handle.clone();
+        cx.store(move |store| store.node(&handle)).await?
+    };
+    let cached = cx.server.cache().find(&node.identity);
+    if let Some(file) = &cached
+        && sets_times(&attr)
+    {
+        // A time that dirty pages bring to the disk later would undo the one set now.
+        let mut pending = Attr::default();
+        file.overlay(&mut pending);
+        if pending.mtime.is_some() {
+            file.commit(Extent::default()).await?;
+        }
+    }
+    let node = cx.store(move |store| store.set_attr(&handle, &attr)).await?;
+    if let Some(file) = &cached {
+        file.touched().await?;
+    }
+    Ok(SetAttrReply { attr: Some(overlaid(cx, node)) })
+}
+
+fn sets_times(attr: &SetAttr) -> bool {
+    attr.mtime.is_some() || attr.mtime_now
+}

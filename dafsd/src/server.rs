@@ -1,0 +1,414 @@
+//! The server: exports, sessions, page cache, and what ends them.
+
+use crate::cache::Cache;
+use crate::counters::Counters;
+use crate::live::LiveSession;
+use crate::ops::OpError;
+use crate::runtime::Runtime;
+use crate::session::SessionLimits;
+use crate::sessions::{SessionId, Sessions};
+use crate::store::{Store, StoreError};
+use crate::sync::{Mutex, RwLock};
+use async_lock::Semaphore;
+use dafs_keys::Protection;
+use dafs_proto::Status;
+use foldhash::fast::RandomState;
+use ordma::Link;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::{Duration, Instant};
+
+/// A directory tree the server offers.
+#[derive(Debug)]
+pub struct Export {
+    /// The name clients ask for.
+    pub name: String,
+    /// Where its files are.
+    pub store: Arc<dyn Store>,
+    /// Nothing is changed.
+    pub read_only: bool,
+    /// How its pages are guarded.
+    pub protection: Protection,
+}
+
+/// Largest sizes of what a client may send and ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a page.
+    pub page_size: usize,
+    /// Bytes of the data part of an inline request or reply, footers included.
+    pub max_inline: u32,
+    /// Bytes of the data part of a direct transfer, footers included.
+    pub max_transfer: u32,
+}
+
+/// What the server is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Largest sizes in requests and replies.
+    pub limits: Limits,
+    /// Sizes of a session.
+    pub session: SessionLimits,
+    /// Most sessions.
+    pub max_sessions: usize,
+    /// How long a connection may live without a session.
+    pub connect_timeout: Duration,
+    /// Most bytes of inline data of requests that are being executed.
+    pub data_in_flight: usize,
+    /// Direct transfers under way at the same time.
+    pub transfers: usize,
+}
+
+/// The time now. A function, for engines with a clock of their own.
+pub type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
+
+/// The server.
+pub struct Server {
+    settings: Settings,
+    boot: u64,
+    runtime: Runtime,
+    cache: Arc<Cache>,
+    exports: Vec<Arc<Export>>,
+    clock: Clock,
+    sessions: Mutex<Sessions<LiveSession>>,
+    links: RwLock<HashMap<u64, Connection, RandomState>>,
+    counters: Counters,
+    transfers: Semaphore,
+    shm_socket: OnceLock<String>,
+    stopping: AtomicBool,
+    /// Requests being executed, and bytes of their inline data.
+    running: AtomicUsize,
+    data: AtomicUsize,
+}
+
+/// A link and what is known of it.
+#[derive(Debug)]
+struct Connection {
+    link: Arc<dyn Link>,
+    session: Option<Arc<LiveSession>>,
+    since: Instant,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("boot", &self.boot).finish_non_exhaustive()
+    }
+}
+
+/// Why a session could not take its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindError {
+    /// The connection is gone, or has a session already.
+    Link,
+    /// The session has ended.
+    Session,
+}
+
+impl Server {
+    /// A server that nobody is connected to yet.
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub fn new(
+        settings: Settings,
+        exports: Vec<Export>,
+        cache: Arc<Cache>,
+        runtime: Runtime,
+        clock: Clock,
+    ) -> Result<Arc<Self>, getrandom::Error> {
+        Ok(Arc::new(Self {
+            boot: getrandom::u64()?,
+            runtime,
+            cache,
+            exports: exports.into_iter().map(Arc::new).collect(),
+            clock,
+            sessions: Mutex::new(Sessions::new(settings.max_sessions)),
+            links: RwLock::default(),
+            counters: Counters::default(),
+            transfers: Semaphore::new(settings.transfers.max(1)),
+            shm_socket: OnceLock::new(),
+            stopping: AtomicBool::new(false),
+            running: AtomicUsize::new(0),
+            data: AtomicUsize::new(0),
+            settings,
+        }))
+    }
+
+    /// Largest sizes in requests and replies.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.settings.limits
+    }
+
+    /// Sizes of sessions.
+    #[must_use]
+    pub fn session_limits(&self) -> SessionLimits {
+        self.settings.session
+    }
+
+    /// Distinguishes this run of the server from all others.
+    #[must_use]
+    pub fn boot(&self) -> u64 {
+        self.boot
+    }
+
+    /// Where work runs.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// The page cache.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// What is offered.
+    #[must_use]
+    pub fn exports(&self) -> &[Arc<Export>] {
+        &self.exports
+    }
+
+    /// The time now.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        (self.clock)()
+    }
+
+    /// Counters of requests.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Bounds the direct transfers under way, and with them the memory they take.
+    #[must_use]
+    pub fn transfers(&self) -> &Semaphore {
+        &self.transfers
+    }
+
+    /// Path of the socket of the engine `shm`, or empty.
+    #[must_use]
+    pub fn shm_socket(&self) -> &str {
+        self.shm_socket.get().map_or("", String::as_str)
+    }
+
+    /// Tells clients of this host where the engine `shm` listens. Only the first call counts.
+    pub fn set_shm_socket(&self, path: String) {
+        // A second socket serves as well as the first.
+        let _ = self.shm_socket.set(path);
+    }
+
+    /// Whether the server is stopping.
+    #[must_use]
+    pub fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// How many sessions there are, and files open in them.
+    #[must_use]
+    pub fn session_counts(&self) -> (usize, usize) {
+        let sessions = self.sessions.lock();
+        (sessions.len(), sessions.iter().map(|session| session.open_count()).sum())
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn link_count(&self) -> usize {
+        self.links.read().len()
+    }
+
+    // -----------------------------------------------------------------------------------------
+    // Links and sessions
+
+    /// A client connected; refused where there are too many, or the server is stopping.
+    pub(crate) fn add_link(&self, link: Arc<dyn Link>) {
+        // Room for every session, and as many again that are connecting anew.
+        let max = self.settings.max_sessions.saturating_mul(2);
+        let since = self.now();
+        let mut links = self.links.write();
+        if self.stopping() || links.len() >= max {
+            drop(links);
+            let reason = if self.stopping() { "the server is stopping" } else { "too many connections" };
+            tracing::warn!(peer = link.peer(), reason, "connection refused");
+            return link.close(reason);
+        }
+        links.insert(link.id(), Connection { link, session: None, since });
+    }
+
+    /// A connection is gone; its session waits for the client's return.
+    pub(crate) fn remove_link(&self, id: u64) {
+        let connection = self.links.write().remove(&id);
+        if let Some(session) = connection.and_then(|connection| connection.session) {
+            session.detach(id, self.now());
+        }
+    }
+
+    /// The session that speaks over a link.
+    pub(crate) fn session_of(&self, link: u64) -> Option<Arc<LiveSession>> {
+        self.links.read().get(&link)?.session.clone()
+    }
+
+    /// The session with this id, if it is still there.
+    pub(crate) fn session(&self, id: &SessionId) -> Option<Arc<LiveSession>> {
+        let now = self.now();
+        self.sessions.lock().get(id).filter(|session| !session.expired(now)).cloned()
+    }
+
+    /// Makes a session. It speaks over a link once it is [bound](Self::bind) to it.
+    ///
+    /// # Errors
+    /// [`Status::TooManySessions`].
+    pub(crate) fn add_session(
+        &self,
+        export: &Arc<Export>,
+        client: String,
+        slots: u16,
+    ) -> Result<Arc<LiveSession>, OpError> {
+        self.expire();
+        let id = SessionId::random()
+            .map_err(|error| OpError::new(Status::Io, format!("no random numbers: {error}")))?;
+        let limits = SessionLimits { slots, ..self.settings.session };
+        let session = LiveSession::new(id, Arc::clone(export), client, limits, self.now());
+        let session = Arc::new(session);
+        self.sessions
+            .lock()
+            .insert(id, Arc::clone(&session))
+            .map_err(|error| OpError::new(Status::TooManySessions, error.to_string()))?;
+        Ok(session)
+    }
+
+    /// From now on the session speaks over the link.
+    pub(crate) fn bind(
+        &self,
+        link: &Arc<dyn Link>,
+        session: &Arc<LiveSession>,
+    ) -> Result<(), BindError> {
+        // Under the lock, or a link that is lost just now would stay the session's for ever.
+        let mut links = self.links.write();
+        let connection = links.get_mut(&link.id()).filter(|c| c.session.is_none());
+        let connection = connection.ok_or(BindError::Link)?;
+        let old = session.attach(link, self.now()).ok_or(BindError::Session)?;
+        connection.session = Some(Arc::clone(session));
+        drop(links);
+        if let Some(old) = old {
+            old.allow_reads(false);
+            old.close("the client has connected anew");
+        }
+        link.allow_reads(true);
+        Ok(())
+    }
+
+    /// Ends a session and closes its files. The link, if any, stays.
+    pub(crate) fn end_session(&self, session: &LiveSession) {
+        self.sessions.lock().remove(&session.id());
+        if let Some(link) = session.end()
+            && let Some(connection) = self.links.write().get_mut(&link.id())
+        {
+            connection.session = None;
+            connection.since = self.now();
+        }
+    }
+
+    fn expire(&self) {
+        let now = self.now();
+        let expired = self.sessions.lock().take_expired(|session| session.expired(now));
+        for session in expired {
+            tracing::info!(?session, "the lease of a lost client has run out");
+            session.end();
+        }
+    }
+
+    /// Does what time asks for: ends leases, closes connections that never asked for a session.
+    /// Called about once a second.
+    pub fn tick(&self) {
+        self.expire();
+        let now = self.now();
+        let is_idle = |connection: &Connection| {
+            let age = now.saturating_duration_since(connection.since);
+            connection.session.is_none() && age >= self.settings.connect_timeout
+        };
+        let idle: Vec<_> = {
+            let links = self.links.read();
+            links.values().filter(|c| is_idle(c)).map(|c| Arc::clone(&c.link)).collect()
+        };
+        for link in idle {
+            link.close("connected, but asked for no session in time");
+        }
+    }
+
+    // -----------------------------------------------------------------------------------------
+    // Requests under way
+
+    /// A request with this much inline data begins.
+    ///
+    /// # Errors
+    /// The server is stopping, or too much data is under way.
+    pub(crate) fn begin_request(&self, data: usize) -> Result<(), OpError> {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let before = self.data.fetch_add(data, Ordering::Relaxed);
+        let error = if self.stopping() {
+            OpError::new(Status::ServerStopping, "the server is stopping")
+        } else if data > 0 && before.saturating_add(data) > self.settings.data_in_flight {
+            crate::counters::count(&self.counters.refused);
+            let what = format!("{before} bytes of write data are waiting for the disk");
+            OpError::new(Status::TooManyRequests, what)
+        } else {
+            return Ok(());
+        };
+        self.end_request(data);
+        Err(error)
+    }
+
+    /// A request has ended.
+    pub(crate) fn end_request(&self, data: usize) {
+        self.data.fetch_sub(data, Ordering::Relaxed);
+        self.running.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Refuses what is new, and waits at most `patience` until what is under way is done. `false`
+    /// where some of it is not.
+    pub fn drain(&self, patience: Duration) -> bool {
+        self.stopping.store(true, Ordering::SeqCst);
+        let end = Instant::now() + patience;
+        while self.running.load(Ordering::SeqCst) > 0 {
+            if Instant::now() >= end {
+                return false;
+            }
+            if !self.runtime.run_queued() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        true
+    }
+
+    /// Makes everything stable, then kills all slots, so that nobody who still maps a chunk takes
+    /// what is in it for the truth. Comes after [`drain`](Self::drain).
+    ///
+    /// # Errors
+    /// When some data could not be written; the server must not pretend that it is.
+    pub fn flush_and_kill(&self) -> Result<(), StoreError> {
+        let (sender, receiver) = mpsc::channel();
+        let cache = Arc::clone(&self.cache);
+        self.runtime.run(async move {
+            // The receiver waits below.
+            let _ = sender.send(cache.flush_all().await);
+        });
+        let flushed = loop {
+            match receiver.recv_timeout(Duration::from_millis(10)) {
+                Ok(flushed) => break flushed,
+                Err(mpsc::RecvTimeoutError::Timeout) => drop(self.runtime.run_queued()),
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    break Err(StoreError::new(Status::Io, "the flush at the end was not finished"));
+                }
+            }
+        };
+        for chunk in self.cache.arena().chunks() {
+            (0..chunk.geometry().slots).for_each(|slot| chunk.kill(slot));
+        }
+        flushed
+    }
+}

@@ -1,0 +1,196 @@
+//! One-sided reads: steps at the slots, and the judgement of what they brought.
+
+use super::core::Call;
+use super::event::{Channel, Part, What};
+use super::state::State;
+use crate::engine::{PageRead, ReadBatch};
+use crate::slot::verify;
+use crate::{AccessFault, Chunk, FOOTER_LEN, Footer};
+use std::sync::Arc;
+
+/// Reads posted together.
+pub(super) struct Batch {
+    batch: Arc<ReadBatch>,
+    copies: Vec<PageCopy>,
+    left: usize,
+}
+
+/// The private copy of one page, as far as it has been made.
+struct PageCopy {
+    payload: Vec<u8>,
+    footer: [u8; FOOTER_LEN],
+    fault: Option<AccessFault>,
+    outcome: Option<Result<Footer, AccessFault>>,
+}
+
+impl Batch {
+    fn new(batch: Arc<ReadBatch>) -> Self {
+        let copy = |page: &PageRead| PageCopy {
+            payload: vec![0; page.dest.len],
+            footer: [0; FOOTER_LEN],
+            fault: None,
+            outcome: None,
+        };
+        let copies: Vec<_> = batch.pages.iter().map(copy).collect();
+        Self {
+            left: copies.len(),
+            batch,
+            copies,
+        }
+    }
+
+    /// Ends the batch: what has not arrived never will.
+    pub(super) fn end(self) -> Call {
+        let outcome = |copy: PageCopy| copy.outcome.unwrap_or(Err(AccessFault::Unreachable));
+        let outcomes = self.copies.into_iter().map(outcome).collect();
+        let batch = self.batch;
+        Box::new(move || batch.complete(outcomes))
+    }
+}
+
+impl State {
+    /// Sends one-sided reads on their way; `false` where the client's side is over.
+    pub(super) fn post_reads(&mut self, id: u64, batch: &Arc<ReadBatch>) -> bool {
+        let number = self.next_id();
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.client.is_open()) else {
+            return false;
+        };
+        let mut posted = Batch::new(Arc::clone(batch));
+        let known: Vec<bool> = batch
+            .pages
+            .iter()
+            .map(|page| conn.client.chunks.contains(&page.reference.chunk))
+            .collect();
+        for (copy, known) in posted.copies.iter_mut().zip(&known) {
+            copy.fault = (!known).then_some(AccessFault::Gone);
+        }
+        conn.client.batches.insert(number, posted);
+        let parts: &[Part] = if self.faults.tear {
+            &[Part::First, Part::Second, Part::Footer]
+        } else {
+            &[Part::Whole]
+        };
+        for (page, known) in known.into_iter().enumerate() {
+            if known {
+                for part in parts {
+                    self.post(
+                        id,
+                        Channel::Reads,
+                        What::Read {
+                            batch: number,
+                            page,
+                            part: *part,
+                        },
+                    );
+                }
+            } else {
+                self.schedule_local(
+                    self.now,
+                    id,
+                    What::Copied {
+                        batch: number,
+                        page,
+                    },
+                );
+            }
+        }
+        true
+    }
+
+    /// A step of a read happens at the server's memory, unknown to the server.
+    pub(super) fn read_step(&mut self, id: u64, batch: u64, page: usize, part: Part) {
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        // No answer from a server that is not there: the client waits until it notices.
+        let Some(server) = conn.server.as_ref().filter(|server| server.open) else {
+            return;
+        };
+        let host = self.hosts.get(&server.listener);
+        let Some(batch_) = conn.client.batches.get_mut(&batch) else {
+            return;
+        };
+        let (Some(copy), Some(read)) = (batch_.copies.get_mut(page), batch_.batch.pages.get(page))
+        else {
+            return;
+        };
+        if copy.fault.is_none() {
+            let chunk = host.and_then(|host| host.exported.get(&read.reference.chunk));
+            copy.fault = match chunk {
+                _ if !server.may_read => Some(AccessFault::Revoked),
+                None => Some(AccessFault::Gone),
+                Some(chunk) => copy_part(chunk, read.reference.slot, part, copy),
+            };
+        }
+        if matches!(part, Part::Footer | Part::Whole) {
+            self.post(id, Channel::Copies, What::Copied { batch, page });
+        }
+    }
+
+    /// The copy of a page has reached the client, which judges it.
+    pub(super) fn copied(&mut self, id: u64, number: u64, page: usize) {
+        let chance = self.faults.stray_fault;
+        let stray = self.chance(chance).then(|| self.rng.u8(..));
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        let Some(batch) = conn.client.batches.get_mut(&number) else {
+            return;
+        };
+        let (Some(copy), Some(read)) = (batch.copies.get_mut(page), batch.batch.pages.get(page))
+        else {
+            return;
+        };
+        copy.outcome = Some(match (copy.fault, stray) {
+            (Some(fault), _) => Err(fault),
+            (None, Some(stray)) => Err(STRAY[usize::from(stray) % STRAY.len()]),
+            (None, None) => deliver(read, copy),
+        });
+        let outcome = copy
+            .outcome
+            .and_then(Result::err)
+            .map_or("page read", AccessFault::name);
+        batch.left -= 1;
+        let done = batch.left == 0;
+        self.trace.add(self.now, id, outcome, page);
+        if done && let Some(batch) = conn.client.batches.remove(&number) {
+            let progress = Arc::clone(&conn.client.progress);
+            self.calls.push(batch.end());
+            self.calls.push(Box::new(move || progress.read()));
+        }
+    }
+}
+
+/// The faults that the weather may bring: those that an engine can report of itself.
+const STRAY: [AccessFault; 4] = [
+    AccessFault::Stale,
+    AccessFault::Torn,
+    AccessFault::Revoked,
+    AccessFault::Gone,
+];
+
+/// Copies a part of a slot.
+fn copy_part(chunk: &Chunk, slot: u32, part: Part, copy: &mut PageCopy) -> Option<AccessFault> {
+    let (mut payload, mut footer) = (vec![0; copy.payload.len()], [0; FOOTER_LEN]);
+    if !chunk.copy_out(slot, &mut payload, &mut footer) {
+        return Some(AccessFault::Stale);
+    }
+    let half = payload.len() / 2;
+    match part {
+        Part::First => copy.payload[..half].copy_from_slice(&payload[..half]),
+        Part::Second => copy.payload[half..].copy_from_slice(&payload[half..]),
+        Part::Footer => copy.footer = footer,
+        Part::Whole => (copy.payload, copy.footer) = (payload, footer),
+    }
+    None
+}
+
+/// Hands a copy on if it is what was asked for.
+fn deliver(read: &PageRead, copy: &PageCopy) -> Result<Footer, AccessFault> {
+    let footer = verify(&copy.footer, &copy.payload, &read.reference, read.floor)?;
+    // A buffer withdrawn meanwhile: no one is left to see the page.
+    read.dest
+        .with(|bytes| bytes.copy_from_slice(&copy.payload))
+        .ok_or(AccessFault::Unreachable)?;
+    Ok(footer)
+}

@@ -1,0 +1,19 @@
+//! What the engines over a byte stream share: frames, event loops, the server's links and the
+//! client's endpoint.
+
+pub(crate) mod endpoint;
+pub(crate) mod frame;
+pub(crate) mod hello;
+pub(crate) mod inbox;
+pub(crate) mod io;
+pub(crate) mod link;
+pub(crate) mod memory;
+pub(crate) mod out;
+pub(crate) mod reactor;
+pub(crate) mod rpc;
+pub(crate) mod server;
+mod settings;
+pub(crate) mod turn;
+pub(crate) mod welcome;
+
+pub use settings::Settings;

@@ -1,0 +1,54 @@
+//! What can be set on a stream engine.
+
+use super::frame::Limits;
+use std::time::Duration;
+
+/// Settings of the engines `tcp` and `shm`, for servers and clients.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Server: threads that receive messages. At least 1.
+    pub rpc_threads: usize,
+    /// Server, tcp: threads that answer one-sided reads. At least 1.
+    pub agent_threads: usize,
+    /// Most bytes of a message's head that this side takes.
+    pub max_head: usize,
+    /// Most bytes of a message's data that this side takes.
+    pub max_data: usize,
+    /// Server: bytes queued for a client that does not take its replies, beyond what transfers
+    /// hold, before it is cut off.
+    pub send_queue: usize,
+    /// Server: bytes of incomplete messages held for all clients that may read together, and as
+    /// much again for those that may not.
+    pub receive_memory: usize,
+    /// Server: how long a new connection may take to say what it wants, and how long an incomplete
+    /// message may stand still while others wait for its memory.
+    pub patience: Duration,
+    /// Server: most connections, of both kinds together.
+    pub max_connections: usize,
+    /// Longest spin before a wait goes to sleep; zero never spins.
+    pub spin: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            rpc_threads: 1,
+            agent_threads: 1,
+            max_head: 64 << 10,
+            max_data: 2 << 20,
+            send_queue: 8 << 20,
+            receive_memory: 16 << 20,
+            patience: Duration::from_secs(5),
+            max_connections: 50_000,
+            // About what waking a halted virtual CPU costs: spinning that long at most doubles the
+            // cost of a wait that sleeps after all.
+            spin: Duration::from_micros(50),
+        }
+    }
+}
+
+impl Settings {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { head: self.max_head, data: self.max_data }
+    }
+}
