@@ -5,7 +5,7 @@ use crate::session::rpc::{Body, CallError, Lane, Reply, Request, repeatable};
 use crate::session::{Owner, Session};
 use crate::sync::lock;
 use crate::write::Uncommitted;
-use dafs_proto::{Call, CloseRequest, OpenRequest, encode_message};
+use dafs_proto::{Call, CloseRequest, Op, OpenRequest, encode_message};
 use ordma::{LinkError, Segment};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -135,6 +135,16 @@ impl OpenFile {
     /// Marks the file closed; `false` if it was.
     pub(crate) fn set_closed(&self) -> bool {
         !self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Closes the open at the server, in the session where it is open.
+    pub(crate) async fn close_open(&self) -> std::result::Result<(), CallError> {
+        let encode = |header| encode_message(header, &CloseRequest { open: self.open() });
+        let body = Body::Plain(&encode);
+        let request =
+            Request { op: Op::Close, file: Some(self), body, data: Vec::new(), sink: None };
+        let reply = self.owner.request(Lane::Normal, request).await?;
+        self.owner.decode::<CloseRequest>(&reply, &self.name).map(drop)
     }
 
     /// Opens the file again in the current session.

@@ -40,6 +40,11 @@ pub struct Options {
     pub timeout: Duration,
     /// How long one attempt to connect may take. Default 5 s.
     pub connect_timeout: Duration,
+    /// Whether a thread of the client's renews the lease, reports heat and handles what arrives
+    /// while nobody waits. Default true. Without it somebody has to call
+    /// [`blocking::Client::tend`](crate::blocking::Client::tend) well within the lease: for tests in
+    /// virtual time.
+    pub background: bool,
     /// A name for the server's logs. Default the program's name and process id.
     pub name: String,
 }
@@ -59,6 +64,7 @@ impl Default for Options {
             slots: 64,
             timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
+            background: true,
             name: default_name(),
         }
     }

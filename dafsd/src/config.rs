@@ -1,0 +1,563 @@
+//! The configuration: file and flags, parsed into values that need no further checking.
+//!
+//! Every error names the field, its value, and what is allowed.
+
+mod file;
+mod units;
+
+pub use file::{Command, Flags};
+pub use units::{ByteSize, Span, UnitError};
+
+use crate::cache::CacheConfig;
+use crate::server::{Limits, Settings};
+use crate::session::SessionLimits;
+use dafs_keys::Protection;
+use file::{ExportSection, FileConfig};
+use ordma::FOOTER_LEN;
+use ordma::arena::{DEFAULT_CHUNK_BYTES, Geometry};
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Where the server listens unless it is told otherwise.
+pub const DEFAULT_TCP: &str = "127.0.0.1:20490";
+/// Longest name of an export.
+const MAX_EXPORT_NAME: usize = 64;
+/// Longest path of a Unix socket.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration file {path}: {error}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The file has not the form of a configuration.
+    #[error("configuration file {path}: {error}")]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        error: Box<toml::de::Error>,
+    },
+    /// A value is not allowed.
+    #[error("{field} = {value}: {allowed}")]
+    Value {
+        /// The field, by the name it has in the file.
+        field: String,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+}
+
+fn refuse<T>(
+    field: impl Into<String>,
+    value: impl fmt::Display,
+    allowed: impl Into<String>,
+) -> Result<T, ConfigError> {
+    let (field, value, allowed) = (field.into(), value.to_string(), allowed.into());
+    Err(ConfigError::Value {
+        field,
+        value,
+        allowed,
+    })
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Listen {
+    /// The engine `tcp`, at `host:port`.
+    Tcp(String),
+    /// The engine `shm`, at the path of a socket.
+    Shm(PathBuf),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("tcp", address)) => {
+                let (host, port) = address.rsplit_once(':').unwrap_or_default();
+                if host.is_empty() || port.parse::<u16>().is_err() {
+                    return Err("must be tcp:HOST:PORT with a port from 0 to 65535".to_owned());
+                }
+                Ok(Self::Tcp(address.to_owned()))
+            }
+            Some(("shm", path)) => {
+                if !path.starts_with('/') || path.len() > MAX_SOCKET_PATH {
+                    return Err(format!(
+                        "must be shm:PATH with an absolute path of at most {MAX_SOCKET_PATH} bytes"
+                    ));
+                }
+                Ok(Self::Shm(path.into()))
+            }
+            _ => Err("must be tcp:HOST:PORT or shm:PATH".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Shm(path) => write!(f, "shm:{}", path.display()),
+        }
+    }
+}
+
+/// A directory to be offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportConfig {
+    /// The name clients ask for.
+    pub name: String,
+    /// The directory.
+    pub path: PathBuf,
+    /// Nothing is changed.
+    pub read_only: bool,
+    /// How its pages are guarded.
+    pub protection: Protection,
+    /// User and group of what is created.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// The configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen, or `None` for the default places.
+    pub listen: Option<Vec<Listen>>,
+    /// Directory of what the server has to remember.
+    pub state_dir: PathBuf,
+    /// What to log.
+    pub log: String,
+    /// The page cache.
+    pub cache: CacheConfig,
+    /// Sessions and transfers.
+    pub settings: Settings,
+    /// Threads for work that may block.
+    pub workers: usize,
+    /// Threads of each engine that receive requests.
+    pub rpc_threads: usize,
+    /// Threads of the engine `tcp` that answer one-sided reads.
+    pub agent_threads: usize,
+    /// Descriptors that each export's store keeps open for objects used lately.
+    pub descriptors: usize,
+    /// Use handle tables even where the kernel's handles can be used.
+    pub handle_table: bool,
+    /// What is offered. Never empty.
+    pub exports: Vec<ExportConfig>,
+}
+
+impl Config {
+    /// Reads the file that the flags name, if any, and puts the flags over it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            None => FileConfig::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
+                    path: path.clone(),
+                    error,
+                })?;
+                toml::from_str(&text).map_err(|error| ConfigError::Form {
+                    path: path.clone(),
+                    error: Box::new(error),
+                })?
+            }
+        };
+        Self::resolve(file, flags)
+    }
+
+    fn resolve(file: FileConfig, flags: &Flags) -> Result<Self, ConfigError> {
+        let listen = if flags.listen.is_empty() {
+            file.listen
+        } else {
+            Some(flags.listen.clone())
+        };
+        let cache = cache(&file.cache, flags)?;
+        let log = flags
+            .log
+            .clone()
+            .or(file.log)
+            .unwrap_or_else(|| "info".to_owned());
+        if let Err(error) = log.parse::<tracing_subscriber::EnvFilter>() {
+            let allowed =
+                format!("must be a level (error, warn, info, debug, trace) or a filter: {error}");
+            return refuse("log", show(&log), allowed);
+        }
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let threads = &file.threads;
+        let number = |field: &str, value: Option<u64>, default: u64, most: u64| {
+            range(field, value.unwrap_or(default), 1, most).map(|value| value as usize)
+        };
+        let handles = file.store.handles.as_deref().unwrap_or("auto");
+        if !matches!(handles, "auto" | "table") {
+            return refuse(
+                "store.handles",
+                show(handles),
+                "must be \"auto\" or \"table\"",
+            );
+        }
+        Ok(Self {
+            listen: listen.map(|listen| parse_listen(&listen)).transpose()?,
+            state_dir: match flags.state_dir.clone().or(file.state_dir) {
+                Some(path) => path,
+                None => default_state_dir()?,
+            },
+            log,
+            settings: settings(
+                &file.sessions,
+                &file.transfers,
+                flags,
+                cache.geometry.page_size,
+            )?,
+            cache,
+            workers: number(
+                "threads.workers",
+                threads.workers,
+                (4 * cpus).clamp(4, 32),
+                1024,
+            )?,
+            rpc_threads: number("threads.rpc", threads.rpc, 1, 256)?,
+            agent_threads: number("threads.agents", threads.agents, 1, 256)?,
+            descriptors: number("store.descriptors", file.store.descriptors, 1024, 1 << 20)?,
+            handle_table: handles == "table",
+            exports: exports(file.exports, flags)?,
+        })
+    }
+
+    /// The default places to listen at: one for other hosts to be asked for by name, and one for
+    /// this host where a directory for its socket can be had.
+    #[must_use]
+    pub fn default_listen() -> Vec<Listen> {
+        let mut listen = vec![Listen::Tcp(DEFAULT_TCP.to_owned())];
+        let path = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+            Some(directory) if directory.is_dir() => directory.join("dafs-20490.sock"),
+            _ => {
+                let directory = Path::new("/run/dafs");
+                match std::fs::create_dir_all(directory) {
+                    Ok(()) => directory.join("20490.sock"),
+                    Err(error) => {
+                        tracing::info!(%error, path = %directory.display(), "no engine shm");
+                        return listen;
+                    }
+                }
+            }
+        };
+        listen.push(Listen::Shm(path));
+        listen
+    }
+}
+
+fn show(text: &str) -> String {
+    format!("{text:?}")
+}
+
+fn range(field: &str, value: u64, least: u64, most: u64) -> Result<u64, ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    refuse(field, value, format!("must be from {least} to {most}"))
+}
+
+fn size(field: &str, value: ByteSize, least: u64, most: u64) -> Result<u64, ConfigError> {
+    if (least..=most).contains(&value.0) {
+        return Ok(value.0);
+    }
+    let allowed = format!("must be from {} to {}", ByteSize(least), ByteSize(most));
+    refuse(field, value, allowed)
+}
+
+fn time(
+    field: &str,
+    value: Option<Span>,
+    default: u64,
+    most: u64,
+) -> Result<Duration, ConfigError> {
+    let (least, most) = (Duration::from_millis(100), Duration::from_secs(most));
+    let value = value.unwrap_or(Span(Duration::from_secs(default)));
+    if (least..=most).contains(&value.0) {
+        return Ok(value.0);
+    }
+    refuse(
+        field,
+        value,
+        format!("must be from {} to {}", Span(least), Span(most)),
+    )
+}
+
+fn parse_listen(listen: &[String]) -> Result<Vec<Listen>, ConfigError> {
+    let mut parsed: Vec<Listen> = Vec::new();
+    for text in listen {
+        match text.parse() {
+            Ok(address) if parsed.contains(&address) => {
+                return refuse("listen", show(text), "must not be given twice");
+            }
+            Ok(address) => parsed.push(address),
+            Err(allowed) => return refuse("listen", show(text), allowed),
+        }
+    }
+    if parsed.is_empty() {
+        return refuse(
+            "listen",
+            "[]",
+            "must name at least one tcp:HOST:PORT or shm:PATH",
+        );
+    }
+    Ok(parsed)
+}
+
+/// A quarter of the machine's memory, 1 GiB at most.
+fn default_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    let total = (info.totalram as u64).saturating_mul(info.mem_unit.into());
+    (total / 4).clamp(64 << 20, 1 << 30) >> 20 << 20
+}
+
+fn cache(section: &file::CacheSection, flags: &Flags) -> Result<CacheConfig, ConfigError> {
+    let page = flags
+        .page_size
+        .or(section.page_size)
+        .unwrap_or(ByteSize(4096));
+    if !matches!(page.0, 0x1000 | 0x2000 | 0x4000 | 0x8000 | 0x10000) {
+        return refuse(
+            "cache.page_size",
+            page,
+            "must be 4KiB, 8KiB, 16KiB, 32KiB or 64KiB",
+        );
+    }
+    let memory = flags
+        .memory
+        .or(section.memory)
+        .unwrap_or_else(|| ByteSize(default_memory()));
+    let memory = size("cache.memory", memory, 1 << 20, 1 << 44)?;
+    // Small budgets get small chunks, so that there are some to choose from.
+    let default = ((memory / 4).max(1 << 20) >> 20 << 20).min(DEFAULT_CHUNK_BYTES as u64);
+    let chunk = section.chunk.unwrap_or(ByteSize(default));
+    let most = memory.min(1 << 30);
+    let chunk_bytes = size("cache.chunk", chunk, page.0, most.max(1 << 20))? as usize;
+    let geometry = match Geometry::new(page.0 as usize, chunk_bytes) {
+        Ok(geometry) => geometry,
+        Err(allowed) => return refuse("cache.chunk", chunk, allowed),
+    };
+    let dirty = section.dirty_limit.unwrap_or(ByteSize(memory / 4));
+    let interval = section.writeback_interval;
+    Ok(CacheConfig {
+        geometry,
+        budget: memory as usize,
+        dirty_limit: size("cache.dirty_limit", dirty, page.0, memory / 2)? as usize,
+        writeback_interval: time("cache.writeback_interval", interval, 5, 3600)?,
+        retire_patience: time("cache.retire_patience", section.retire_patience, 5, 600)?,
+    })
+}
+
+fn settings(
+    sessions: &file::SessionsSection,
+    transfers: &file::TransfersSection,
+    flags: &Flags,
+    page_size: usize,
+) -> Result<Settings, ConfigError> {
+    let page = page_size as u64;
+    // Every page brings its footer along.
+    let with_footers = |bytes: u64| (bytes + bytes.div_ceil(page) * FOOTER_LEN as u64) as u32;
+    let inline = transfers.max_inline.unwrap_or(ByteSize(64 << 10));
+    let inline = size("transfers.max_inline", inline, page, 1 << 20)?;
+    let direct = transfers.max_direct.unwrap_or(ByteSize(1 << 20));
+    let direct = size("transfers.max_direct", direct, inline, 16 << 20)?;
+    let write_data = transfers.write_data.unwrap_or(ByteSize(32 << 20));
+    let write_data = size("transfers.write_data", write_data, inline, 1 << 34)?;
+    let slots = range("sessions.slots", sessions.slots.unwrap_or(64), 1, 1024)?;
+    let lease = flags.lease.or(sessions.lease);
+    Ok(Settings {
+        limits: Limits {
+            page_size,
+            max_inline: with_footers(inline),
+            max_transfer: with_footers(direct),
+        },
+        session: SessionLimits {
+            slots: slots as u16,
+            opens: range(
+                "sessions.max_opens",
+                sessions.max_opens.unwrap_or(65_536),
+                1,
+                1 << 20,
+            )? as usize,
+            lease: time("sessions.lease", lease, 30, 3600)?,
+        },
+        max_sessions: range("sessions.max", sessions.max.unwrap_or(1024), 1, 1 << 20)? as usize,
+        connect_timeout: time(
+            "sessions.connect_timeout",
+            sessions.connect_timeout,
+            10,
+            600,
+        )?,
+        data_in_flight: write_data as usize,
+        transfers: range(
+            "transfers.concurrent",
+            transfers.concurrent.unwrap_or(32),
+            1,
+            4096,
+        )? as usize,
+    })
+}
+
+fn default_state_dir() -> Result<PathBuf, ConfigError> {
+    let variable = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
+    if let Some(path) = variable("STATE_DIRECTORY") {
+        return Ok(path);
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/lib/dafs".into());
+    }
+    let home = || variable("HOME").map(|home| home.join(".local/state"));
+    match variable("XDG_STATE_HOME").or_else(home) {
+        Some(path) => Ok(path.join("dafs")),
+        None => refuse(
+            "state_dir",
+            "(none)",
+            "must be given where $HOME is not set",
+        ),
+    }
+}
+
+fn exports(
+    mut sections: Vec<ExportSection>,
+    flags: &Flags,
+) -> Result<Vec<ExportConfig>, ConfigError> {
+    for text in &flags.exports {
+        let section = export_flag(text)?;
+        sections.retain(|known| known.name != section.name);
+        sections.push(section);
+    }
+    if sections.is_empty() {
+        let allowed = "must be given at least once: --export NAME=PATH, or [[export]] in the file";
+        return refuse("export", "(none)", allowed);
+    }
+    let mut names = HashSet::new();
+    let mut exports: Vec<ExportConfig> = Vec::new();
+    for section in sections {
+        if !names.insert(section.name.clone()) {
+            return refuse(
+                "export.name",
+                show(&section.name),
+                "must not be given twice",
+            );
+        }
+        exports.push(export(section, flags.protection.as_deref())?);
+    }
+    check_overlap(&exports)?;
+    Ok(exports)
+}
+
+/// Parses `NAME=PATH[,ro]`.
+fn export_flag(text: &str) -> Result<ExportSection, ConfigError> {
+    let Some((name, path)) = text.split_once('=').filter(|(_, path)| !path.is_empty()) else {
+        return refuse("--export", show(text), "must be NAME=PATH or NAME=PATH,ro");
+    };
+    let (path, read_only) = path
+        .strip_suffix(",ro")
+        .map_or((path, false), |path| (path, true));
+    Ok(ExportSection {
+        name: name.to_owned(),
+        path: path.into(),
+        read_only,
+        ..Default::default()
+    })
+}
+
+fn export(section: ExportSection, protection: Option<&str>) -> Result<ExportConfig, ConfigError> {
+    let ExportSection {
+        name,
+        path,
+        read_only,
+        protection: own,
+        owner,
+    } = section;
+    let allowed_in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let is_dots = name.chars().all(|c| c == '.');
+    if is_dots || name.len() > MAX_EXPORT_NAME || !name.chars().all(allowed_in_name) {
+        let allowed = format!("must be 1 to {MAX_EXPORT_NAME} letters, digits, '.', '_' or '-'");
+        return refuse("export.name", show(&name), allowed);
+    }
+    let field = |field: &str| format!("export {name:?}: {field}");
+    let level = own.as_deref().or(protection);
+    let how = "must be \"none\" in this version, which protects nothing: to offer the export on a \
+               network where everyone is trusted, ask for it by name with protection = \"none\" in \
+               the file or --protection none";
+    let protection = match level.map(Protection::from_str) {
+        Some(Ok(protection)) => protection,
+        Some(Err(_)) => return refuse(field("protection"), show(level.unwrap_or_default()), how),
+        None => return refuse(field("protection"), "(default) \"sealed\"", how),
+    };
+    let owner = match &owner {
+        None => None,
+        Some(text) => match text
+            .split_once(':')
+            .map(|(uid, gid)| (uid.parse(), gid.parse()))
+        {
+            Some((Ok(uid), Ok(gid))) if uid != u32::MAX && gid != u32::MAX => Some((uid, gid)),
+            _ => {
+                let allowed = "must be UID:GID in numbers, \"1000:1000\" for example";
+                return refuse(field("as"), show(text), allowed);
+            }
+        },
+    };
+    let path = match path.canonicalize() {
+        Ok(path) if path.is_dir() => path,
+        Ok(path) => return refuse(field("path"), path.display(), "must be a directory"),
+        Err(error) => {
+            let allowed = format!("must be a directory: {error}");
+            return refuse(field("path"), path.display(), allowed);
+        }
+    };
+    Ok(ExportConfig {
+        name,
+        path,
+        read_only,
+        protection,
+        owner,
+    })
+}
+
+/// A file has one place in the page cache, whatever export led there, so what exports have in common
+/// must be offered in the same way.
+fn check_overlap(exports: &[ExportConfig]) -> Result<(), ConfigError> {
+    for (at, a) in exports.iter().enumerate() {
+        for b in &exports[..at] {
+            let overlap = a.path.starts_with(&b.path) || b.path.starts_with(&a.path);
+            let options = |e: &ExportConfig| (e.read_only, e.protection, e.owner);
+            if overlap && options(a) != options(b) {
+                let allowed = format!(
+                    "must have the same read_only, protection and as as export {:?}, because one \
+                     contains the other ({})",
+                    b.name,
+                    b.path.display()
+                );
+                return refuse(
+                    format!("export {:?}: path", a.name),
+                    a.path.display(),
+                    allowed,
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

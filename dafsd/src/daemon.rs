@@ -1,0 +1,370 @@
+//! Builds a server from its configuration, starts it and stops it.
+
+use crate::cache::Cache;
+use crate::config::{Config, ExportConfig, Listen};
+use crate::dispatch::Dispatcher;
+use crate::exporter::Listeners;
+use crate::runtime::Runtime;
+use crate::server::{Export, Server};
+use crate::store::{HandleReport, LocalOptions, LocalStore, StoreError};
+use ordma::{Engine, LinkError};
+use rustix::fs::FlockOperation;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long requests under way may take when the server stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the server does what time asks for.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why the server does not start. Displayed with what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory cannot be used.
+    #[error("state directory {path}: {error}; name another one with --state-dir")]
+    State {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Another server uses the state directory.
+    #[error(
+        "state directory {path} is in use by another dafsd{pid}: stop that one, or give this one \
+         a directory of its own with --state-dir"
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The other server's process, where it is known: ` (process 123)`.
+        pid: String,
+    },
+    /// An export cannot be offered.
+    #[error("export {name:?}: {error}")]
+    Export {
+        /// The export.
+        name: String,
+        /// Why not.
+        error: StoreError,
+    },
+    /// The page cache cannot be made.
+    #[error("page cache: {0}")]
+    Cache(StoreError),
+    /// There are no random numbers.
+    #[error("random numbers: {0}")]
+    Random(getrandom::Error),
+    /// A thread cannot be started.
+    #[error("starting a thread: {0}")]
+    Thread(io::Error),
+    /// An address cannot be listened at.
+    #[error(transparent)]
+    Listen(#[from] LinkError),
+}
+
+/// Gives the engine for an address.
+pub type Engines<'a> = &'a dyn Fn(&Listen) -> Arc<dyn Engine>;
+
+/// A running server.
+#[derive(Debug)]
+pub struct Daemon {
+    server: Arc<Server>,
+    listeners: Arc<Listeners>,
+    sockets: Vec<PathBuf>,
+    ticker: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    /// Held as long as the state directory is in use.
+    _lock: File,
+}
+
+impl Daemon {
+    /// Starts a server. When it returns, clients can connect.
+    ///
+    /// # Errors
+    /// When something of the configuration cannot be had; nothing runs then.
+    pub fn start(config: &Config, engines: Engines<'_>) -> Result<Self, StartError> {
+        raise_descriptor_limit();
+        let lock = lock_state(&config.state_dir)?;
+        let mut exports = Vec::new();
+        for export in &config.exports {
+            exports.push(open_export(config, export)?);
+        }
+        let runtime = Runtime::start(config.workers).map_err(StartError::Thread)?;
+        let listeners = Arc::new(Listeners::default());
+        let cache = Cache::new(config.cache.clone(), listeners.clone(), runtime.clone())
+            .map_err(StartError::Cache)?;
+        let clock = Box::new(Instant::now);
+        let server = Server::new(
+            config.settings.clone(),
+            exports,
+            Arc::clone(&cache),
+            runtime,
+            clock,
+        )
+        .map_err(StartError::Random)?;
+        // From here on, what has begun is stopped where something fails.
+        let mut daemon = Self {
+            server,
+            listeners,
+            sockets: Vec::new(),
+            ticker: None,
+            _lock: lock,
+        };
+        if let Err(error) = daemon.listen(config, engines, &cache) {
+            daemon.listeners.stop();
+            daemon.server.runtime().stop();
+            return Err(error);
+        }
+        daemon.server.set_ready();
+        Ok(daemon)
+    }
+
+    fn listen(
+        &mut self,
+        config: &Config,
+        engines: Engines<'_>,
+        cache: &Arc<Cache>,
+    ) -> Result<(), StartError> {
+        let service = Dispatcher::new(Arc::clone(&self.server));
+        let is_default = config.listen.is_none();
+        for listen in config.listen.clone().unwrap_or_else(Config::default_listen) {
+            let engine = engines(&listen);
+            let address = match &listen {
+                Listen::Tcp(address) => address.clone(),
+                Listen::Shm(path) => path.to_string_lossy().into_owned(),
+            };
+            let listener = match engine.listen(&address, service.clone(), cache.arena()) {
+                Ok(listener) => listener,
+                Err(error) if is_default && matches!(listen, Listen::Shm(_)) => {
+                    tracing::warn!(%error, "clients on this host will use tcp");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            self.listeners.add(engine.name(), listener);
+            if let Listen::Shm(path) = listen {
+                self.server.set_shm_socket(address);
+                self.sockets.push(path);
+            }
+        }
+        cache.start_background().map_err(StartError::Thread)?;
+        let (stop, stopped) = mpsc::channel();
+        let server = Arc::clone(&self.server);
+        let ticker = std::thread::Builder::new()
+            .name("dafs-tick".to_owned())
+            .spawn(move || {
+                while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(TICK) {
+                    server.tick();
+                }
+            });
+        self.ticker = Some((stop, ticker.map_err(StartError::Thread)?));
+        Ok(())
+    }
+
+    /// Where clients reach the server: `tcp:127.0.0.1:20490`.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.listeners.addresses()
+    }
+
+    /// The server.
+    #[must_use]
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// Stops: refuses what is new, finishes what is under way, makes everything stable, and lets go
+    /// of the clients.
+    ///
+    /// # Errors
+    /// When some data could not be made stable: it is lost.
+    pub fn stop(mut self) -> Result<(), StoreError> {
+        if !self.server.drain(STOP_PATIENCE) {
+            tracing::warn!("some requests are not done; their clients will ask again");
+        }
+        let flushed = self.server.flush_and_kill();
+        self.listeners.stop();
+        for path in &self.sockets {
+            remove_socket(path);
+        }
+        if let Some((stop, thread)) = self.ticker.take() {
+            drop(stop);
+            if thread.join().is_err() {
+                tracing::error!("the thread that watches the time has panicked");
+            }
+        }
+        self.server.runtime().stop();
+        flushed
+    }
+}
+
+fn remove_socket(path: &Path) {
+    let is_socket = path
+        .symlink_metadata()
+        .is_ok_and(|meta| meta.file_type().is_socket());
+    if is_socket && let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(%error, path = %path.display(), "the socket stays");
+    }
+}
+
+fn store_options(config: &Config, export: &ExportConfig) -> LocalOptions {
+    LocalOptions {
+        read_only: export.read_only,
+        owner: export.owner,
+        descriptors: config.descriptors,
+        state: Some(config.state_dir.clone()),
+        handle_table: config.handle_table,
+    }
+}
+
+fn open_export(config: &Config, export: &ExportConfig) -> Result<Export, StartError> {
+    let ExportConfig {
+        name,
+        path,
+        read_only,
+        protection,
+        owner: _,
+    } = export.clone();
+    let store = LocalStore::new(&path, store_options(config, export)).map_err(|error| {
+        StartError::Export {
+            name: name.clone(),
+            error,
+        }
+    })?;
+    match store.report() {
+        HandleReport::Kernel => tracing::info!(export = name, handles = %store.report()),
+        report => tracing::warn!(export = name, handles = %report),
+    }
+    Ok(Export {
+        name,
+        store: Arc::new(store),
+        read_only,
+        protection,
+    })
+}
+
+/// What a server of this configuration would do, line by line.
+///
+/// # Errors
+/// When an export cannot be offered.
+pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
+    let mut lines = Vec::new();
+    for export in &config.exports {
+        let report =
+            LocalStore::probe(&export.path, &store_options(config, export)).map_err(|error| {
+                StartError::Export {
+                    name: export.name.clone(),
+                    error,
+                }
+            })?;
+        let ExportConfig {
+            name,
+            path,
+            read_only,
+            protection,
+            ..
+        } = export;
+        let access = if *read_only {
+            "read-only"
+        } else {
+            "read and write"
+        };
+        lines.push(format!(
+            "export {name:?}: {}, {access}, protection {protection}; {report}",
+            path.display()
+        ));
+    }
+    match &config.listen {
+        Some(listen) => lines.extend(listen.iter().map(|address| format!("listen: {address}"))),
+        None => lines.push("listen: the default places".to_owned()),
+    }
+    let cache = &config.cache;
+    lines.push(format!(
+        "page cache: {} MiB, pages of {} bytes",
+        cache.budget >> 20,
+        cache.geometry.page_size
+    ));
+    lines.push(format!("state directory: {}", config.state_dir.display()));
+    Ok(lines)
+}
+
+/// Makes the state directory and takes it for this server alone, as long as the file is open.
+fn lock_state(path: &Path) -> Result<File, StartError> {
+    let failed = |error| StartError::State {
+        path: path.to_owned(),
+        error,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600);
+    let mut file = options.open(path.join("lock")).map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut pid = String::new();
+            // Only the message is the poorer without it.
+            let _ = file.read_to_string(&mut pid);
+            let pid = pid
+                .trim()
+                .parse::<u32>()
+                .map_or_else(|_| String::new(), |pid| format!(" (process {pid})"));
+            return Err(StartError::InUse {
+                path: path.to_owned(),
+                pid,
+            });
+        }
+        Err(error) => return Err(failed(error.into())),
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(failed)?;
+    Ok(file)
+}
+
+/// Every cached file and every client takes a descriptor, so as many as the system lets us have.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_directory_serves_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/b");
+        let lock = lock_state(&path).unwrap();
+        let error = lock_state(&path).unwrap_err().to_string();
+        let pid = std::process::id().to_string();
+        assert!(error.contains("a/b") && error.contains(&pid), "{error}");
+        assert!(error.contains("--state-dir"), "{error}");
+        drop(lock);
+        lock_state(&path).unwrap();
+        let error = lock_state(Path::new("/proc/none")).unwrap_err().to_string();
+        assert!(
+            error.contains("/proc/none") && error.contains("--state-dir"),
+            "{error}"
+        );
+    }
+}

@@ -5,9 +5,7 @@ use crate::live::{Admission, LiveSession, Message};
 use crate::ops::{self, OpContext, OpError, Reply};
 use crate::reply_cache::{Abandoned, Arrival, Begin, Ticket};
 use crate::server::Server;
-use dafs_proto::{
-    Call, ErrorReply, FrameError, Header, Kind, Op, Placement, Status, encode_message,
-};
+use dafs_proto::{Call, ErrorReply, FrameError, Header, Kind, Op, Status, encode_message};
 use ordma::{Link, LinkError, Service};
 use prost::Message as _;
 use std::future::{Future, poll_fn};
@@ -75,10 +73,15 @@ fn refuse(link: &Arc<dyn Link>, header: &Header, credits: u16, error: OpError) {
 fn encode_error(header: &Header, credits: u16, error: OpError) -> Message {
     let mut message = error.message;
     if message.len() > MAX_ERROR {
-        let end = (0..=MAX_ERROR).rev().find(|at| message.is_char_boundary(*at));
+        let end = (0..=MAX_ERROR)
+            .rev()
+            .find(|at| message.is_char_boundary(*at));
         message.truncate(end.unwrap_or(0));
     }
-    encode_message(Header::reply(header, error.status, credits), &ErrorReply { message })
+    encode_message(
+        Header::reply(header, error.status, credits),
+        &ErrorReply { message },
+    )
 }
 
 impl Dispatcher {
@@ -93,11 +96,17 @@ impl Dispatcher {
             return self.malformed(link, "neither the operation nor the header is known");
         };
         count(&self.server.counters().malformed);
-        let Some((ticket, session, credits)) = self.admit(link, &header) else { return };
+        let Some((ticket, session, credits)) = self.admit(link, &header) else {
+            return;
+        };
         session.finish(&ticket, None, link);
         let number = u16::from_le_bytes([head[OP.start], head[OP.start + 1]]);
         let what = format!("there is no operation {number} in this version of the server");
-        let mut reply = encode_error(&header, credits, OpError::new(Status::UnknownOperation, what));
+        let mut reply = encode_error(
+            &header,
+            credits,
+            OpError::new(Status::UnknownOperation, what),
+        );
         reply[OP].copy_from_slice(&number.to_le_bytes());
         link.send(&reply, &[]);
     }
@@ -111,9 +120,14 @@ impl Dispatcher {
         // Data that no operation asked for is not carried along.
         let data = if is_write { data } else { &[] };
         let limit = server.limits().max_inline as usize;
-        let Some((ticket, session, credits)) = self.admit(link, &header) else { return };
+        let Some((ticket, session, credits)) = self.admit(link, &header) else {
+            return;
+        };
         let begun = if data.len() > limit {
-            let what = format!("{} bytes of inline data, where {limit} are allowed", data.len());
+            let what = format!(
+                "{} bytes of inline data, where {limit} are allowed",
+                data.len()
+            );
             Err(OpError::new(Status::MessageTooBig, what))
         } else {
             server.begin_request(data.len())
@@ -129,7 +143,16 @@ impl Dispatcher {
             link: Arc::clone(link),
             data: data.to_vec(),
         };
-        execute(Job { cx, header, ticket, credits, replied: false }, body);
+        execute(
+            Job {
+                cx,
+                header,
+                ticket,
+                credits,
+                replied: false,
+            },
+            body,
+        );
     }
 
     /// Asks the session's slots what to do with a request, and does all but execute it.
@@ -146,7 +169,9 @@ impl Dispatcher {
             idempotent: header.op.is_idempotent(),
         };
         let session = server.session_of(link.id());
-        let admission = session.as_ref().map(|session| session.admit(arrival, server.now()));
+        let admission = session
+            .as_ref()
+            .map(|session| session.admit(arrival, server.now()));
         let (begin, credits) = match admission {
             Some(Admission::Slots(begin, credits)) => (begin, credits),
             Some(Admission::NotThisLink) | None => {
@@ -184,7 +209,10 @@ impl Dispatcher {
                 let what = format!("CONNECT came in slot {}, not {NO_SLOT}", header.slot);
                 Err(OpError::new(Status::BadSlot, what))
             }
-            Err(error) => Err(OpError::new(Status::BadMessage, format!("CONNECT: {error}"))),
+            Err(error) => Err(OpError::new(
+                Status::BadMessage,
+                format!("CONNECT: {error}"),
+            )),
             Ok(request) => self.server.begin_request(0).map(|()| request),
         };
         let request = match checked {
@@ -231,7 +259,10 @@ async fn caught<T>(future: impl Future<Output = T>) -> Result<T, Panicked> {
 fn panicked(server: &Server, op: Op) -> OpError {
     count(&server.counters().panics);
     tracing::error!(%op, "an operation panicked; its client gets an I/O error");
-    OpError::new(Status::Io, format!("{op}: the server failed; its log says more"))
+    OpError::new(
+        Status::Io,
+        format!("{op}: the server failed; its log says more"),
+    )
 }
 
 /// A request that is being executed. It gets exactly one reply, whatever happens to it.
@@ -260,7 +291,11 @@ impl Job {
                     self.send(None, &message, &data);
                 } else if message.len() > MAX_KEPT {
                     strip(&mut body);
-                    self.send(Some(Arc::new(encode_message(header, &body))), &message, &data);
+                    self.send(
+                        Some(Arc::new(encode_message(header, &body))),
+                        &message,
+                        &data,
+                    );
                 } else {
                     let message = Arc::new(message);
                     self.send(Some(Arc::clone(&message)), &message, &data);
@@ -313,24 +348,17 @@ impl Drop for Job {
 
 /// Decodes a request and starts its operation.
 fn execute(job: Job, body: &[u8]) {
-    /// Runs one operation. `bulk` tells a direct transfer, `strip` is [`Job::finish`]'s.
+    /// Runs one operation. `strip` is [`Job::finish`]'s.
     macro_rules! run {
-        ($request:ident, $operation:path) => { run!($request, $operation, |_| false, |_| {}) };
-        ($request:ident, $operation:path, $bulk:expr, $strip:expr) => {{
-            let bulk: fn(&dafs_proto::$request) -> bool = $bulk;
+        ($request:ident, $operation:path) => {
+            run!($request, $operation, |_| {})
+        };
+        ($request:ident, $operation:path, $strip:expr) => {
             match dafs_proto::$request::decode(body) {
                 Ok(request) => {
                     let server = Arc::clone(&job.cx.server);
                     server.runtime().run(async move {
-                        let result = caught(async {
-                            let transfers = bulk(&request).then(|| job.cx.server.transfers());
-                            let _permit = match transfers {
-                                Some(transfers) => Some(transfers.acquire().await),
-                                None => None,
-                            };
-                            $operation(&job.cx, request).await
-                        })
-                        .await;
+                        let result = caught($operation(&job.cx, request)).await;
                         job.finish::<dafs_proto::$request>(result, $strip);
                     });
                 }
@@ -342,7 +370,7 @@ fn execute(job: Job, body: &[u8]) {
                     job.finish::<dafs_proto::$request>(result, |_| {});
                 }
             }
-        }};
+        };
     }
     match job.header.op {
         // Handled before it comes here, for it belongs to no session.
@@ -351,20 +379,10 @@ fn execute(job: Job, body: &[u8]) {
         Op::Renew => run!(RenewRequest, ops::renew::renew),
         Op::Stats => run!(StatsRequest, ops::stats::stats),
         Op::Lookup => run!(LookupRequest, ops::lookup::lookup),
-        Op::Open => run!(OpenRequest, ops::open::open, |_| false, |reply| reply.refs.clear()),
+        Op::Open => run!(OpenRequest, ops::open::open, |reply| reply.refs.clear()),
         Op::Close => run!(CloseRequest, ops::close::close),
-        Op::Read => run!(
-            ReadRequest,
-            ops::read::read,
-            |request| request.placement() == Placement::Direct,
-            |_| {}
-        ),
-        Op::Write => run!(
-            WriteRequest,
-            ops::write::write,
-            |request| request.placement() == Placement::Direct,
-            |reply| reply.refs.clear()
-        ),
+        Op::Read => run!(ReadRequest, ops::read::read),
+        Op::Write => run!(WriteRequest, ops::write::write, |reply| reply.refs.clear()),
         Op::Commit => run!(CommitRequest, ops::commit::commit),
         Op::GetAttr => run!(GetAttrRequest, ops::getattr::getattr),
         Op::SetAttr => run!(SetAttrRequest, ops::setattr::setattr),
@@ -380,3 +398,6 @@ fn execute(job: Job, body: &[u8]) {
         Op::GetRefs => run!(GetRefsRequest, ops::get_refs::get_refs),
     }
 }
+
+#[cfg(test)]
+mod tests;

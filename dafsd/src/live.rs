@@ -1,6 +1,6 @@
 //! A session of the running server: its state under one lock.
 
-use crate::ops::{Open, OpError};
+use crate::ops::{OpError, Open};
 use crate::reply_cache::{Abandoned, Arrival, Begin, Ticket};
 use crate::server::Export;
 use crate::session::{Session, SessionLimits};
@@ -50,7 +50,12 @@ impl LiveSession {
         limits: SessionLimits,
         now: Instant,
     ) -> Self {
-        Self { id, export, client, state: Mutex::new(Session::new(limits, now)) }
+        Self {
+            id,
+            export,
+            client,
+            state: Mutex::new(Session::new(limits, now)),
+        }
     }
 
     /// Its id.
@@ -151,7 +156,11 @@ impl LiveSession {
             return None;
         }
         // Of a request that may be executed again, parts may have gone over its own link only.
-        let current = if ticket.idempotent() { None } else { state.link() };
+        let current = if ticket.idempotent() {
+            None
+        } else {
+            state.link()
+        };
         Some(Arc::clone(current.unwrap_or(own)))
     }
 

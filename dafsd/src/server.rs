@@ -17,7 +17,7 @@ use ordma::Link;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, Condvar, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// A directory tree the server offers.
@@ -77,6 +77,8 @@ pub struct Server {
     counters: Counters,
     transfers: Semaphore,
     shm_socket: OnceLock<String>,
+    /// All listeners have all chunks: from now on a reply may refer to one.
+    ready: (Mutex<bool>, Condvar),
     stopping: AtomicBool,
     /// Requests being executed, and bytes of their inline data.
     running: AtomicUsize,
@@ -93,7 +95,9 @@ struct Connection {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("boot", &self.boot).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("boot", &self.boot)
+            .finish_non_exhaustive()
     }
 }
 
@@ -129,6 +133,7 @@ impl Server {
             counters: Counters::default(),
             transfers: Semaphore::new(settings.transfers.max(1)),
             shm_socket: OnceLock::new(),
+            ready: (Mutex::new(false), Condvar::new()),
             stopping: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             data: AtomicUsize::new(0),
@@ -202,6 +207,23 @@ impl Server {
         let _ = self.shm_socket.set(path);
     }
 
+    /// All listeners are there. Until then nobody gets beyond connecting.
+    pub fn set_ready(&self) {
+        *self.ready.0.lock() = true;
+        self.ready.1.notify_all();
+    }
+
+    fn wait_ready(&self) {
+        let mut ready = self.ready.0.lock();
+        while !*ready {
+            ready = self
+                .ready
+                .1
+                .wait(ready)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Whether the server is stopping.
     #[must_use]
     pub fn stopping(&self) -> bool {
@@ -212,7 +234,10 @@ impl Server {
     #[must_use]
     pub fn session_counts(&self) -> (usize, usize) {
         let sessions = self.sessions.lock();
-        (sessions.len(), sessions.iter().map(|session| session.open_count()).sum())
+        (
+            sessions.len(),
+            sessions.iter().map(|session| session.open_count()).sum(),
+        )
     }
 
     /// How many connections there are.
@@ -226,17 +251,29 @@ impl Server {
 
     /// A client connected; refused where there are too many, or the server is stopping.
     pub(crate) fn add_link(&self, link: Arc<dyn Link>) {
+        self.wait_ready();
         // Room for every session, and as many again that are connecting anew.
         let max = self.settings.max_sessions.saturating_mul(2);
         let since = self.now();
         let mut links = self.links.write();
         if self.stopping() || links.len() >= max {
             drop(links);
-            let reason = if self.stopping() { "the server is stopping" } else { "too many connections" };
+            let reason = if self.stopping() {
+                "the server is stopping"
+            } else {
+                "too many connections"
+            };
             tracing::warn!(peer = link.peer(), reason, "connection refused");
             return link.close(reason);
         }
-        links.insert(link.id(), Connection { link, session: None, since });
+        links.insert(
+            link.id(),
+            Connection {
+                link,
+                session: None,
+                since,
+            },
+        );
     }
 
     /// A connection is gone; its session waits for the client's return.
@@ -255,7 +292,11 @@ impl Server {
     /// The session with this id, if it is still there.
     pub(crate) fn session(&self, id: &SessionId) -> Option<Arc<LiveSession>> {
         let now = self.now();
-        self.sessions.lock().get(id).filter(|session| !session.expired(now)).cloned()
+        self.sessions
+            .lock()
+            .get(id)
+            .filter(|session| !session.expired(now))
+            .cloned()
     }
 
     /// Makes a session. It speaks over a link once it is [bound](Self::bind) to it.
@@ -271,7 +312,10 @@ impl Server {
         self.expire();
         let id = SessionId::random()
             .map_err(|error| OpError::new(Status::Io, format!("no random numbers: {error}")))?;
-        let limits = SessionLimits { slots, ..self.settings.session };
+        let limits = SessionLimits {
+            slots,
+            ..self.settings.session
+        };
         let session = LiveSession::new(id, Arc::clone(export), client, limits, self.now());
         let session = Arc::new(session);
         self.sessions
@@ -315,7 +359,10 @@ impl Server {
 
     fn expire(&self) {
         let now = self.now();
-        let expired = self.sessions.lock().take_expired(|session| session.expired(now));
+        let expired = self
+            .sessions
+            .lock()
+            .take_expired(|session| session.expired(now));
         for session in expired {
             tracing::info!(?session, "the lease of a lost client has run out");
             session.end();
@@ -333,7 +380,11 @@ impl Server {
         };
         let idle: Vec<_> = {
             let links = self.links.read();
-            links.values().filter(|c| is_idle(c)).map(|c| Arc::clone(&c.link)).collect()
+            links
+                .values()
+                .filter(|c| is_idle(c))
+                .map(|c| Arc::clone(&c.link))
+                .collect()
         };
         for link in idle {
             link.close("connected, but asked for no session in time");
@@ -402,7 +453,10 @@ impl Server {
                 Ok(flushed) => break flushed,
                 Err(mpsc::RecvTimeoutError::Timeout) => drop(self.runtime.run_queued()),
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    break Err(StoreError::new(Status::Io, "the flush at the end was not finished"));
+                    break Err(StoreError::new(
+                        Status::Io,
+                        "the flush at the end was not finished",
+                    ));
                 }
             }
         };

@@ -103,7 +103,9 @@ impl<R, L, O> Session<R, L, O> {
     /// Whether a report of heat counts. Reports that come faster than [`HEAT_INTERVAL`] do not, so
     /// that nobody's pages gain more than other sessions' by being reported more often.
     pub fn take_heat(&mut self, now: Instant) -> bool {
-        let since = self.heated.map(|heated| now.saturating_duration_since(heated));
+        let since = self
+            .heated
+            .map(|heated| now.saturating_duration_since(heated));
         let counts = since.is_none_or(|since| since >= HEAT_INTERVAL);
         if counts {
             self.heated = Some(now);
@@ -137,7 +139,11 @@ impl<R, L, O> Session<R, L, O> {
     /// [`TooManyOpens`].
     pub fn check_opens(&self) -> Result<(), TooManyOpens> {
         let most = self.limits.opens;
-        if self.opens.len() < most { Ok(()) } else { Err(TooManyOpens(most)) }
+        if self.opens.len() < most {
+            Ok(())
+        } else {
+            Err(TooManyOpens(most))
+        }
     }
 
     /// Adds an open file; its number is never used again in this session.
@@ -174,9 +180,16 @@ impl<R, L, O> Session<R, L, O> {
     /// See above.
     pub fn check_invariants(&self) {
         self.slots.check_invariants();
-        assert!(self.credits() >= 1, "a client without credit could never speak again");
+        assert!(
+            self.credits() >= 1,
+            "a client without credit could never speak again"
+        );
         assert!(self.opens.len() <= self.limits.opens);
-        assert!(self.opens.keys().all(|id| (1..=self.last_open).contains(id)));
+        assert!(
+            self.opens
+                .keys()
+                .all(|id| (1..=self.last_open).contains(id))
+        );
         assert!(!self.ended || (self.link.is_none() && self.opens.is_empty()));
     }
 }
@@ -190,8 +203,11 @@ mod tests {
 
     type TestSession = Session<(u16, Sequence, u32), u64, u32>;
 
-    const LIMITS: SessionLimits =
-        SessionLimits { slots: 3, opens: 2, lease: Duration::from_secs(10) };
+    const LIMITS: SessionLimits = SessionLimits {
+        slots: 3,
+        opens: 2,
+        lease: Duration::from_secs(10),
+    };
 
     #[test]
     fn a_lease_runs_out_only_without_a_link() {
@@ -205,7 +221,11 @@ mod tests {
         assert!(!session.expired(at(109)));
         assert!(session.expired(at(110)));
         assert_eq!(session.attach(2, 2, at(109)), None);
-        assert_eq!(session.attach(3, 3, at(109)), Some(2), "the old link is to be closed");
+        assert_eq!(
+            session.attach(3, 3, at(109)),
+            Some(2),
+            "the old link is to be closed"
+        );
         session.check_invariants();
     }
 
@@ -320,7 +340,12 @@ mod tests {
                     let model = &mut self.slots[usize::from(slot)];
                     if !model.outstanding {
                         let sequence = model.sequence + 1;
-                        *model = Model { sequence, outstanding: true, idempotent, effects: 0 };
+                        *model = Model {
+                            sequence,
+                            outstanding: true,
+                            idempotent,
+                            effects: 0,
+                        };
                         self.send(slot);
                     }
                 }
@@ -332,7 +357,12 @@ mod tests {
                 Step::Wrong { slot, offset } => {
                     let last = self.slots[usize::from(slot)].sequence;
                     let sequence = last.wrapping_add(offset);
-                    let arrival = Arrival { slot, sequence, link: self.link, idempotent: true };
+                    let arrival = Arrival {
+                        slot,
+                        sequence,
+                        link: self.link,
+                        idempotent: true,
+                    };
                     assert_eq!(self.session.slots.begin(arrival), Begin::BadSequence(last));
                 }
                 Step::Finish { reply_is_lost } => {

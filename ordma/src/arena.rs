@@ -117,6 +117,15 @@ impl Chunk {
         })
     }
 
+    /// The address of a slot's payload, for a system call that reads it. Good while the chunk lives.
+    ///
+    /// # Panics
+    /// If the chunk has no such slot.
+    pub(crate) fn payload_address(&self, slot: u32) -> *const u8 {
+        assert!(slot < self.geometry.slots);
+        self.memory.address(self.geometry.payload_at(slot))
+    }
+
     /// Writes a page into a slot: the payload, then the footer, its generation last. Readers see
     /// the old page, a torn one, or the new one.
     ///

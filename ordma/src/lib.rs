@@ -22,7 +22,10 @@ mod memory;
 pub mod os;
 mod reference;
 pub mod region;
+mod stream;
 pub mod slot;
+pub mod tcp;
+mod wait;
 
 pub use arena::{Arena, Chunk, Slot};
 pub use engine::{

@@ -282,6 +282,35 @@ pub(crate) fn with_iovecs<'a, R>(
     f(&mut iovecs)
 }
 
+/// The parts of `segments`, taken as one buffer, from `skip` on and at most `len` bytes long.
+pub(crate) fn parts(
+    segments: &[Segment],
+    skip: u64,
+    len: u64,
+) -> impl Iterator<Item = (&Region, usize, usize)> + Clone {
+    let step = move |(skip, left): &mut (u64, u64), segment: &'_ Segment| {
+        let skipped = (*skip).min(segment.len as u64);
+        let taken = (segment.len as u64 - skipped).min(*left);
+        (*skip, *left) = (*skip - skipped, *left - taken);
+        // Both are at most the segment's length.
+        Some((skipped as usize, taken as usize))
+    };
+    let mut state = (skip, len);
+    let mut rest = segments.iter();
+    std::iter::from_fn({
+        move || loop {
+            let segment = rest.next()?;
+            let (skipped, taken) = step(&mut state, segment)?;
+            if taken > 0 {
+                return Some((&segment.region, segment.start.wrapping_add(skipped), taken));
+            }
+            if state.1 == 0 {
+                return None;
+            }
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -100,6 +100,11 @@ pub(crate) fn generation_of(bytes: &[u8; FOOTER_LEN]) -> u64 {
     word(bytes, 32)
 }
 
+/// The version in a footer's bytes, whatever else they hold.
+pub(crate) fn version_of(bytes: &[u8; FOOTER_LEN]) -> u64 {
+    word(bytes, 40)
+}
+
 /// Whether a footer names the page that a reference stands for: the cheap test, which an agent
 /// makes before it sends and a reader makes first.
 pub(crate) fn names(footer: &[u8; FOOTER_LEN], reference: &RemoteRef) -> bool {

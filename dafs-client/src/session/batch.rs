@@ -1,6 +1,7 @@
 //! Waiting for one-sided reads.
 
 use super::Session;
+use super::pump::{READS, want};
 use ordma::{AccessFault, Endpoint, Footer, PageRead, ReadBatch};
 use std::future::Future;
 use std::pin::Pin;
@@ -29,9 +30,11 @@ impl Future for Reads<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let result = this.batch.poll(cx);
-        if result.is_pending() && !this.counted {
-            this.counted = true;
-            this.session.pump.reads.fetch_add(1, Ordering::SeqCst);
+        if result.is_pending() {
+            want(READS);
+            if !std::mem::replace(&mut this.counted, true) {
+                this.session.pump.reads.fetch_add(1, Ordering::SeqCst);
+            }
         } else if result.is_ready() && std::mem::take(&mut this.counted) {
             this.session.pump.reads.fetch_sub(1, Ordering::SeqCst);
         }

@@ -42,8 +42,8 @@ impl Session {
         self.attempt(self.options.connect_timeout.min(self.options.timeout))
     }
 
-    /// Replaces a lost connection, trying until the outage's deadline; then gives up. The caller
-    /// leads the pump.
+    /// Replaces a lost connection, trying until the outage's deadline; then gives up. One thread at
+    /// a time.
     pub(super) fn reconnect(&self) {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -67,8 +67,15 @@ impl Session {
                 }
                 Err(error) => self.note_outage(&error),
             }
-            let left = deadline.saturating_duration_since(self.now());
-            self.nap(pause.min(left));
+            let before = self.now();
+            let nap = pause.min(deadline.saturating_duration_since(before));
+            self.nap(nap);
+            // A clock that stands still while a thread sleeps, as virtual time does, must not put
+            // the deadline off for ever.
+            let short = nap.saturating_sub(self.now().saturating_duration_since(before));
+            if let Link::Down(outage) = &mut lock(&self.state).link {
+                outage.deadline = outage.deadline.and_then(|deadline| deadline.checked_sub(short));
+            }
             pause = (pause * 2).min(LAST_PAUSE);
         }
     }
@@ -227,6 +234,10 @@ impl Session {
         (header, reply): (Header, ConnectReply),
     ) -> Result<()> {
         let grant = self.check(&reply, resume).map_err(|reason| self.bad_hello(reason))?;
+        let geometry = endpoint.capabilities().geometry;
+        if geometry.is_some_and(|geometry| geometry.page_size != grant.page_size) {
+            return Err(self.bad_hello("its slots are not of page size".into()));
+        }
         let mut state = lock(&self.state);
         if let Some(before) = &state.grant {
             if before.page_size != grant.page_size {
@@ -252,6 +263,7 @@ impl Session {
             let credits = state.slots.set_credits(header.credits);
             credits.map_err(|error| self.bad_hello(error.to_string()))?;
             state.link = Link::Up(Arc::clone(endpoint));
+            self.pump.kick();
             let live = Live { endpoint: Arc::clone(endpoint), epoch, session: state.session };
             let wake = state.wakeable();
             drop(state);

@@ -2,6 +2,7 @@
 
 use super::rpc::{CallError, Lane};
 use super::{Link, Session, lock};
+use crate::error::{Error, Result};
 use dafs_proto::{DisconnectRequest, RenewRequest};
 use ordma::LinkError;
 use std::ops::Deref;
@@ -33,15 +34,21 @@ impl Deref for Owner {
 }
 
 impl Owner {
-    /// Takes a connected session and starts its keeper thread.
+    /// Takes a connected session and, if `background`, starts its keeper thread.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(crate) fn new(session: Arc<Session>) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn new(session: Arc<Session>, background: bool) -> Result<Arc<Self>> {
         let owner = Self { session, keeper: Mutex::new(None) };
+        if !background {
+            return Ok(Arc::new(owner));
+        }
         let kept = Arc::clone(&owner.session);
         let thread = std::thread::Builder::new().name("dafs-keeper".into());
-        *lock(&owner.keeper) = Some(thread.spawn(move || kept.keep())?);
+        let keeper = thread.spawn(move || kept.keep()).map_err(|error| {
+            Error::InvalidArgument(format!("cannot start the client's keeper thread: {error}"))
+        })?;
+        *lock(&owner.keeper) = Some(keeper);
         Ok(Arc::new(owner))
     }
 
@@ -81,8 +88,7 @@ impl Session {
             if self.is_closing() {
                 return;
             }
-            self.tend();
-            self.files.close_dropped(self);
+            self.tend_idle();
             let now = self.now();
             if now >= retry_at {
                 self.tend_outage();
@@ -95,9 +101,15 @@ impl Session {
         }
     }
 
+    /// Does what is due although nobody waits.
+    pub(crate) fn tend_idle(&self) {
+        self.tend();
+        self.files.close_dropped(self);
+    }
+
     /// Renews the lease and reports heat. A server that does not answer for a whole lease is taken
     /// to be gone.
-    fn renew(&self) {
+    pub(crate) fn renew(&self) {
         let Some((live, grant)) = self.live() else { return };
         let heat = lock(&self.table).heat.drain();
         let deadline = self.now() + grant.lease;

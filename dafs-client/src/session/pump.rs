@@ -1,27 +1,33 @@
 //! Who drives the connection.
 //!
-//! At any time at most one thread, the *leader*, is in [`Endpoint::drive`]; it handles what arrives
-//! for everyone. A thread that has to wait leads if nobody does, so that a single caller waits for
-//! its page with no other thread in between; else it follows: it sleeps until the leader has
-//! handled what it waits for, or until the lead is free. Futures of the asynchronous interface are
-//! driven by one more thread, the reactor, which is started when the first of them has to wait.
+//! A thread that waits for a future drives the connection itself, so that a single caller gets its
+//! page with no other thread in between; where several wait, the endpoint sees to it that one of
+//! them receives and the others sleep. While a future is polled its leaves say what they wait for,
+//! messages or one-sided reads, and only that is driven: a thread that reads does not handle the
+//! replies that another one waits for.
+//!
+//! Futures of the asynchronous interface are driven by one more thread, the reactor, which is
+//! started when the first of them has to wait. A connection that is lost is replaced by whichever
+//! of these threads notices.
 
 use super::{Link, Session, lock};
 use ordma::{Endpoint, Interest};
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// The longest single wait: bounds what a wake-up lost between two threads can cost.
+/// The longest single wait.
 pub(super) const DRIVE: Duration = Duration::from_millis(50);
 
-const MESSAGES: u8 = 1;
-const READS: u8 = 2;
+/// What is waited for: a reply, or a slot to send in.
+pub(crate) const MESSAGES: u8 = 1;
+/// What is waited for: one-sided reads.
+pub(crate) const READS: u8 = 2;
 
 /// Wakes a thread that waits for a future.
 #[derive(Debug)]
@@ -31,6 +37,7 @@ pub(crate) struct ThreadWaker {
 }
 
 impl ThreadWaker {
+    /// Of the calling thread.
     pub(crate) fn new() -> Self {
         Self { thread: std::thread::current(), woken: AtomicBool::new(false) }
     }
@@ -63,31 +70,48 @@ thread_local! {
         let waker = Waker::from(Arc::clone(&me));
         (me, waker)
     };
+    /// What the future that was polled last in this thread waits for.
+    static WANTED: Cell<u8> = const { Cell::new(0) };
 }
 
-/// Who leads, and who waits for it.
+/// The waker of this thread, for executors that run several futures in it.
+pub(crate) fn this_thread() -> Arc<ThreadWaker> {
+    ME.with(|(me, _)| Arc::clone(me))
+}
+
+/// A leaf of the future that is being polled waits for this.
+pub(super) fn want(what: u8) {
+    WANTED.set(WANTED.get() | what);
+}
+
+/// Polls a future; also gives what it waits for.
+pub(crate) fn poll_wanting<F: Future + ?Sized>(
+    future: Pin<&mut F>,
+    cx: &mut Context<'_>,
+) -> (Poll<F::Output>, u8) {
+    let outer = WANTED.replace(0);
+    let result = future.poll(cx);
+    (result, WANTED.replace(outer))
+}
+
+/// What threads that wait share.
 #[derive(Debug)]
 pub(crate) struct Pump {
-    roles: Mutex<Roles>,
-    /// What the leader's current wait covers.
-    covered: AtomicU8,
     /// One-sided batches under way that somebody waits for.
     pub(super) reads: AtomicUsize,
-    /// Messages have not been looked at for a while.
-    overdue: AtomicBool,
+    /// Held by the thread that replaces a lost connection.
+    connecting: Mutex<()>,
+    /// Threads that sleep until the connection comes or goes.
+    parked: Mutex<Vec<Thread>>,
     reactor: Reactor,
-}
-
-#[derive(Debug, Default)]
-struct Roles {
-    led: bool,
-    followers: VecDeque<Arc<ThreadWaker>>,
 }
 
 #[derive(Debug, Default)]
 struct Reactor {
     state: Mutex<ReactorState>,
     wanted: Condvar,
+    /// What the reactor's current wait covers; 0 while it does not wait.
+    covered: AtomicU8,
 }
 
 #[derive(Debug, Default)]
@@ -101,79 +125,26 @@ struct ReactorState {
 impl Pump {
     pub(super) fn new() -> Self {
         Self {
-            roles: Mutex::default(),
-            covered: AtomicU8::new(0),
             reads: AtomicUsize::new(0),
-            overdue: AtomicBool::new(false),
+            connecting: Mutex::default(),
+            parked: Mutex::default(),
             reactor: Reactor::default(),
         }
     }
 
-    fn lead(&self) -> Option<Lead<'_>> {
-        let mut roles = lock(&self.roles);
-        if roles.led {
-            return None;
-        }
-        roles.led = true;
-        Some(Lead(self))
-    }
-
-    /// The lead, or a place among the followers.
-    fn lead_or_follow(&self, me: &Arc<ThreadWaker>) -> Option<Lead<'_>> {
-        let mut roles = lock(&self.roles);
-        if roles.led {
-            roles.followers.push_back(Arc::clone(me));
-            return None;
-        }
-        roles.led = true;
-        Some(Lead(self))
-    }
-
-    /// Leaves the followers: takes the lead if it is free and `wanted`, else offers it to the next.
-    fn unfollow(&self, me: &Arc<ThreadWaker>, wanted: bool) -> Option<Lead<'_>> {
-        let mut roles = lock(&self.roles);
-        roles.followers.retain(|follower| !Arc::ptr_eq(follower, me));
-        if wanted && !roles.led {
-            roles.led = true;
-            return Some(Lead(self));
-        }
-        Self::offer(&roles);
-        None
-    }
-
-    fn offer(roles: &Roles) {
-        if !roles.led
-            && let Some(next) = roles.followers.front()
-        {
-            next.thread.unpark();
-        }
-    }
-
-    /// Lets everyone who waits look at the state again: the connection came or went.
+    /// The connection came or went: lets those look again who wait for that.
     pub(super) fn kick(&self) {
-        for follower in &lock(&self.roles).followers {
-            follower.thread.unpark();
-        }
-    }
-}
-
-/// The right to drive, given up when dropped.
-struct Lead<'a>(&'a Pump);
-
-impl Drop for Lead<'_> {
-    fn drop(&mut self) {
-        self.0.covered.store(0, Ordering::SeqCst);
-        let mut roles = lock(&self.0.roles);
-        roles.led = false;
-        Pump::offer(&roles);
+        std::mem::take(&mut *lock(&self.parked)).into_iter().for_each(|thread| thread.unpark());
     }
 }
 
 impl Session {
     /// Runs a future to its end in this thread, which drives the connection while it waits.
     pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
-        // Without a limit the future always comes to its end.
-        loop_until(self, future, || false).unwrap_or_else(|| unreachable!())
+        match self.block_on_unless(future, || false) {
+            Some(value) => value,
+            None => unreachable!("a wait that cannot be cancelled was"),
+        }
     }
 
     /// The same, unless `cancelled` says to leave it; the future is dropped then.
@@ -182,89 +153,84 @@ impl Session {
         future: F,
         cancelled: impl Fn() -> bool,
     ) -> Option<F::Output> {
-        loop_until(self, future, cancelled)
-    }
-
-    /// Waits in this thread until `me` is woken, or not much longer than until `deadline`.
-    pub(crate) fn wait(&self, me: &Arc<ThreadWaker>, deadline: Option<Instant>) {
-        self.turn(me, || deadline.is_some_and(|deadline| self.now() >= deadline));
-    }
-
-    /// Drives or follows until `me` is woken, or for some time.
-    fn turn(&self, me: &Arc<ThreadWaker>, cancelled: impl Fn() -> bool) {
-        let mut lead = self.pump.lead_or_follow(me);
-        if lead.is_none() {
-            self.widen();
-            if !me.is_woken() {
-                std::thread::park_timeout(DRIVE);
+        ME.with(|(me, waker)| {
+            let mut future = pin!(future);
+            let mut cx = Context::from_waker(waker);
+            loop {
+                me.reset();
+                let (result, wanted) = poll_wanting(future.as_mut(), &mut cx);
+                if let Poll::Ready(value) = result {
+                    return Some(value);
+                }
+                while !me.is_woken() {
+                    if cancelled() {
+                        return None;
+                    }
+                    self.drive_once(me, wanted, DRIVE);
+                }
             }
-            lead = self.pump.unfollow(me, !me.is_woken());
-        }
-        if let Some(lead) = lead {
-            while !me.is_woken() && !cancelled() {
-                self.drive_once(&lead, DRIVE);
-            }
-        }
+        })
     }
 
-    /// What somebody waits for.
-    fn wanted(&self) -> u8 {
-        let messages = if lock(&self.state).slots.used() > 0 { MESSAGES } else { 0 };
-        let reads = if self.pump.reads.load(Ordering::SeqCst) > 0 { READS } else { 0 };
-        messages | reads
-    }
-
-    /// Makes the leader look again if it does not wait for all that is wanted.
-    fn widen(&self) {
-        let covered = self.pump.covered.load(Ordering::SeqCst);
-        if covered != 0
-            && self.wanted() & !covered != 0
-            && let Some((live, _)) = self.live()
-        {
-            live.endpoint.interrupt();
+    /// Waits in this thread until `me` is woken, something else has happened, or for not much longer
+    /// than `timeout`.
+    pub(crate) fn wait_once(&self, me: &ThreadWaker, wanted: u8, timeout: Option<Duration>) {
+        if !me.is_woken() {
+            self.drive_once(me, wanted, timeout.map_or(DRIVE, |timeout| timeout.min(DRIVE)));
         }
     }
 
-    fn drive_once(&self, _lead: &Lead<'_>, timeout: Duration) {
-        let (endpoint, messages): (Arc<dyn Endpoint>, bool) = {
-            let state = lock(&self.state);
-            match &state.link {
-                Link::Up(endpoint) | Link::Recovering(endpoint) => {
-                    (Arc::clone(endpoint), state.slots.used() > 0)
-                }
-                Link::Down(outage) if outage.deadline.is_some() => {
-                    drop(state);
-                    return self.reconnect();
-                }
-                Link::Down(_) | Link::Closed => {
-                    drop(state);
-                    std::thread::park_timeout(timeout.min(Duration::from_millis(1)));
-                    return;
-                }
+    /// Drives the connection once for a thread that waits, or replaces it.
+    fn drive_once(&self, me: &ThreadWaker, wanted: u8, timeout: Duration) {
+        let endpoint: Option<Arc<dyn Endpoint>> = match &lock(&self.state).link {
+            Link::Up(endpoint) if wanted != 0 => Some(Arc::clone(endpoint)),
+            Link::Up(_) | Link::Recovering(_) | Link::Closed => None,
+            Link::Down(outage) if outage.deadline.is_none() => None,
+            Link::Down(_) => {
+                // Looked at again by `reconnect`.
+                return self.connect_again(me, timeout);
             }
         };
-        let reads = self.pump.reads.load(Ordering::SeqCst) > 0;
-        let overdue = self.pump.overdue.load(Ordering::Relaxed)
-            && self.pump.overdue.swap(false, Ordering::Relaxed);
-        let messages = messages || overdue || !reads;
-        let covered = if messages { MESSAGES } else { 0 } | if reads { READS } else { 0 };
-        self.pump.covered.store(covered, Ordering::SeqCst);
-        endpoint.drive(Interest { messages, reads }, timeout);
-    }
-
-    /// Handles what has arrived while nobody waited, such as requests to let go of memory. If
-    /// another thread leads it will.
-    pub(super) fn tend(&self) {
-        self.pump.overdue.store(true, Ordering::Relaxed);
-        if let Some(lead) = self.pump.lead() {
-            self.drive_once(&lead, Duration::ZERO);
+        match endpoint {
+            Some(endpoint) => {
+                let interest =
+                    Interest { messages: wanted & MESSAGES != 0, reads: wanted & READS != 0 };
+                endpoint.drive(interest, timeout);
+            }
+            None => self.park(me, timeout),
         }
     }
 
-    /// Connects again if nobody else does.
+    fn connect_again(&self, me: &ThreadWaker, timeout: Duration) {
+        match self.pump.connecting.try_lock() {
+            Ok(_connecting) => self.reconnect(),
+            Err(TryLockError::Poisoned(poisoned)) => {
+                let _connecting = poisoned.into_inner();
+                self.reconnect();
+            }
+            Err(TryLockError::WouldBlock) => self.park(me, timeout),
+        }
+    }
+
+    /// Sleeps until `me` is woken or the connection changes.
+    fn park(&self, me: &ThreadWaker, timeout: Duration) {
+        lock(&self.pump.parked).push(std::thread::current());
+        if !me.is_woken() {
+            std::thread::park_timeout(timeout);
+        }
+        let current = std::thread::current().id();
+        lock(&self.pump.parked).retain(|thread| thread.id() != current);
+    }
+
+    /// Handles what has arrived while nobody waited, such as requests to let go of memory, and
+    /// replaces the connection if it was lost.
+    pub(super) fn tend(&self) {
+        self.drive_once(&ThreadWaker::new(), MESSAGES, Duration::ZERO);
+    }
+
+    /// Tries to reach a server that was given up, unless another thread does.
     pub(super) fn tend_outage(&self) {
-        let down = matches!(&lock(&self.state).link, Link::Down(_));
-        if down && let Some(_lead) = self.pump.lead() {
+        if let Ok(_connecting) = self.pump.connecting.try_lock() {
             self.try_again();
         }
     }
@@ -275,7 +241,7 @@ impl Session {
         self.pump.reactor.wanted.notify_all();
     }
 
-    /// An asynchronous operation waits: sees to it that somebody drives.
+    /// An asynchronous operation waits: sees to it that the reactor runs and knows of it.
     fn attend(&self) {
         let mut reactor = lock(&self.pump.reactor.state);
         reactor.waiting += 1;
@@ -283,9 +249,8 @@ impl Session {
             let this = self.this.clone();
             let thread = std::thread::Builder::new().name("dafs-reactor".into());
             let spawned = thread.spawn(move || {
-                let me = Arc::new(ThreadWaker::new());
                 while let Some(session) = this.upgrade() {
-                    if !session.react(&me) {
+                    if !session.react() {
                         break;
                     }
                 }
@@ -297,69 +262,59 @@ impl Session {
         }
         drop(reactor);
         self.pump.reactor.wanted.notify_one();
-        self.widen();
     }
 
     fn unattend(&self) {
         lock(&self.pump.reactor.state).waiting -= 1;
     }
 
+    /// Makes the reactor look again if it does not wait for all that is wanted.
+    fn widen(&self, wanted: u8) {
+        let covered = self.pump.reactor.covered.load(Ordering::SeqCst);
+        if covered != 0
+            && wanted & !covered != 0
+            && let Some((live, _)) = self.live()
+        {
+            live.endpoint.interrupt();
+        }
+    }
+
+    /// What anybody waits for.
+    fn outstanding(&self) -> u8 {
+        let messages = if lock(&self.state).slots.used() > 0 { MESSAGES } else { 0 };
+        let reads = if self.pump.reads.load(Ordering::SeqCst) > 0 { READS } else { 0 };
+        messages | reads
+    }
+
     /// One round of the reactor; `false` to end.
-    fn react(&self, me: &Arc<ThreadWaker>) -> bool {
+    fn react(&self) -> bool {
         let reactor = lock(&self.pump.reactor.state);
-        // Bounded, so that a session which everyone has left can end.
+        // Bounded, so that the reactor of a session that everyone has left ends.
+        let idle = |reactor: &mut ReactorState| reactor.waiting == 0 && !reactor.stop;
         let (reactor, _) = self
             .pump
             .reactor
             .wanted
-            .wait_timeout_while(reactor, Duration::from_millis(200), |r| r.waiting == 0 && !r.stop)
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if reactor.stop {
-            return false;
-        }
-        let waiting = reactor.waiting > 0;
+            .wait_timeout_while(reactor, Duration::from_millis(200), idle)
+            .unwrap_or_else(PoisonError::into_inner);
+        let (stop, waiting) = (reactor.stop, reactor.waiting);
         drop(reactor);
-        if waiting {
-            let mut lead = self.pump.lead_or_follow(me);
-            if lead.is_none() {
-                self.widen();
-                std::thread::park_timeout(DRIVE);
-                lead = self.pump.unfollow(me, true);
+        if !stop && waiting > 0 {
+            // The end of the connection comes as a message.
+            let wanted = match self.outstanding() {
+                0 => MESSAGES,
+                wanted => wanted,
+            };
+            self.pump.reactor.covered.store(wanted, Ordering::SeqCst);
+            // What begins before this line is found here; what begins after it sees what is
+            // covered and interrupts the wait.
+            if self.outstanding() & !wanted == 0 {
+                self.drive_once(&this_thread(), wanted, DRIVE);
             }
-            if let Some(lead) = lead {
-                self.drive_once(&lead, DRIVE);
-            }
+            self.pump.reactor.covered.store(0, Ordering::SeqCst);
         }
-        true
+        !stop
     }
-}
-
-fn loop_until<F: Future>(
-    session: &Session,
-    future: F,
-    cancelled: impl Fn() -> bool,
-) -> Option<F::Output> {
-    ME.with(|(me, waker)| {
-        let mut future = pin!(future);
-        let mut cx = Context::from_waker(waker);
-        loop {
-            me.reset();
-            if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
-                return Some(value);
-            }
-            while !me.is_woken() {
-                if cancelled() {
-                    return None;
-                }
-                session.turn(me, &cancelled);
-            }
-        }
-    })
-}
-
-/// The waker of this thread, for executors that run many futures in it.
-pub(crate) fn this_thread() -> Arc<ThreadWaker> {
-    ME.with(|(me, _)| Arc::clone(me))
 }
 
 /// A future of the asynchronous interface: while it waits, the reactor drives the connection.
@@ -370,8 +325,8 @@ pub(crate) struct Driven<F> {
 }
 
 impl<F: Future> Driven<F> {
-    pub(crate) fn new(session: Arc<Session>, future: F) -> Self {
-        Self { session, future: Box::pin(future), attended: false }
+    pub(crate) fn new(session: &Arc<Session>, future: F) -> Self {
+        Self { session: Arc::clone(session), future: Box::pin(future), attended: false }
     }
 }
 
@@ -380,13 +335,12 @@ impl<F: Future> Future for Driven<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
-        let result = this.future.as_mut().poll(cx);
+        let (result, wanted) = poll_wanting(this.future.as_mut(), cx);
         if result.is_pending() {
-            if std::mem::replace(&mut this.attended, true) {
-                this.session.widen();
-            } else {
+            if !std::mem::replace(&mut this.attended, true) {
                 this.session.attend();
             }
+            this.session.widen(wanted);
         } else if std::mem::take(&mut this.attended) {
             this.session.unattend();
         }

@@ -1,5 +1,6 @@
 //! One request and its reply.
 
+use super::pump::{MESSAGES, want};
 use super::{Link, Live, Outage, Session};
 use crate::error::{Error, Result};
 use crate::file::OpenFile;
@@ -190,6 +191,7 @@ impl ReplyCell {
             CellState::Done(result) => Poll::Ready(*result),
             CellState::Idle | CellState::Waiting(_) => {
                 *state = CellState::Waiting(cx.waker().clone());
+                want(MESSAGES);
                 Poll::Pending
             }
             CellState::Taken => Poll::Pending,
@@ -469,10 +471,13 @@ impl Future for Acquire<'_, '_> {
         if usable.is_some() && file.is_some_and(|file| !file.is_of(state.session)) {
             return lost;
         }
-        if let Some(endpoint) = usable
-            && let Some(begun) = this.begin.begin(state, &endpoint)
+        if let Some(endpoint) = &usable
+            && let Some(begun) = this.begin.begin(state, endpoint)
         {
             return Poll::Ready(Ok(begun));
+        }
+        if usable.is_some() {
+            want(MESSAGES);
         }
         state.last_waiter += 1;
         this.waiter = Some(state.last_waiter);

@@ -239,13 +239,14 @@ pub(crate) async fn commit(file: &Arc<OpenFile>, offset: u64, length: u64) -> Re
         let before = lock(&file.uncommitted).latest();
         let extent = Some(Extent { offset, length });
         let reply = file.call(|open| CommitRequest { open, extent }).await?;
-        let mut uncommitted = lock(&file.uncommitted);
-        let freed = uncommitted.committed(offset, length, before, reply.verifier);
-        session.retained.fetch_sub(freed, Ordering::Relaxed);
-        let lost = uncommitted.select(|kept| {
-            kept.id <= before && kept.touches(offset, length) && kept.verifier != reply.verifier
-        });
-        drop(uncommitted);
+        let lost = {
+            let mut uncommitted = lock(&file.uncommitted);
+            let freed = uncommitted.committed(offset, length, before, reply.verifier);
+            session.retained.fetch_sub(freed, Ordering::Relaxed);
+            uncommitted.select(|kept| {
+                kept.id <= before && kept.touches(offset, length) && kept.verifier != reply.verifier
+            })
+        };
         if lost.is_empty() {
             return Ok(());
         }
@@ -273,7 +274,9 @@ async fn send_again(file: &Arc<OpenFile>, lane: Lane, lost: Vec<Kept>) -> Result
         let inline = kept.data.len() <= session.options.inline_write.min(grant.max_inline);
         let most = if inline { kept.data.len() } else { grant.max_transfer };
         let mut done = 0;
-        let mut last = None;
+        // Of several parts the first counts: should the verifier change between them, the next
+        // commit's differs from it, and all are sent once more.
+        let mut first = None;
         while done < kept.data.len() {
             let from = kept.data.segment(done, most.min(kept.data.len() - done));
             let offset = kept.offset + done as u64;
@@ -281,22 +284,19 @@ async fn send_again(file: &Arc<OpenFile>, lane: Lane, lost: Vec<Kept>) -> Result
                 Ok(written) => {
                     done += written.count;
                     session.counters.resent_bytes.add(written.count as u64);
-                    last = Some(written);
+                    first.get_or_insert(written);
                 }
                 Err(error @ Error::Status { .. }) => {
                     tracing::warn!(%error, "uncommitted writes are lost");
                     let freed = lock(&file.uncommitted).lose(kept.id, error);
                     session.retained.fetch_sub(freed, Ordering::Relaxed);
-                    last = None;
+                    first = None;
                     break;
                 }
                 Err(error) => return Err(error),
             }
         }
-        if let Some(written) = last {
-            // If the verifier changed between the parts, the first of them may be lost again; the
-            // next commit tells, since only the newest verifier is kept for all of them when the
-            // parts agree on the boot.
+        if let Some(written) = first {
             lock(&file.uncommitted).sent_again(kept.id, written.verifier, written.boot);
         }
     }

@@ -26,11 +26,15 @@ impl Cache {
     }
 
     pub(super) fn try_slot(&self) -> Option<Slot> {
-        self.arena.take().or_else(|| self.grow().then(|| self.arena.take()).flatten()).or_else(|| {
-            // One page of some other shard each time: the clock's hand goes round all of them.
-            let start = self.next_shard.fetch_add(1, Ordering::Relaxed);
-            (0..self.shards.len()).find_map(|i| self.evict_from((start + i) % self.shards.len()))
-        })
+        self.arena
+            .take()
+            .or_else(|| self.grow().then(|| self.arena.take()).flatten())
+            .or_else(|| {
+                // One page of some other shard each time: the clock's hand goes round all of them.
+                let start = self.next_shard.fetch_add(1, Ordering::Relaxed);
+                (0..self.shards.len())
+                    .find_map(|i| self.evict_from((start + i) % self.shards.len()))
+            })
     }
 
     /// Gives a slot back that holds no page.
@@ -44,7 +48,7 @@ impl Cache {
         let geometry = self.config.geometry;
         let per_chunk = geometry.chunk_len() + geometry.slots as usize * SLOT_OVERHEAD;
         let chunks = self.arena.bytes() / geometry.chunk_len();
-        if (chunks + 1) * per_chunk > self.config.budget {
+        if self.pressed.load(Ordering::Relaxed) || (chunks + 1) * per_chunk > self.config.budget {
             return false;
         }
         match self.arena.grow() {
@@ -68,7 +72,12 @@ impl Cache {
 
     /// Strikes a block from its file's set once its page is gone. The page may be back already.
     pub(super) fn not_resident(&self, number: u64, block: u64) {
-        let file = self.files.lock().by_number.get(&number).and_then(std::sync::Weak::upgrade);
+        let file = self
+            .files
+            .lock()
+            .by_number
+            .get(&number)
+            .and_then(std::sync::Weak::upgrade);
         let Some(file) = file else { return };
         let shard = self.shard((number, block)).lock();
         if shard.get((number, block)).is_none() {
@@ -84,7 +93,9 @@ impl Cache {
     /// When a dirty page cannot be written back; the chunk stays then, with fewer pages.
     pub async fn retire_chunk(self: &Arc<Self>) -> Result<bool> {
         let chunks = self.arena.chunks();
-        let [_, .., newest] = &chunks[..] else { return Ok(false) };
+        let [_, .., newest] = &chunks[..] else {
+            return Ok(false);
+        };
         let id = newest.id();
         drop(chunks);
         if !self.arena.begin_retire(id) {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `shard` | the page table, and the clock that picks what has to go |
 //! | `memory` | slots: taking, evicting, growing and shrinking the arena within the budget |
+//! | `pressure` | shrinking it when the machine is short of memory |
 //! | `file` | one cached file: its number, size and pages |
 //! | `read`, `fill` | delivering pages, and bringing them in from the store |
 //! | `write` | changing pages in place |
@@ -17,6 +18,7 @@
 mod file;
 mod fill;
 mod memory;
+mod pressure;
 mod read;
 mod resize;
 mod shard;
@@ -70,7 +72,11 @@ pub trait Exporter: Send + Sync {
     /// Makes a chunk readable. Called before the first reference to it leaves.
     fn export(&self, chunk: &Arc<Chunk>);
     /// Makes all clients let go of a chunk whose slots are dead; see [`ordma::Listener::retire`].
-    fn retire(&self, chunk: ChunkId, patience: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    fn retire(
+        &self,
+        chunk: ChunkId,
+        patience: Duration,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 const SHARDS: usize = 64;
@@ -90,6 +96,8 @@ pub struct Cache {
     dirty: AtomicUsize,
     /// Write-back of everything is under way.
     writing_back: AtomicBool,
+    /// The machine is short of memory.
+    pressed: AtomicBool,
     /// A slot may have become free or evictable, or the dirty bytes fewer.
     relief: Event,
     verifier: AtomicU64,
@@ -115,7 +123,9 @@ struct Counters {
 
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Cache")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -130,9 +140,9 @@ impl Cache {
         runtime: Runtime,
     ) -> Result<Arc<Self>> {
         let arena = Arc::new(Arena::new(config.geometry));
-        let first = arena
-            .grow()
-            .map_err(|error| StoreError::io("allocate the first chunk of the page cache", &error))?;
+        let first = arena.grow().map_err(|error| {
+            StoreError::io("allocate the first chunk of the page cache", &error)
+        })?;
         exporter.export(&first);
         Ok(Arc::new(Self {
             config,
@@ -145,6 +155,7 @@ impl Cache {
             files: Mutex::default(),
             dirty: AtomicUsize::new(0),
             writing_back: AtomicBool::new(false),
+            pressed: AtomicBool::new(false),
             relief: Event::new(),
             verifier: AtomicU64::new(fastrand::u64(..)),
             counters: Counters::default(),
@@ -222,11 +233,17 @@ impl Cache {
             ("cache_hits", get(&c.hits)),
             ("cache_fills", get(&c.fills)),
             ("cache_evictions", get(&c.evictions)),
-            ("cache_pages", self.shards.iter().map(|s| s.lock().len() as u64).sum()),
+            (
+                "cache_pages",
+                self.shards.iter().map(|s| s.lock().len() as u64).sum(),
+            ),
             ("cache_pages_written_back", get(&c.pages_written_back)),
             ("cache_writeback_errors", get(&c.writeback_errors)),
             ("cache_chunks_retired", get(&c.chunks_retired)),
-            ("cache_dirty_bytes", self.dirty.load(Ordering::Relaxed) as u64),
+            (
+                "cache_dirty_bytes",
+                self.dirty.load(Ordering::Relaxed) as u64,
+            ),
             ("cache_files", self.files.lock().by_identity.len() as u64),
             ("arena_bytes", self.arena.bytes() as u64),
         ]
@@ -235,7 +252,9 @@ impl Cache {
     /// Forgets files that no one has open and that have no pages.
     pub fn sweep_files(&self) {
         let mut files = self.files.lock();
-        files.by_identity.retain(|_, file| Arc::strong_count(file) > 1 || !file.is_idle());
+        files
+            .by_identity
+            .retain(|_, file| Arc::strong_count(file) > 1 || !file.is_idle());
         files.by_number.retain(|_, file| file.strong_count() > 0);
     }
 

@@ -23,14 +23,20 @@ pub async fn connect(
     request: ConnectRequest,
 ) -> Result<ConnectReply, OpError> {
     if request.version != u32::from(VERSION) {
-        let what = format!("version {} is asked for, the server speaks {VERSION}", request.version);
+        let what = format!(
+            "version {} is asked for, the server speaks {VERSION}",
+            request.version
+        );
         return Err(OpError::new(Status::Version, what));
     }
     let export = find_export(server, &request.export)?;
     check_protection(&export, request.protection)?;
 
     let store = Arc::clone(&export.store);
-    let root = server.runtime().blocking(move || store.node(&store.root())).await?;
+    let root = server
+        .runtime()
+        .blocking(move || store.node(&store.root()))
+        .await?;
 
     let (session, resumed) = match earlier(server, &export, &request)? {
         Some(session) => (session, true),
@@ -75,7 +81,11 @@ pub async fn connect(
 fn find_export(server: &Server, name: &str) -> Result<Arc<Export>, OpError> {
     let found = server.exports().iter().find(|export| export.name == name);
     found.cloned().ok_or_else(|| {
-        let names: Vec<&str> = server.exports().iter().map(|export| &*export.name).collect();
+        let names: Vec<&str> = server
+            .exports()
+            .iter()
+            .map(|export| &*export.name)
+            .collect();
         let what = format!("no export {name:?}; there are: {}", names.join(", "));
         OpError::new(Status::NoExport, what)
     })
@@ -118,7 +128,9 @@ fn earlier(
             SessionId::LEN
         ))
     })?;
-    let Some(session) = server.session(&id) else { return Ok(None) };
+    let Some(session) = server.session(&id) else {
+        return Ok(None);
+    };
     if !Arc::ptr_eq(session.export(), export) {
         return Err(OpError::invalid(format!(
             "the session is connected to export {:?}, not {:?}",
@@ -135,8 +147,15 @@ fn new_session(
     request: &ConnectRequest,
 ) -> Result<Arc<LiveSession>, OpError> {
     let most = server.session_limits().slots.max(1);
-    let slots = u16::try_from(request.slots).unwrap_or(u16::MAX).clamp(1, most);
-    let client = request.client.chars().filter(|c| !c.is_control()).take(MAX_CLIENT).collect();
+    let slots = u16::try_from(request.slots)
+        .unwrap_or(u16::MAX)
+        .clamp(1, most);
+    let client = request
+        .client
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_CLIENT)
+        .collect();
     server.add_session(export, client, slots)
 }
 

@@ -1,6 +1,6 @@
 //! OPEN: opens a file, and may create or truncate it.
 
-use super::{Open, OpContext, OpError};
+use super::{OpContext, OpError, Open};
 use crate::cache::OpenFile;
 use crate::store::{CreateOptions, Handle, Node, Store};
 use dafs_proto::{Create, OpenReply, OpenRequest};
@@ -19,12 +19,17 @@ const MAX_REFS: u32 = 256;
 /// created and an error came afterwards, the file stays.
 pub async fn open(cx: &OpContext, request: OpenRequest) -> Result<OpenReply, OpError> {
     if request.access == 0 || request.access & !(READ | WRITE) != 0 {
-        let what = format!("open with access {}, which is 1 to read, 2 to write, 3 for both", request.access);
+        let what = format!(
+            "open with access {}, which is 1 to read, 2 to write, 3 for both",
+            request.access
+        );
         return Err(OpError::invalid(what));
     }
     let (read, write) = (request.access & READ != 0, request.access & WRITE != 0);
     if request.truncate && !write {
-        return Err(OpError::invalid("truncate a file that is not opened for writing"));
+        return Err(OpError::invalid(
+            "truncate a file that is not opened for writing",
+        ));
     }
     if write {
         cx.check_writable()?;
@@ -64,7 +69,9 @@ fn reply(
     created: bool,
     want_refs: u32,
 ) -> Result<OpenReply, OpError> {
-    let Node { handle, mut attr, .. } = node;
+    let Node {
+        handle, mut attr, ..
+    } = node;
     file.overlay(&mut attr);
     let mut refs = Vec::new();
     if read {
@@ -72,14 +79,30 @@ fn reply(
     }
     let number = file.number();
     let wire = handle.as_bytes().to_vec();
-    let open = cx.session.add_open(Arc::new(Open { file, read, write, handle }))?;
-    Ok(OpenReply { open, handle: wire, file: number, attr: Some(attr), refs, created })
+    let open = cx.session.add_open(Arc::new(Open {
+        file,
+        read,
+        write,
+        handle,
+    }))?;
+    Ok(OpenReply {
+        open,
+        handle: wire,
+        file: number,
+        attr: Some(attr),
+        refs,
+        created,
+    })
 }
 
 /// What is to be opened.
 enum Target {
     Handle(Handle),
-    Name { directory: Handle, name: Vec<u8>, create: Option<CreateOptions> },
+    Name {
+        directory: Handle,
+        name: Vec<u8>,
+        create: Option<CreateOptions>,
+    },
 }
 
 impl Target {
@@ -97,7 +120,11 @@ impl Target {
             attr: request.attr.clone().unwrap_or_default(),
         });
         let directory = Handle::from_wire(&request.directory)?;
-        Ok(Self::Name { directory, name: request.name.clone(), create })
+        Ok(Self::Name {
+            directory,
+            name: request.name.clone(),
+            create,
+        })
     }
 
     fn find(
@@ -106,12 +133,16 @@ impl Target {
     ) -> crate::store::Result<(Node, Option<Arc<dyn crate::store::StoreFile>>)> {
         match self {
             Self::Handle(handle) => Ok((store.node(handle)?, None)),
-            Self::Name { directory, name, create: None } => {
-                Ok((store.lookup(directory, name)?, None))
-            }
-            Self::Name { directory, name, create: Some(options) } => {
-                store.create(directory, name, options)
-            }
+            Self::Name {
+                directory,
+                name,
+                create: None,
+            } => Ok((store.lookup(directory, name)?, None)),
+            Self::Name {
+                directory,
+                name,
+                create: Some(options),
+            } => store.create(directory, name, options),
         }
     }
 }

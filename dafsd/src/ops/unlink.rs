@@ -11,14 +11,18 @@ use dafs_proto::{UnlinkReply, UnlinkRequest};
 pub async fn unlink(cx: &OpContext, request: UnlinkRequest) -> Result<UnlinkReply, OpError> {
     cx.check_writable()?;
     let directory = Handle::from_wire(&request.directory)?;
-    let removed = cx.store(move |store| store.unlink(&directory, &request.name)).await?;
+    let removed = cx
+        .store(move |store| store.unlink(&directory, &request.name))
+        .await?;
     tell_cache(cx, removed).await?;
     Ok(UnlinkReply {})
 }
 
 /// Tells the page cache what became of a file that lost a name.
 pub(super) async fn tell_cache(cx: &OpContext, removed: Removed) -> Result<(), OpError> {
-    let Some(file) = cx.server.cache().find(&removed.identity) else { return Ok(()) };
+    let Some(file) = cx.server.cache().find(&removed.identity) else {
+        return Ok(());
+    };
     if removed.last {
         file.removed();
     } else {

@@ -14,16 +14,32 @@ use std::borrow::Cow;
 pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteReply>, OpError> {
     let open = cx.open(request.open)?;
     if !open.write {
-        return Err(OpError::new(Status::BadOpen, "write to a file that was not opened for writing"));
+        return Err(OpError::new(
+            Status::BadOpen,
+            "write to a file that was not opened for writing",
+        ));
     }
     check_extents(request.extents.len())?;
-    let total = request.extents.iter().try_fold(0u64, |sum, e| sum.checked_add(e.length));
+    let total = request
+        .extents
+        .iter()
+        .try_fold(0u64, |sum, e| sum.checked_add(e.length));
     let limits = cx.server.limits();
     let direct = request.placement() == Placement::Direct;
-    let limit = if direct { limits.max_transfer } else { limits.max_inline };
+    let limit = if direct {
+        limits.max_transfer
+    } else {
+        limits.max_inline
+    };
     let Some(total) = total.filter(|total| *total <= u64::from(limit)) else {
         let what = format!("write more than {limit} bytes in one request");
         return Err(OpError::new(Status::MessageTooBig, what));
+    };
+    // Bounds the memory of all direct transfers.
+    let _permit = if direct {
+        Some(cx.server.transfers().acquire().await)
+    } else {
+        None
     };
     let data: Cow<'_, [u8]> = if direct && total > 0 {
         let len = usize::try_from(total).unwrap_or(usize::MAX);

@@ -80,8 +80,8 @@ pub enum HandleReport {
         why: String,
         /// The file.
         path: PathBuf,
-        /// Objects it knew at the start.
-        known: usize,
+        /// Objects it knew at the start, where it was read.
+        known: Option<usize>,
     },
     /// By number, not kept.
     Memory {
@@ -96,12 +96,16 @@ impl fmt::Display for HandleReport {
             Self::Kernel => f.write_str(
                 "handles are the kernel's (name_to_handle_at): they survive restarts and renames",
             ),
-            Self::Table { why, path, known } => write!(
-                f,
-                "handles are kept in {} ({known} objects): they survive restarts, and renames \
-                 through this server only, because {why}",
-                path.display()
-            ),
+            Self::Table { why, path, known } => {
+                write!(f, "handles are kept in {}", path.display())?;
+                if let Some(known) = known {
+                    write!(f, " ({known} objects)")?;
+                }
+                write!(
+                    f,
+                    ": they survive restarts, and renames through this server only, because {why}"
+                )
+            }
             Self::Memory { why } => write!(
                 f,
                 "handles are kept in memory: clients find them stale after a restart, because \
@@ -147,31 +151,53 @@ impl LocalStore {
     /// # Errors
     /// When `path` is not a directory that can be opened, or the handle table cannot be.
     pub fn new(path: &Path, options: LocalOptions) -> Result<Self> {
-        let what = || format!("export root {}", path.display());
-        let canonical =
-            path.canonicalize().map_err(|error| StoreError::io(format!("{}: {error}", what()), &error))?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = fs::open(&canonical, flags, Mode::empty()).map_err(|error| failed(what(), error))?;
-        // One call of the kind that every operation needs, so that its lack is found here.
-        sys::open_path(&fd, b".").map_err(|error| {
-            failed(format!("{}: openat2 (Linux 5.6, allowed by seccomp)", what()), error)
-        })?;
-        let stat = sys::stat(&fd).map_err(|error| failed(what(), error))?;
-        let file_system = fs::fstatvfs(&fd).map_err(|error| failed(what(), error))?.f_fsid;
-        let export = sys::fnv([
-            canonical.as_os_str().as_bytes(),
-            &file_system.to_le_bytes(),
-            &stat.stx_ino.to_le_bytes(),
-        ])
-        .to_le_bytes();
-
-        let (handles, report) = Handles::choose(&fd, export, &options)?;
+        let (fd, export) = open_root(path)?;
+        let (handles, report) = match kernel_handles(&fd, export, &options) {
+            Ok(handles) => (Handles::Kernel(handles), HandleReport::Kernel),
+            Err(why) => {
+                let (table, report) = handle_table(&fd, export, &options, why)?;
+                (Handles::Table(table), report)
+            }
+        };
+        let stat = sys::stat(&fd).map_err(|error| failed("export root", error))?;
         let (handle, identity) = handles.make(&fd, &stat, None)?;
         let kind = FileType::Directory;
-        let root = Arc::new(Object { fd, handle, identity, kind });
+        let root = Arc::new(Object {
+            fd,
+            handle,
+            identity,
+            kind,
+        });
         let objects = FdCache::new(options.descriptors);
         let (files, nameless) = (Mutex::default(), Mutex::default());
-        Ok(Self { options, handles, root, objects, files, nameless, report })
+        Ok(Self {
+            options,
+            handles,
+            root,
+            objects,
+            files,
+            nameless,
+            report,
+        })
+    }
+
+    /// Finds out which handles a store of the directory `path` would use, and changes nothing.
+    ///
+    /// # Errors
+    /// When `path` is not a directory that can be opened.
+    pub fn probe(path: &Path, options: &LocalOptions) -> Result<HandleReport> {
+        let (fd, export) = open_root(path)?;
+        Ok(
+            match (kernel_handles(&fd, export, options), &options.state) {
+                (Ok(_), _) => HandleReport::Kernel,
+                (Err(why), Some(state)) => HandleReport::Table {
+                    why,
+                    path: table_path(state, export),
+                    known: None,
+                },
+                (Err(why), None) => HandleReport::Memory { why },
+            },
+        )
     }
 
     /// Which handles are in use, and what other ones would have needed.
@@ -192,7 +218,12 @@ impl LocalStore {
         if let Some(file) = nameless {
             let fd = sys::path_of(&*file).map_err(|error| failed("handle", error))?;
             let (handle, identity, kind) = (handle.clone(), file.identity(), FileType::Regular);
-            return Ok(Arc::new(Object { fd, handle, identity, kind }));
+            return Ok(Arc::new(Object {
+                fd,
+                handle,
+                identity,
+                kind,
+            }));
         }
         let object = Arc::new(match &self.handles {
             Handles::Kernel(handles) => handles.open(handle)?,
@@ -205,9 +236,23 @@ impl LocalStore {
     /// The object that was found in `parent` under `name`, and its attributes.
     fn found(&self, fd: OwnedFd, parent: &Object, name: &[u8]) -> Result<(Object, Node)> {
         let stat = sys::stat(&fd).map_err(|error| failed(sys::show(name), error))?;
-        let (handle, identity) = self.handles.make(&fd, &stat, Some((&parent.handle, name)))?;
-        let node = Node { handle: handle.clone(), identity, attr: sys::attributes(&stat) };
-        Ok((Object { fd, handle, identity, kind: sys::file_type(&stat) }, node))
+        let (handle, identity) = self
+            .handles
+            .make(&fd, &stat, Some((&parent.handle, name)))?;
+        let node = Node {
+            handle: handle.clone(),
+            identity,
+            attr: sys::attributes(&stat),
+        };
+        Ok((
+            Object {
+                fd,
+                handle,
+                identity,
+                kind: sys::file_type(&stat),
+            },
+            node,
+        ))
     }
 
     /// As [`found`](Self::found), for an object that will be used again.
@@ -219,7 +264,10 @@ impl LocalStore {
 
     fn check_writable(&self, what: &str) -> Result<()> {
         if self.options.read_only {
-            return Err(failed(format!("{what}: the export is read-only"), Errno::ROFS));
+            return Err(failed(
+                format!("{what}: the export is read-only"),
+                Errno::ROFS,
+            ));
         }
         Ok(())
     }
@@ -234,20 +282,40 @@ impl LocalStore {
             FileType::Regular => {}
             FileType::Directory => return Err(failed(what(), Errno::ISDIR)),
             FileType::Symlink => return Err(failed(what(), Errno::LOOP)),
-            _ => return Err(failed(format!("{}: not a regular file", what()), Errno::INVAL)),
+            _ => {
+                return Err(failed(
+                    format!("{}: not a regular file", what()),
+                    Errno::INVAL,
+                ));
+            }
         }
-        let known = self.files.lock().get(&object.identity).and_then(Weak::upgrade);
+        let known = self
+            .files
+            .lock()
+            .get(&object.identity)
+            .and_then(Weak::upgrade);
         if let Some(file) = known.filter(|file| file.writable() || !write) {
             return Ok(file);
         }
-        let reopen = |flags| fs::open(sys::proc_path(&object.fd), flags | OFlags::CLOEXEC, Mode::empty());
+        let reopen = |flags| {
+            fs::open(
+                sys::proc_path(&object.fd),
+                flags | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+        };
         // Writable where it can be, whatever was asked for, so that pages can be written back by
         // whoever opened the file first.
-        let (fd, writable) = match reopen(if self.options.read_only { OFlags::RDONLY } else { OFlags::RDWR }) {
+        let (fd, writable) = match reopen(if self.options.read_only {
+            OFlags::RDONLY
+        } else {
+            OFlags::RDWR
+        }) {
             Ok(fd) => (fd, !self.options.read_only),
-            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) if !write => {
-                (reopen(OFlags::RDONLY).map_err(|error| failed(what(), error))?, false)
-            }
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) if !write => (
+                reopen(OFlags::RDONLY).map_err(|error| failed(what(), error))?,
+                false,
+            ),
             Err(error) => return Err(failed(what(), error)),
         };
         Ok(self.opened(LocalFile::new(fd, object.identity, writable)))
@@ -260,7 +328,12 @@ impl LocalStore {
         if let Handles::Table(table) = &self.handles {
             table.removed(&object.handle);
         }
-        let file = self.files.lock().get(&object.identity).filter(|f| f.strong_count() > 0).cloned();
+        let file = self
+            .files
+            .lock()
+            .get(&object.identity)
+            .filter(|f| f.strong_count() > 0)
+            .cloned();
         let mut nameless = self.nameless.lock();
         nameless.retain(|_, file| file.strong_count() > 0);
         if let Some(file) = file {
@@ -279,33 +352,72 @@ impl LocalStore {
     }
 }
 
-impl Handles {
-    fn choose(
-        root: &OwnedFd,
-        export: [u8; 8],
-        options: &LocalOptions,
-    ) -> Result<(Self, HandleReport)> {
-        let why = if options.handle_table {
-            "the configuration asks for it".to_owned()
-        } else {
-            match KernelHandles::probe(root.as_fd(), export) {
-                Ok(handles) => return Ok((Self::Kernel(handles), HandleReport::Kernel)),
-                Err(why) => why,
-            }
-        };
-        let own = sys::open_path(root, b".").map_err(|error| failed("export root", error))?;
-        let Some(state) = &options.state else {
-            let table = ObjectTable::new(export, own, None);
-            return Ok((Self::Table(table), HandleReport::Memory { why }));
-        };
-        let path = state.join(format!("handles-{:016x}", u64::from_le_bytes(export)));
-        let (journal, records) = Journal::open(&path)
-            .map_err(|error| StoreError::io(format!("handle table {}: {error}", path.display()), &error))?;
-        let known = records.len();
-        let table = ObjectTable::new(export, own, Some((journal, records)));
-        Ok((Self::Table(table), HandleReport::Table { why, path, known }))
-    }
+/// Opens an export's root; also the export's id, which its handles bear.
+fn open_root(path: &Path) -> Result<(OwnedFd, [u8; 8])> {
+    let what = || format!("export root {}", path.display());
+    let canonical = path
+        .canonicalize()
+        .map_err(|error| StoreError::io(format!("{}: {error}", what()), &error))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = fs::open(&canonical, flags, Mode::empty()).map_err(|error| failed(what(), error))?;
+    // One call of the kind that every operation needs, so that its lack is found here.
+    sys::open_path(&fd, b".").map_err(|error| {
+        failed(
+            format!("{}: openat2 (Linux 5.6, allowed by seccomp)", what()),
+            error,
+        )
+    })?;
+    let stat = sys::stat(&fd).map_err(|error| failed(what(), error))?;
+    // Not the device number, which may be another one after the next restart of the host.
+    let file_system = fs::fstatvfs(&fd)
+        .map_err(|error| failed(what(), error))?
+        .f_fsid;
+    let export = sys::fnv([
+        canonical.as_os_str().as_bytes(),
+        &file_system.to_le_bytes(),
+        &stat.stx_ino.to_le_bytes(),
+    ]);
+    Ok((fd, export.to_le_bytes()))
+}
 
+fn kernel_handles(
+    root: &OwnedFd,
+    export: [u8; 8],
+    options: &LocalOptions,
+) -> std::result::Result<KernelHandles, String> {
+    if options.handle_table {
+        return Err("the configuration asks for it".to_owned());
+    }
+    KernelHandles::probe(root.as_fd(), export)
+}
+
+fn table_path(state: &Path, export: [u8; 8]) -> PathBuf {
+    state.join(format!("handles-{:016x}", u64::from_le_bytes(export)))
+}
+
+fn handle_table(
+    root: &OwnedFd,
+    export: [u8; 8],
+    options: &LocalOptions,
+    why: String,
+) -> Result<(ObjectTable, HandleReport)> {
+    let own = sys::open_path(root, b".").map_err(|error| failed("export root", error))?;
+    let Some(state) = &options.state else {
+        return Ok((
+            ObjectTable::new(export, own, None),
+            HandleReport::Memory { why },
+        ));
+    };
+    let path = table_path(state, export);
+    let (journal, records) = Journal::open(&path).map_err(|error| {
+        StoreError::io(format!("handle table {}: {error}", path.display()), &error)
+    })?;
+    let known = Some(records.len());
+    let table = ObjectTable::new(export, own, Some((journal, records)));
+    Ok((table, HandleReport::Table { why, path, known }))
+}
+
+impl Handles {
     fn make(
         &self,
         fd: &OwnedFd,
@@ -313,7 +425,9 @@ impl Handles {
         place: Option<(&Handle, &[u8])>,
     ) -> Result<(Handle, Identity)> {
         match self {
-            Self::Kernel(handles) => handles.make(fd.as_fd(), stat, place.map(|(parent, _)| parent)),
+            Self::Kernel(handles) => {
+                handles.make(fd.as_fd(), stat, place.map(|(parent, _)| parent))
+            }
             Self::Table(table) => table.make(fd.as_fd(), stat, place),
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 mod local;
 
-pub use local::LocalStore;
+pub use local::{HandleReport, LocalOptions, LocalStore};
 
 /// An opaque, stable name of a file or directory: what clients hold. At most 64 bytes.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -71,7 +71,10 @@ pub struct StoreError {
 impl StoreError {
     /// An error with this status.
     pub fn new(status: Status, what: impl Into<String>) -> Self {
-        Self { status, what: what.into() }
+        Self {
+            status,
+            what: what.into(),
+        }
     }
 
     /// The error of a system call.

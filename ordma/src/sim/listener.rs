@@ -136,8 +136,9 @@ impl State {
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
-        conn.client.chunks.remove(&chunk);
-        if conn.client.is_open() && !conn.client.deaf {
+        if !conn.client.deaf {
+            conn.client.chunks.remove(&chunk);
+            // From a client that has closed nothing is sent any more.
             self.post(id, Channel::Up, What::LetGo { chunk });
         }
     }

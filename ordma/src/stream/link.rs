@@ -398,8 +398,10 @@ impl Source for RpcConnection {
             return Step::Close;
         }
         if self.waiting.is_some() {
-            // Only the end of the connection is told while paused.
-            return self.close(self.link.lost("closed by the client"));
+            if room.hangup {
+                return self.close(self.link.lost("closed by the client"));
+            }
+            return Step::Idle;
         }
         let first = room.scratch.len();
         let mut handler = LinkHandler { link: &self.link, shown: &self.shown };

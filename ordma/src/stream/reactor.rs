@@ -57,6 +57,8 @@ pub(crate) struct Room<'a> {
     pub(crate) scratch: &'a mut [u8],
     /// The loop that asks.
     pub(crate) reactor: &'a Arc<Reactor>,
+    /// The end of the connection was told, not only that something arrived.
+    pub(crate) hangup: bool,
     token: u64,
     timers: &'a mut BinaryHeap<Timer>,
 }
@@ -317,6 +319,7 @@ impl Loop<'_> {
         let mut room = Room {
             scratch: &mut self.scratch,
             reactor: self.reactor,
+            hangup: false,
             token,
             timers: &mut self.timers,
         };
@@ -338,7 +341,10 @@ impl Loop<'_> {
         }
         let ends = EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP;
         if flags.intersects(EventFlags::IN | ends) {
-            return self.ask(token, |source, room| source.readable(room));
+            return self.ask(token, |source, room| {
+                room.hangup = flags.intersects(ends);
+                source.readable(room)
+            });
         }
         Step::Idle
     }

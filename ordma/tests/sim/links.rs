@@ -1,10 +1,11 @@
 //! Connections: messages, their order, and how they end.
 
 use crate::harness::{ANYTHING, Client, ECHO, Inbox, NOTE, SECOND, Stage, number, request, serve};
-use ordma::sim::{Faults, Outstanding, Sim};
+use ordma::sim::{Faults, MOST_DATA, MOST_HEAD, Outstanding, Sim};
 use ordma::{Engine, LinkError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 #[test]
@@ -254,14 +255,14 @@ fn waiting_within_a_callback_goes_on() {
     let stage = Stage::new(11);
     let client = Arc::new(Client::connect(&stage.world).unwrap());
     let inner = Arc::clone(&client);
-    let answered = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let answered = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&answered);
     stage.world.after(SECOND, move || {
         let answer = inner.call(&request(ECHO, 0, 1));
-        flag.store(answer.is_some(), std::sync::atomic::Ordering::Relaxed);
+        flag.store(answer.is_some(), Ordering::Relaxed);
     });
     stage.world.advance(2 * SECOND);
-    assert!(answered.load(std::sync::atomic::Ordering::Relaxed));
+    assert!(answered.load(Ordering::Relaxed));
 }
 
 #[test]
@@ -273,4 +274,108 @@ fn a_world_tells_its_seed() {
         text.contains("seed 12345") && text.contains("accepted"),
         "{text}"
     );
+}
+
+#[test]
+fn what_another_thread_delivered_is_not_waited_for() {
+    let stage = Stage::new(13);
+    let client = Client::connect(&stage.world).unwrap();
+    client.endpoint.send(&request(ECHO, 0, 1), &[]).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| stage.world.run_until_idle()).join().unwrap();
+    });
+    let before = stage.world.now();
+    client.endpoint.drive(ANYTHING, SECOND);
+    assert_eq!((stage.world.now(), client.inbox.len()), (before, 1));
+    client.endpoint.drive(ANYTHING, SECOND);
+    assert_eq!(stage.world.now() - before, SECOND);
+}
+
+#[test]
+fn a_hook_that_waits_is_not_entered_again() {
+    let stage = Stage::new(14);
+    let client = Client::connect(&stage.world).unwrap();
+    let (inside, calls) = (AtomicBool::new(false), AtomicU32::new(0));
+    let hook = stage.world.on_pump(Box::new(move || {
+        assert!(!inside.swap(true, Ordering::Relaxed), "entered again");
+        let first = calls.fetch_add(1, Ordering::Relaxed) == 0;
+        if first {
+            client.call(&request(ECHO, 0, 1)).unwrap();
+        }
+        inside.store(false, Ordering::Relaxed);
+        first
+    }));
+    stage.world.advance(SECOND);
+    stage.world.remove_pump(hook);
+    assert_eq!(
+        stage.server.told().values().next().unwrap().messages.len(),
+        1
+    );
+}
+
+#[test]
+fn a_client_that_gives_up_connecting_leaves_nothing_behind() {
+    let stage = Stage::new(15);
+    let slow = Duration::from_millis(600);
+    let weather = Faults {
+        latency_min: slow,
+        latency_max: slow,
+        ..Faults::default()
+    };
+    stage.world.set_faults(weather);
+    assert!(Client::connect(&stage.world).is_err());
+    stage.world.run_until_idle();
+    let told = stage.server.told();
+    let told = told.values().next().unwrap();
+    assert_eq!((told.connected, told.closed.len()), (1, 1));
+    assert_eq!(stage.world.outstanding(), Outstanding::default());
+}
+
+#[test]
+fn a_connection_that_is_given_up_while_it_is_made_ends_on_both_sides() {
+    for seed in 0..200 {
+        let stage = Stage::new(seed);
+        let millisecond = Duration::from_millis(1);
+        let weather = Faults {
+            latency_max: millisecond,
+            give_up: millisecond,
+            ..Faults::default()
+        };
+        stage.world.set_faults(weather);
+        let world = stage.world.clone();
+        stage.world.after(Duration::from_micros(seed), move || {
+            world.partition("client", millisecond + Duration::from_micros(seed));
+        });
+        if let Ok(client) = Client::connect(&stage.world) {
+            client.endpoint.close();
+        }
+        stage.world.run_until_idle();
+        assert!(
+            stage
+                .server
+                .told()
+                .values()
+                .all(|told| told.closed.len() == 1),
+            "seed {seed}"
+        );
+        assert_eq!(
+            stage.world.outstanding(),
+            Outstanding::default(),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn messages_beyond_the_limits_are_not_sent() {
+    let stage = Stage::new(16);
+    let client = Client::connect(&stage.world).unwrap();
+    assert!(client.endpoint.send(&[0; MOST_HEAD + 1], &[]).is_err());
+    let link = stage.server.links().pop().unwrap();
+    link.send(&[0; 17], &[0; MOST_DATA]);
+    stage.world.run_until_idle();
+    assert_eq!(client.inbox.len(), 1);
+    link.send(&[0; 17], &[0; MOST_DATA + 1]);
+    stage.world.run_until_idle();
+    assert!(client.inbox.is_closed());
 }

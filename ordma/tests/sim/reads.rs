@@ -206,7 +206,18 @@ fn who_does_not_let_go_in_time_is_closed() {
     let link = stage.world.links()[0];
     stage.world.deafen(link);
     let start = stage.world.elapsed();
+    let (_, reference) = stage.page(1);
     let retired = stage.listener.retire(0, 5 * SECOND);
+    stage.world.advance(SECOND);
+    assert_eq!(
+        good.read(reference),
+        Err(AccessFault::Gone),
+        "it has let go"
+    );
+    assert!(
+        deaf.read(reference).is_ok(),
+        "it has not, and the chunk is still there"
+    );
     assert!(stage.world.block_on(10 * SECOND, retired).is_some());
     assert_eq!(stage.world.elapsed() - start, 5 * SECOND);
     stage.world.run_until_idle();
@@ -244,4 +255,20 @@ fn a_lost_link_does_not_hold_up_a_retirement() {
             .block_on(Duration::ZERO, listener.retire(0, SECOND))
             .is_some()
     );
+}
+
+#[test]
+fn reads_end_with_the_world() {
+    let stage = Stage::new(10);
+    let (_, reference) = stage.page(1);
+    let client = Client::connect(&stage.world).unwrap();
+    let dest = Region::owned(vec![1; 4096]).segment(0, 4096);
+    let batch = client.endpoint.read(vec![PageRead {
+        reference,
+        floor: 0,
+        dest,
+    }]);
+    drop((client, stage));
+    let outcome = batch.poll(&mut Context::from_waker(Waker::noop()));
+    assert_eq!(outcome, Poll::Ready(vec![Err(AccessFault::Unreachable)]));
 }

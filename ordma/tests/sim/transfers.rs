@@ -115,3 +115,15 @@ fn transfers_end_with_the_world() {
     let polled = std::future::Future::poll(std::pin::pin!(transfer), &mut cx);
     assert!(matches!(polled, std::task::Poll::Ready(Err(_))));
 }
+
+#[test]
+fn more_than_the_buffer_holds_ends_the_connection() {
+    let stage = Stage::new(5);
+    let client = Client::connect(&stage.world).unwrap();
+    let region = Region::owned(vec![0; 1000]);
+    let tag = client.endpoint.advertise(vec![region.segment(0, 10)]);
+    assert!(client.call(&request(PLACE, tag, 11)).is_none());
+    assert!(region.take().unwrap().iter().all(|byte| *byte == 0));
+    let closed = client.inbox.closed.lock().unwrap();
+    assert!(matches!(&closed[..], [ordma::LinkError::Protocol { .. }]));
+}

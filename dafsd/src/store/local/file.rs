@@ -19,7 +19,11 @@ pub struct LocalFile {
 
 impl LocalFile {
     pub(super) fn new(fd: OwnedFd, identity: Identity, writable: bool) -> Self {
-        Self { fd, identity, writable }
+        Self {
+            fd,
+            identity,
+            writable,
+        }
     }
 
     fn what(&self, what: &str) -> String {
@@ -59,7 +63,11 @@ impl StoreFile for LocalFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
-            match io::pread(&self.fd, &mut buffer[done..], offset.saturating_add(done as u64)) {
+            match io::pread(
+                &self.fd,
+                &mut buffer[done..],
+                offset.saturating_add(done as u64),
+            ) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
@@ -77,15 +85,16 @@ impl StoreFile for LocalFile {
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         let mut done = 0;
         while done < data.len() {
-            let error = match io::pwrite(&self.fd, &data[done..], offset.saturating_add(done as u64)) {
-                Ok(0) => Errno::IO,
-                Ok(count) => {
-                    done += count;
-                    continue;
-                }
-                Err(Errno::INTR) => continue,
-                Err(error) => error,
-            };
+            let error =
+                match io::pwrite(&self.fd, &data[done..], offset.saturating_add(done as u64)) {
+                    Ok(0) => Errno::IO,
+                    Ok(count) => {
+                        done += count;
+                        continue;
+                    }
+                    Err(Errno::INTR) => continue,
+                    Err(error) => error,
+                };
             let at = offset.saturating_add(done as u64);
             let what = format!("write of {} bytes at {at}", data.len() - done);
             return Err(failed(self.what(&what), error));
@@ -108,7 +117,11 @@ impl StoreFile for LocalFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<()> {
-        let result = if data_only { fs::fdatasync(&self.fd) } else { fs::fsync(&self.fd) };
+        let result = if data_only {
+            fs::fdatasync(&self.fd)
+        } else {
+            fs::fsync(&self.fd)
+        };
         result.map_err(|error| failed(self.what("sync"), error))?;
         self.drop_kernel_copy(0, 0);
         Ok(())
@@ -129,8 +142,17 @@ impl StoreFile for LocalFile {
                 }
             }
         };
-        let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        fs::futimens(&self.fd, &Timestamps { last_access, last_modification })
-            .map_err(|error| failed(self.what("setting the modification time"), error))
+        let last_access = Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        };
+        fs::futimens(
+            &self.fd,
+            &Timestamps {
+                last_access,
+                last_modification,
+            },
+        )
+        .map_err(|error| failed(self.what("setting the modification time"), error))
     }
 }

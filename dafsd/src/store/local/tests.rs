@@ -36,7 +36,11 @@ impl World {
 
 fn options(directory: &TempDir, handle_table: bool) -> LocalOptions {
     let state = Some(directory.path().join("state"));
-    LocalOptions { state, handle_table, ..LocalOptions::default() }
+    LocalOptions {
+        state,
+        handle_table,
+        ..LocalOptions::default()
+    }
 }
 
 /// Runs a test with each kind of handles.
@@ -56,16 +60,25 @@ fn status<T: std::fmt::Debug>(result: Result<T>) -> Status {
 }
 
 fn mode(mode: u32) -> SetAttr {
-    SetAttr { mode: Some(mode), ..SetAttr::default() }
+    SetAttr {
+        mode: Some(mode),
+        ..SetAttr::default()
+    }
 }
 
 fn exclusive(attr: SetAttr) -> CreateOptions {
-    CreateOptions { exclusive: true, attr }
+    CreateOptions {
+        exclusive: true,
+        attr,
+    }
 }
 
 /// Attributes that others may change, or reading does, left out.
 fn lasting(attr: &Attr) -> Attr {
-    Attr { atime: None, ..attr.clone() }
+    Attr {
+        atime: None,
+        ..attr.clone()
+    }
 }
 
 #[test]
@@ -74,12 +87,20 @@ fn what_is_created_is_found_and_written() {
         let (store, root) = (&world.store, world.root());
         let (node, file) = store.create(&root, b"f", &exclusive(mode(0o4751))).unwrap();
         let file = file.unwrap();
-        assert_eq!((node.attr.mode, node.attr.size, node.attr.nlink), (0o4751, 0, 1));
+        assert_eq!(
+            (node.attr.mode, node.attr.size, node.attr.nlink),
+            (0o4751, 0, 1)
+        );
         assert_eq!(node.attr.r#type(), FileType::Regular);
         assert_eq!(node.identity, file.identity());
         assert_eq!(store.lookup(&root, b"f").unwrap(), node);
-        assert_eq!(status(store.create(&root, b"f", &exclusive(mode(0)))), Status::Exists);
-        let (found, opened) = store.create(&root, b"f", &CreateOptions::default()).unwrap();
+        assert_eq!(
+            status(store.create(&root, b"f", &exclusive(mode(0)))),
+            Status::Exists
+        );
+        let (found, opened) = store
+            .create(&root, b"f", &CreateOptions::default())
+            .unwrap();
         assert_eq!((found, opened.is_none()), (node.clone(), true));
 
         file.write_at(b"hello", 10).unwrap();
@@ -94,9 +115,18 @@ fn what_is_created_is_found_and_written() {
         file.set_mtime(mtime).unwrap();
         let attr = store.node(&node.handle).unwrap().attr;
         assert_eq!(attr.size, 12);
-        assert_eq!(attr.mtime, Some(Time { seconds: -2, nanoseconds: 500_000_000 }));
+        assert_eq!(
+            attr.mtime,
+            Some(Time {
+                seconds: -2,
+                nanoseconds: 500_000_000
+            })
+        );
         assert_ne!(attr.change, node.attr.change);
-        assert_eq!(attr.inode, std::fs::metadata(world.path("f")).unwrap().ino());
+        assert_eq!(
+            attr.inode,
+            std::fs::metadata(world.path("f")).unwrap().ino()
+        );
         // Two opens of one file share a descriptor.
         let again = store.open_file(&node.handle, true).unwrap();
         assert_eq!(again.identity(), file.identity());
@@ -109,7 +139,10 @@ fn directories_are_made_renamed_and_removed() {
     each(|world| {
         let (store, root) = (&world.store, world.root());
         let a = store.mkdir(&root, b"a", &mode(0o3777)).unwrap();
-        assert_eq!((a.attr.mode, a.attr.r#type()), (0o3777, FileType::Directory));
+        assert_eq!(
+            (a.attr.mode, a.attr.r#type()),
+            (0o3777, FileType::Directory)
+        );
         assert_eq!(status(store.mkdir(&root, b"a", &mode(0))), Status::Exists);
         let b = store.mkdir(&a.handle, b"b", &SetAttr::default()).unwrap();
         assert_eq!(b.attr.mode, 0o755);
@@ -119,23 +152,44 @@ fn directories_are_made_renamed_and_removed() {
         assert_eq!(status(store.rmdir(&root, b"f")), Status::NotDirectory);
         assert_eq!(status(store.rmdir(&root, b"none")), Status::NoEntry);
         assert_eq!(status(store.unlink(&root, b"none")), Status::NoEntry);
-        assert_eq!(status(store.rename((&root, b"none"), (&root, b"x"))), Status::NoEntry);
-        assert_eq!(status(store.rename((&root, b"a"), (&b.handle, b"x"))), Status::Invalid);
-        assert_eq!(status(store.rename((&root, b"f"), (&root, b"a"))), Status::IsDirectory);
-        assert_eq!(status(store.lookup(&world.file("f", b"1").handle, b"x")), Status::NotDirectory);
+        assert_eq!(
+            status(store.rename((&root, b"none"), (&root, b"x"))),
+            Status::NoEntry
+        );
+        assert_eq!(
+            status(store.rename((&root, b"a"), (&b.handle, b"x"))),
+            Status::Invalid
+        );
+        assert_eq!(
+            status(store.rename((&root, b"f"), (&root, b"a"))),
+            Status::IsDirectory
+        );
+        assert_eq!(
+            status(store.lookup(&world.file("f", b"1").handle, b"x")),
+            Status::NotDirectory
+        );
 
         // A directory stays itself under another name, and so does what is in it.
-        let inner = store.create(&b.handle, b"g", &exclusive(mode(0o600))).unwrap().0;
+        let inner = store
+            .create(&b.handle, b"g", &exclusive(mode(0o600)))
+            .unwrap()
+            .0;
         let renamed = store.rename((&a.handle, b"b"), (&root, b"c")).unwrap();
         assert_eq!((renamed.moved, renamed.replaced), (b.identity, None));
         assert_eq!(store.node(&b.handle).unwrap().identity, b.identity);
         store.objects.remove(&inner.handle);
         assert_eq!(store.node(&inner.handle).unwrap().identity, inner.identity);
-        assert_eq!(world.again().node(&inner.handle).unwrap().identity, inner.identity);
+        assert_eq!(
+            world.again().node(&inner.handle).unwrap().identity,
+            inner.identity
+        );
 
         store.rmdir(&root, b"a").unwrap();
         assert_eq!(status(store.node(&a.handle)), Status::StaleHandle);
-        assert_eq!(status(store.mkdir(&a.handle, b"x", &mode(0))), Status::StaleHandle);
+        assert_eq!(
+            status(store.mkdir(&a.handle, b"x", &mode(0))),
+            Status::StaleHandle
+        );
     });
 }
 
@@ -146,7 +200,10 @@ fn removal_tells_whether_a_name_is_left() {
         let node = world.file("f", b"1");
         let linked = store.link(&node.handle, &root, b"g").unwrap();
         assert_eq!((linked.identity, linked.attr.nlink), (node.identity, 2));
-        assert_eq!(status(store.link(&node.handle, &root, b"g")), Status::Exists);
+        assert_eq!(
+            status(store.link(&node.handle, &root, b"g")),
+            Status::Exists
+        );
         assert_eq!(status(store.link(&root, &root, b"h")), Status::Permission);
         // Two names of one file: nothing happens.
         let renamed = store.rename((&root, b"f"), (&root, b"g")).unwrap();
@@ -210,16 +267,29 @@ fn names_that_are_none_are_refused_by_name() {
             assert_eq!(status(store.rmdir(&root, name)), expected);
             assert_eq!(status(store.rename((&root, name), (&root, b"x"))), expected);
             assert_eq!(status(store.link(&root, &root, name)), expected);
-            let lookup = if name == b"." || name == b".." { Status::NoEntry } else { expected };
+            let lookup = if name == b"." || name == b".." {
+                Status::NoEntry
+            } else {
+                expected
+            };
             assert_eq!(status(store.lookup(&root, name)), lookup);
         }
-        for name in [&b"\xff\xfe"[..], b"a b\n\t\\\"", b"...", &long[..255], "\u{e9}".as_bytes()] {
+        for name in [
+            &b"\xff\xfe"[..],
+            b"a b\n\t\\\"",
+            b"...",
+            &long[..255],
+            "\u{e9}".as_bytes(),
+        ] {
             let (node, _) = store.create(&root, name, &exclusive(mode(0o600))).unwrap();
             assert_eq!(store.lookup(&root, name).unwrap(), node);
             assert!(world.path(OsStr::from_bytes(name)).exists());
             let (entries, end) = store.readdir(&root, 0, 1 << 20).unwrap();
             assert!(end && entries.len() == 1 && entries[0].name == name);
-            assert_eq!(world.again().node(&node.handle).unwrap().identity, node.identity);
+            assert_eq!(
+                world.again().node(&node.handle).unwrap().identity,
+                node.identity
+            );
             assert!(store.unlink(&root, name).unwrap().last);
         }
         let error = store.lookup(&root, b"\xffsecret").unwrap_err();
@@ -241,12 +311,26 @@ fn symbolic_links_lead_nowhere_on_the_server() {
         for name in [&b"out"[..], b"file", b"magic"] {
             let node = store.lookup(&root, name).unwrap();
             assert_eq!(node.attr.r#type(), FileType::Symlink);
-            assert_eq!(status(store.lookup(&node.handle, b"secret")), Status::NotDirectory);
-            assert_eq!(status(store.readdir(&node.handle, 0, 4096)), Status::NotDirectory);
-            assert_eq!(status(store.mkdir(&node.handle, b"x", &mode(0))), Status::NotDirectory);
+            assert_eq!(
+                status(store.lookup(&node.handle, b"secret")),
+                Status::NotDirectory
+            );
+            assert_eq!(
+                status(store.readdir(&node.handle, 0, 4096)),
+                Status::NotDirectory
+            );
+            assert_eq!(
+                status(store.mkdir(&node.handle, b"x", &mode(0))),
+                Status::NotDirectory
+            );
             assert_eq!(status(store.open(&node.handle, false)), Status::Loop);
-            assert_eq!(status(store.set_attr(&node.handle, &mode(0o777))), Status::NotSupported);
-            let (found, file) = store.create(&root, name, &CreateOptions::default()).unwrap();
+            assert_eq!(
+                status(store.set_attr(&node.handle, &mode(0o777))),
+                Status::NotSupported
+            );
+            let (found, file) = store
+                .create(&root, name, &CreateOptions::default())
+                .unwrap();
             assert!(file.is_none() && found.identity == node.identity);
         }
         assert_eq!(std::fs::read(outside.join("secret")).unwrap(), b"s");
@@ -255,7 +339,10 @@ fn symbolic_links_lead_nowhere_on_the_server() {
         assert_eq!(store.readlink(&node.handle).unwrap(), b"\xff/../x");
         assert_eq!(status(store.readlink(&root)), Status::Invalid);
         assert_eq!(status(store.symlink(&root, b"y", b"")), Status::NoEntry);
-        assert_eq!(status(store.symlink(&root, b"y", &[b'y'; 5000])), Status::NameTooLong);
+        assert_eq!(
+            status(store.symlink(&root, b"y", &[b'y'; 5000])),
+            Status::NameTooLong
+        );
         let linked = store.link(&node.handle, &root, b"new2").unwrap();
         assert_eq!(linked.attr.r#type(), FileType::Symlink);
     });
@@ -272,7 +359,9 @@ fn forged_handles_are_stale() {
                 forged[at] ^= bit;
                 let forged = Handle::from_wire(&forged).unwrap();
                 match world.store.node(&forged) {
-                    Err(error) => assert_eq!(error.status, Status::StaleHandle, "byte {at}: {error}"),
+                    Err(error) => {
+                        assert_eq!(error.status, Status::StaleHandle, "byte {at}: {error}")
+                    }
                     // The place where it was found is a hint only.
                     Ok(found) => assert_eq!(found.identity, node.identity, "byte {at}"),
                 }
@@ -297,8 +386,14 @@ fn a_handle_of_another_export_is_stale() {
         std::fs::write(other.join("secret"), b"s").unwrap();
         let foreign = LocalStore::new(&other, world.store.options.clone()).unwrap();
         let secret = foreign.lookup(&foreign.root(), b"secret").unwrap();
-        assert_eq!(status(world.store.node(&secret.handle)), Status::StaleHandle);
-        assert_eq!(status(world.store.node(&foreign.root())), Status::StaleHandle);
+        assert_eq!(
+            status(world.store.node(&secret.handle)),
+            Status::StaleHandle
+        );
+        assert_eq!(
+            status(world.store.node(&foreign.root())),
+            Status::StaleHandle
+        );
 
         // Even with this export's id in it.
         let ours = world.root();
@@ -319,8 +414,14 @@ fn a_handle_of_another_export_is_stale() {
 fn what_is_moved_out_of_the_export_is_stale() {
     each(|world| {
         let file = world.file("f", b"1");
-        let directory = world.store.mkdir(&world.root(), b"d", &mode(0o700)).unwrap();
-        let inner = world.store.mkdir(&directory.handle, b"e", &mode(0o700)).unwrap();
+        let directory = world
+            .store
+            .mkdir(&world.root(), b"d", &mode(0o700))
+            .unwrap();
+        let inner = world
+            .store
+            .mkdir(&directory.handle, b"e", &mode(0o700))
+            .unwrap();
         std::fs::rename(world.path("f"), world.directory.path().join("f")).unwrap();
         std::fs::rename(world.path("d"), world.directory.path().join("d")).unwrap();
         let store = world.again();
@@ -335,15 +436,25 @@ fn handles_survive_a_restart() {
     each(|world| {
         let (store, root) = (&world.store, world.root());
         let directory = store.mkdir(&root, b"d", &mode(0o700)).unwrap();
-        let (file, _) = store.create(&directory.handle, b"f", &exclusive(mode(0o600))).unwrap();
+        let (file, _) = store
+            .create(&directory.handle, b"f", &exclusive(mode(0o600)))
+            .unwrap();
         let gone = world.file("gone", b"");
         store.unlink(&root, b"gone").unwrap();
-        store.rename((&directory.handle, b"f"), (&root, b"g")).unwrap();
+        store
+            .rename((&directory.handle, b"f"), (&root, b"g"))
+            .unwrap();
 
         let again = world.again();
         assert_eq!(again.root(), root);
-        assert_eq!(lasting(&again.node(&root).unwrap().attr).r#type(), FileType::Directory);
-        assert_eq!(again.node(&directory.handle).unwrap().identity, directory.identity);
+        assert_eq!(
+            lasting(&again.node(&root).unwrap().attr).r#type(),
+            FileType::Directory
+        );
+        assert_eq!(
+            again.node(&directory.handle).unwrap().identity,
+            directory.identity
+        );
         assert_eq!(again.node(&file.handle).unwrap().identity, file.identity);
         assert_eq!(status(again.node(&gone.handle)), Status::StaleHandle);
         assert!(again.open(&file.handle, true).unwrap().writable());
@@ -360,7 +471,10 @@ fn a_replaced_file_is_another_file() {
         assert_ne!(other.handle, node.handle);
         // As long as its descriptor is kept, it is there.
         world.store.objects.remove(&node.handle);
-        assert_eq!(status(world.again().node(&node.handle)), Status::StaleHandle);
+        assert_eq!(
+            status(world.again().node(&node.handle)),
+            Status::StaleHandle
+        );
     });
 }
 
@@ -369,23 +483,51 @@ fn attributes_are_set_and_wrong_ones_refused() {
     each(|world| {
         let store = &world.store;
         let node = world.file("f", b"1");
-        let time = |seconds, nanoseconds| Some(Time { seconds, nanoseconds });
-        let attr = SetAttr { atime: time(5, 6), mtime: time(-7, 8), ..mode(0o2640) };
+        let time = |seconds, nanoseconds| {
+            Some(Time {
+                seconds,
+                nanoseconds,
+            })
+        };
+        let attr = SetAttr {
+            atime: time(5, 6),
+            mtime: time(-7, 8),
+            ..mode(0o2640)
+        };
         let changed = store.set_attr(&node.handle, &attr).unwrap().attr;
-        assert_eq!((changed.mode, changed.atime, changed.mtime), (0o2640, attr.atime, attr.mtime));
-        let now = SetAttr { mtime_now: true, ..SetAttr::default() };
+        assert_eq!(
+            (changed.mode, changed.atime, changed.mtime),
+            (0o2640, attr.atime, attr.mtime)
+        );
+        let now = SetAttr {
+            mtime_now: true,
+            ..SetAttr::default()
+        };
         let changed = store.set_attr(&node.handle, &now).unwrap().attr;
         assert!(changed.mtime.unwrap().seconds > 1_000_000_000);
         assert_eq!(changed.atime, attr.atime);
         for wrong in [
             mode(0o10000),
-            SetAttr { mtime: time(0, 1_000_000_000), ..SetAttr::default() },
-            SetAttr { uid: Some(u32::MAX), ..SetAttr::default() },
+            SetAttr {
+                mtime: time(0, 1_000_000_000),
+                ..SetAttr::default()
+            },
+            SetAttr {
+                uid: Some(u32::MAX),
+                ..SetAttr::default()
+            },
         ] {
-            assert_eq!(status(store.set_attr(&node.handle, &wrong)), Status::Invalid);
+            assert_eq!(
+                status(store.set_attr(&node.handle, &wrong)),
+                Status::Invalid
+            );
         }
         if rustix::process::geteuid().is_root() {
-            let owner = SetAttr { uid: Some(12), gid: Some(34), ..SetAttr::default() };
+            let owner = SetAttr {
+                uid: Some(12),
+                gid: Some(34),
+                ..SetAttr::default()
+            };
             let changed = store.set_attr(&node.handle, &owner).unwrap().attr;
             assert_eq!((changed.uid, changed.gid), (12, 34));
         }
@@ -395,7 +537,8 @@ fn attributes_are_set_and_wrong_ones_refused() {
 #[test]
 fn a_listing_is_complete_in_parts_of_any_size() {
     each(|world| {
-        let mut expected: Vec<Vec<u8>> = (0..300).map(|n| format!("name-{n}").into_bytes()).collect();
+        let mut expected: Vec<Vec<u8>> =
+            (0..300).map(|n| format!("name-{n}").into_bytes()).collect();
         for name in &expected {
             std::fs::write(world.path(OsStr::from_bytes(name)), b"").unwrap();
         }
@@ -403,7 +546,10 @@ fn a_listing_is_complete_in_parts_of_any_size() {
         for max_bytes in [0, 1000, 1 << 20] {
             let (mut names, mut cookie, mut calls) = (Vec::new(), 0, 0);
             loop {
-                let (entries, end) = world.store.readdir(&world.root(), cookie, max_bytes).unwrap();
+                let (entries, end) = world
+                    .store
+                    .readdir(&world.root(), cookie, max_bytes)
+                    .unwrap();
                 cookie = entries.last().map_or(cookie, |entry| entry.cookie);
                 names.extend(entries.into_iter().map(|entry| entry.name));
                 calls += 1;
@@ -428,19 +574,34 @@ fn a_listing_is_complete_in_parts_of_any_size() {
 fn a_read_only_export_changes_nothing() {
     each(|world| {
         world.file("f", b"1");
-        let options = LocalOptions { read_only: true, ..world.store.options.clone() };
+        let options = LocalOptions {
+            read_only: true,
+            ..world.store.options.clone()
+        };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let root = store.root();
         let node = store.lookup(&root, b"f").unwrap();
         let read_only = Status::ReadOnly;
-        assert_eq!(status(store.create(&root, b"g", &CreateOptions::default())), read_only);
-        assert!(store.create(&root, b"f", &CreateOptions::default()).unwrap().1.is_none());
+        assert_eq!(
+            status(store.create(&root, b"g", &CreateOptions::default())),
+            read_only
+        );
+        assert!(
+            store
+                .create(&root, b"f", &CreateOptions::default())
+                .unwrap()
+                .1
+                .is_none()
+        );
         assert_eq!(status(store.mkdir(&root, b"d", &mode(0))), read_only);
         assert_eq!(status(store.symlink(&root, b"d", b"t")), read_only);
         assert_eq!(status(store.link(&node.handle, &root, b"d")), read_only);
         assert_eq!(status(store.unlink(&root, b"f")), read_only);
         assert_eq!(status(store.rmdir(&root, b"f")), read_only);
-        assert_eq!(status(store.rename((&root, b"f"), (&root, b"g"))), read_only);
+        assert_eq!(
+            status(store.rename((&root, b"f"), (&root, b"g"))),
+            read_only
+        );
         assert_eq!(status(store.set_attr(&node.handle, &mode(0))), read_only);
         assert_eq!(status(store.open(&node.handle, true)), read_only);
         let file = store.open(&node.handle, false).unwrap();
@@ -460,7 +621,10 @@ fn what_is_no_regular_file_is_not_opened() {
         fs::mknodat(fs::CWD, &fifo, fs::FileType::Fifo, mode, 0).unwrap();
         let node = world.store.lookup(&root, b"fifo").unwrap();
         assert_eq!(node.attr.r#type(), FileType::Fifo);
-        assert_eq!(status(world.store.open(&node.handle, false)), Status::Invalid);
+        assert_eq!(
+            status(world.store.open(&node.handle, false)),
+            Status::Invalid
+        );
         assert!(world.store.statfs(&root).unwrap().block_size > 0);
     });
 }
@@ -468,11 +632,16 @@ fn what_is_no_regular_file_is_not_opened() {
 #[test]
 fn descriptors_are_bounded() {
     each(|world| {
-        let options = LocalOptions { descriptors: 4, ..world.store.options.clone() };
+        let options = LocalOptions {
+            descriptors: 4,
+            ..world.store.options.clone()
+        };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let made = (0..20).map(|n| {
             world.file(&n.to_string(), b"");
-            store.lookup(&store.root(), n.to_string().as_bytes()).unwrap()
+            store
+                .lookup(&store.root(), n.to_string().as_bytes())
+                .unwrap()
         });
         let nodes: Vec<Node> = made.collect();
         for node in nodes.iter().chain(nodes.iter().rev()) {
@@ -489,20 +658,29 @@ fn new_objects_belong_to_the_configured_owner() {
         return;
     }
     each(|world| {
-        let options = LocalOptions { owner: Some((12, 34)), ..world.store.options.clone() };
+        let options = LocalOptions {
+            owner: Some((12, 34)),
+            ..world.store.options.clone()
+        };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let root = store.root();
         let (file, _) = store.create(&root, b"f", &exclusive(mode(0o4755))).unwrap();
         let directory = store.mkdir(&root, b"d", &SetAttr::default()).unwrap();
         let link = store.symlink(&root, b"l", b"t").unwrap();
-        let given = SetAttr { uid: Some(56), ..mode(0o600) };
+        let given = SetAttr {
+            uid: Some(56),
+            ..mode(0o600)
+        };
         let (other, _) = store.create(&root, b"g", &exclusive(given)).unwrap();
         for (node, uid) in [(&file, 12), (&directory, 12), (&link, 12), (&other, 56)] {
             assert_eq!((node.attr.uid, node.attr.gid), (uid, 34));
         }
         assert_eq!(file.attr.mode, 0o4755);
         let metadata = std::fs::metadata(world.path("f")).unwrap();
-        assert_eq!((metadata.uid(), metadata.permissions().mode() & 0o7777), (12, 0o4755));
+        assert_eq!(
+            (metadata.uid(), metadata.permissions().mode() & 0o7777),
+            (12, 0o4755)
+        );
     });
 }
 
@@ -523,12 +701,17 @@ fn a_wrong_root_is_named() {
 fn a_file_that_has_no_path_yet_is_found_where_it_was() {
     each(|world| {
         let node = world.file("f", b"1");
-        let Handles::Kernel(handles) = &world.store.handles else { return };
+        let Handles::Kernel(handles) = &world.store.handles else {
+            return;
+        };
         let root = || sys::open_path(&world.store.root.fd, b".").unwrap();
         let fd = handles.seek(root(), node.identity).unwrap();
         let stat = sys::stat(&fd).unwrap();
         assert_eq!(sys::identity(fd.as_fd(), &stat), node.identity);
-        let other = Identity { generation: node.identity.generation + 1, ..node.identity };
+        let other = Identity {
+            generation: node.identity.generation + 1,
+            ..node.identity
+        };
         assert_eq!(status(handles.seek(root(), other)), Status::StaleHandle);
     });
 }
@@ -561,6 +744,9 @@ fn handles_survive_a_kernel_that_forgets() {
             assert_eq!(status(world.store.node(&forged)), Status::StaleHandle);
         }
         std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-        assert_eq!(world.store.node(&node.handle).unwrap().identity, node.identity);
+        assert_eq!(
+            world.store.node(&node.handle).unwrap().identity,
+            node.identity
+        );
     });
 }

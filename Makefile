@@ -1,0 +1,52 @@
+# Two commands matter: `make demo` and `make test`. Each installs what it needs (Debian, as root),
+# builds, and runs. CARGO, CARGO_TARGET_DIR and CARGOFLAGS are honoured.
+
+CARGO ?= cargo
+SOAK ?= 300
+
+.PHONY: all build demo test check unit interleavings end-to-end soak bench deps clean help
+
+all: build
+
+help:
+	@echo "make demo           start a server, copy a tree out and back, read one-sidedly"
+	@echo "make test           everything: lints, unit, interleavings, end to end"
+	@echo "make soak SOAK=300  two clients at full speed on each engine, that many seconds each"
+	@echo "make bench          the experiments, over tcp and shm, on this machine"
+
+deps:
+	@scripts/deps.sh
+
+build: deps
+	$(CARGO) build --workspace --release $(CARGOFLAGS)
+
+demo: build
+	demo/demo.sh
+
+test: deps check unit interleavings
+
+# Formatting and lints, warnings denied.
+check: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features $(CARGOFLAGS) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps $(CARGOFLAGS)
+
+# Unit tests, the session suite over every engine, and end to end with real processes.
+unit: deps
+	$(CARGO) build --workspace --bins $(CARGOFLAGS)
+	$(CARGO) test --workspace $(CARGOFLAGS)
+
+# Every interleaving of fill, write, evict and one-sided read, within a bound of preemptions.
+interleavings: deps
+	$(CARGO) test --release -p ordma -p dafsd --features ordma/explore,dafsd/explore $(CARGOFLAGS) \
+		--lib -- --nocapture explore interleavings
+
+soak: deps
+	DAFS_SOAK_SECONDS=$(SOAK) $(CARGO) test --release -p dafsd --test two_clients $(CARGOFLAGS) -- --nocapture
+
+bench: build
+	$(CARGO) run --release -p dafs-bench $(CARGOFLAGS) -- all --engine tcp
+	$(CARGO) run --release -p dafs-bench $(CARGOFLAGS) -- all --engine shm
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,224 @@
+//! What went wrong, as it is told: `dafs: cannot VERB WHAT: WHY; WHAT TO DO`.
+
+use crate::names;
+use dafs_client::{Error, Status};
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The result of a subcommand.
+pub type Result<T = ()> = std::result::Result<T, Failure>;
+
+/// Why a subcommand, or a part of it, was not done.
+#[derive(Debug)]
+pub enum Failure {
+    /// Something was tried and failed.
+    Failed(Box<Report>),
+    /// The command line asks for what cannot be.
+    Usage(String),
+    /// What reads the output has gone; there is nothing to tell and nobody to tell it.
+    OutputClosed,
+    /// Already told.
+    Told,
+}
+
+/// A failure, in parts.
+#[derive(Debug)]
+pub struct Report {
+    /// What was tried, such as `read`.
+    pub verb: &'static str,
+    /// To what.
+    pub what: String,
+    /// What happened.
+    pub why: String,
+    /// What to do.
+    pub advice: String,
+}
+
+impl Failure {
+    /// A failure in the command's own words.
+    pub fn new(
+        verb: &'static str,
+        what: impl fmt::Display,
+        why: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        let (what, why, advice) = (what.to_string(), why.into(), advice.into());
+        Self::Failed(Box::new(Report { verb, what, why, advice }))
+    }
+
+    /// An error of the client.
+    pub fn client(verb: &'static str, what: impl fmt::Display, error: &Error) -> Self {
+        Self::new(verb, what, reason(error), advice(error))
+    }
+
+    /// An error of the local system about a path.
+    pub fn local(verb: &'static str, path: &Path, error: &io::Error) -> Self {
+        let why = error.to_string();
+        let why = why.split(" (os error").next().unwrap_or_default().to_lowercase();
+        Self::new(verb, names::show_path(path), why, local_advice(error.kind()))
+    }
+
+    /// Tells it, unless that was done, and gives the exit code.
+    pub fn tell(&self) -> ExitCode {
+        match self {
+            Self::Failed(_) => {
+                tell(&self.to_string());
+                ExitCode::FAILURE
+            }
+            Self::Usage(_) => {
+                tell(&self.to_string());
+                ExitCode::from(2)
+            }
+            Self::OutputClosed => ExitCode::SUCCESS,
+            Self::Told => ExitCode::FAILURE,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(report) => {
+                let Report { verb, what, why, advice } = &**report;
+                write!(f, "cannot {verb} {what}: {why}; {advice}")
+            }
+            Self::Usage(message) => f.write_str(message),
+            Self::OutputClosed => f.write_str("the output was closed"),
+            Self::Told => f.write_str("see above"),
+        }
+    }
+}
+
+/// Writes a line for people, with the command's name before it.
+pub fn tell(message: &str) {
+    use io::Write;
+    // Nothing can be done where even this fails.
+    _ = writeln!(io::stderr().lock(), "dafs: {message}");
+}
+
+/// Does something to each of several operands: tells of each failure at once and goes on.
+pub fn each<T>(operands: &[T], mut action: impl FnMut(&T) -> Result) -> Result {
+    let mut failed = false;
+    for operand in operands {
+        match action(operand) {
+            Ok(()) => {}
+            Err(Failure::OutputClosed) => return Err(Failure::OutputClosed),
+            Err(failure) => {
+                if matches!(failure, Failure::Usage(_)) {
+                    return Err(failure);
+                }
+                _ = failure.tell();
+                failed = true;
+            }
+        }
+    }
+    if failed { Err(Failure::Told) } else { Ok(()) }
+}
+
+fn reason(error: &Error) -> String {
+    match error {
+        Error::Status { status, message, .. } if message.is_empty() => status.to_string(),
+        Error::Status { status, message, .. } => format!("{status} ({message})"),
+        _ => error.to_string(),
+    }
+}
+
+fn advice(error: &Error) -> &'static str {
+    match error {
+        Error::Status { status, .. } => status_advice(*status),
+        Error::Link(_) | Error::Timeout { .. } => {
+            "check that dafsd runs on that host and listens at that address"
+        }
+        Error::Protocol { .. } => "check that client and server are of the same version",
+        Error::InvalidArgument(_) | Error::Access { .. } => "correct the command",
+        Error::OutcomeUnknown { .. } => "look whether it was done, and repeat it if not",
+        Error::Protection(_) => "add --protection none if every host of the network is trusted",
+        Error::Closed(_) => "try again",
+    }
+}
+
+fn status_advice(status: Status) -> &'static str {
+    match status {
+        Status::NoEntry => "see what is there with dafs ls",
+        Status::Access | Status::Permission => {
+            "see its owner and mode with dafs ls -l; the server acts as the user that it runs as"
+        }
+        Status::Exists => "choose another name, or remove what has it with dafs rm",
+        Status::NotDirectory => "see what is there with dafs ls -l",
+        Status::IsDirectory => "name a file, or add -r where the command has it",
+        Status::NotEmpty => "remove what is in it too with dafs rm -r",
+        Status::NoSpace | Status::Quota => "make room on the server; dafs df tells how much there is",
+        Status::ReadOnly => "export it writable, or use another export",
+        Status::NameTooLong | Status::BadName => "choose another name",
+        Status::Loop => "look at the symbolic links with dafs ls -l",
+        Status::CrossDevice => "copy it with dafs get and dafs put, then remove it",
+        Status::NoExport => {
+            "check the name after the host; the server's --export NAME=PATH says what there is"
+        }
+        Status::Protection => "ask for the protection level of the export, with --protection",
+        Status::Version | Status::UnknownOperation => {
+            "check that client and server are of the same version"
+        }
+        Status::ServerStopping
+        | Status::TooManyRequests
+        | Status::TooManySessions
+        | Status::TryAgain
+        | Status::Busy
+        | Status::NoMemory => "try again later",
+        Status::TooManyOpenFiles | Status::FileTableFull => "try again with fewer --jobs",
+        Status::StaleHandle => "someone removed it meanwhile; try again",
+        Status::Io | Status::Transfer => "look at the server's log and disk",
+        Status::Fenced => "ask the server's administrator",
+        Status::NotSupported => "the file system of the export cannot do it",
+        Status::Ok
+        | Status::Invalid
+        | Status::FileTooBig
+        | Status::TooManyLinks
+        | Status::NoDevice
+        | Status::TextBusy
+        | Status::Overflow
+        | Status::OpenMode
+        | Status::BadMessage
+        | Status::BadSession
+        | Status::BadSlot
+        | Status::BadSequence
+        | Status::MessageTooBig
+        | Status::BadOpen => "see the server's log for more",
+    }
+}
+
+fn local_advice(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::NotFound => "check the path",
+        io::ErrorKind::PermissionDenied => "check its owner and mode with ls -l",
+        io::ErrorKind::AlreadyExists => "choose another name, or remove what has it",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room",
+        io::ErrorKind::NotADirectory => "check each directory of the path",
+        io::ErrorKind::IsADirectory => "name a file, or add -r where the command has it",
+        _ => "check the local file system",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_has_four_parts_and_no_error_numbers() {
+        let error = io::Error::from_raw_os_error(2);
+        let failure = Failure::local("open", Path::new("a\nb"), &error);
+        assert_eq!(
+            failure.to_string(),
+            "cannot open $'a\\nb': no such file or directory; check the path"
+        );
+    }
+
+    #[test]
+    fn every_status_has_advice() {
+        for status in Status::ALL {
+            assert!(!status_advice(*status).is_empty());
+        }
+    }
+}

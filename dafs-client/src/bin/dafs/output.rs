@@ -1,0 +1,51 @@
+//! Standard output: raw bytes, and a quiet end when its reader has gone.
+
+use crate::failure::{Failure, Result};
+use std::fmt;
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+
+/// Standard output, buffered. [`Output::finish`] must be called, or what is buffered is lost.
+#[derive(Debug)]
+pub struct Output(BufWriter<StdoutLock<'static>>);
+
+impl Output {
+    /// Takes standard output.
+    pub fn new() -> Self {
+        Self(BufWriter::with_capacity(64 << 10, io::stdout().lock()))
+    }
+
+    /// Whether people look at it.
+    pub fn is_terminal(&self) -> bool {
+        self.0.get_ref().is_terminal()
+    }
+
+    /// Writes bytes.
+    pub fn bytes(&mut self, bytes: &[u8]) -> Result {
+        self.0.write_all(bytes).map_err(|error| failed(&error))
+    }
+
+    /// Writes a line.
+    pub fn line(&mut self, line: impl fmt::Display) -> Result {
+        writeln!(self.0, "{line}").map_err(|error| failed(&error))
+    }
+
+    /// Passes on what is buffered.
+    pub fn finish(&mut self) -> Result {
+        self.0.flush().map_err(|error| failed(&error))
+    }
+}
+
+fn failed(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::OutputClosed,
+        kind => {
+            let advice = match kind {
+                io::ErrorKind::StorageFull => "make room where it goes",
+                _ => "check where it goes",
+            };
+            let why = error.to_string();
+            let why = why.split(" (os error").next().unwrap_or_default().to_lowercase();
+            Failure::new("write", "to the standard output", why, advice)
+        }
+    }
+}

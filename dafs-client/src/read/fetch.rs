@@ -1,0 +1,305 @@
+//! Pages by RPC.
+
+use crate::directory::Known;
+use crate::error::{Error, Result};
+use crate::file::OpenFile;
+use crate::session::rpc::{Body, EncodeDirect, Lane, Reply, Request, Sink};
+use crate::sync::lock;
+use crate::write::install;
+use dafs_proto::{Buffer, Extent, Op, Placement, ReadReply, ReadRequest, encode_message};
+use ordma::slot::verify_unreferenced;
+use ordma::{FOOTER_LEN, Footer, Region, Segment};
+use std::sync::Arc;
+
+/// Most extents of one request.
+const MAX_EXTENTS: usize = 1024;
+
+/// A page that is wanted.
+pub(super) struct Want {
+    pub(super) block: u64,
+    pub(super) dest: Segment,
+    /// What the directory knew of it when the read began.
+    pub(super) known: Option<Known>,
+}
+
+/// What came.
+pub(super) struct Fetched {
+    /// For each page wanted, its footer; `None` after the end of the file.
+    pub(super) footers: Vec<Option<Footer>>,
+    /// Bytes copied.
+    pub(super) copied: u64,
+}
+
+/// Divides pages among requests of at most `most` pages.
+pub(super) fn groups(
+    places: &[usize],
+    block: impl Fn(usize) -> u64,
+    most: usize,
+) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut extents = 0;
+    let mut next = None;
+    for &place in places {
+        let block = block(place);
+        let joins = next == Some(block);
+        match groups.last_mut() {
+            Some(group) if group.len() < most && (joins || extents < MAX_EXTENTS) => {
+                group.push(place);
+                extents += usize::from(!joins);
+            }
+            _ => {
+                groups.push(vec![place]);
+                extents = 1;
+            }
+        }
+        next = block.checked_add(1);
+    }
+    groups
+}
+
+/// Contiguous pages: the first block, and how many.
+fn runs(wants: &[Want]) -> Vec<(u64, usize)> {
+    let mut runs: Vec<(u64, usize)> = Vec::new();
+    for want in wants {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count as u64 == want.block => *count += 1,
+            _ => runs.push((want.block, 1)),
+        }
+    }
+    runs
+}
+
+/// Reads pages with one request. What does not verify is not left in their places.
+pub(super) async fn fetch(
+    file: &Arc<OpenFile>,
+    wants: &[Want],
+    placement: Placement,
+) -> Result<Fetched> {
+    let session = file.session();
+    let size = session.grant()?.page_size;
+    let runs = runs(wants);
+    let extent = |&(first, count): &(u64, usize)| Extent {
+        offset: first * size as u64,
+        length: (count * size) as u64,
+    };
+    let extents: Vec<Extent> = runs.iter().map(extent).collect();
+    let footers = Region::owned(vec![0; wants.len() * FOOTER_LEN]);
+    let pages: Vec<Segment> = wants.iter().map(|want| want.dest.clone()).collect();
+    let footers_segment = footers.segment(0, footers.len());
+    let length = (wants.len() * (size + FOOTER_LEN)) as u64;
+    let want_refs = session.options.neighbours;
+    loop {
+        file.check(0)?;
+        let opened = Arc::clone(file);
+        let extents = extents.clone();
+        let make = move |buffers: Vec<Buffer>| ReadRequest {
+            open: opened.open(),
+            extents: extents.clone(),
+            placement: placement.into(),
+            buffers,
+            want_refs,
+        };
+        let result = match placement {
+            Placement::Inline => {
+                session.counters.inline_reads.add(1);
+                let encode = |header| encode_message(header, &make(Vec::new()));
+                let sink = Some(Sink { footers: footers_segment.clone(), pages: pages.clone() });
+                let body = Body::Plain(&encode);
+                let request =
+                    Request { op: Op::Read, file: Some(file), body, data: Vec::new(), sink };
+                session.request(Lane::Normal, request).await
+            }
+            Placement::Direct => {
+                session.counters.direct_reads.add(1);
+                let encode: EncodeDirect = Arc::new(move |header, tag| {
+                    encode_message(header, &make(vec![Buffer { tag, address: 0, length }]))
+                });
+                let buffer = std::iter::once(&footers_segment).chain(&pages).cloned().collect();
+                let body = Body::Direct(encode, buffer);
+                let (data, sink) = (Vec::new(), None);
+                let request = Request { op: Op::Read, file: Some(file), body, data, sink };
+                session.request(Lane::Normal, request).await
+            }
+        };
+        let Some((message, reply)) = file.take_reply::<ReadRequest>(Lane::Normal, result).await?
+        else {
+            continue;
+        };
+        let taken = Taken { file, wants, runs: &runs, footers: &footers, placement, size };
+        if let Some(fetched) = taken.take(&message, &reply)? {
+            return Ok(fetched);
+        }
+    }
+}
+
+/// A reply being judged.
+struct Taken<'a> {
+    file: &'a OpenFile,
+    wants: &'a [Want],
+    runs: &'a [(u64, usize)],
+    footers: &'a Region,
+    placement: Placement,
+    size: usize,
+}
+
+impl Taken<'_> {
+    fn violation(&self, reply: &Reply, reason: &str) -> Error {
+        for want in self.wants {
+            want.dest.with(|bytes| bytes.fill(0));
+        }
+        self.file.session().violation(reply.epoch, reason)
+    }
+
+    /// The pages of a reply; `None` if the reply to a request that was sent again came without the
+    /// data, which went to the lost connection: to be asked for anew.
+    fn take(&self, message: &ReadReply, reply: &Reply) -> Result<Option<Fetched>> {
+        let bad = |reason: &str| self.violation(reply, reason);
+        if message.file != self.file.number() {
+            return Err(bad("the reply to a read is about another file"));
+        }
+        if message.counts.len() != self.runs.len() {
+            return Err(bad("the reply to a read has another number of extents"));
+        }
+        let counts: Vec<usize> =
+            message.counts.iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
+        if counts.iter().zip(self.runs).any(|(count, (_, asked))| count > asked) {
+            return Err(bad("the reply to a read has more pages than were asked for"));
+        }
+        let total: usize = counts.iter().sum();
+        let bytes = (total * (self.size + FOOTER_LEN)) as u64;
+        let mut copied = 0;
+        match self.placement {
+            Placement::Inline if reply.pages != total => {
+                return Err(bad("the data of a read is not as long as its reply says"));
+            }
+            Placement::Inline => copied += bytes,
+            Placement::Direct if reply.placed != bytes && reply.resent => return Ok(None),
+            Placement::Direct if reply.placed != bytes => {
+                let reason = format!("{} bytes placed where {bytes} were announced", reply.placed);
+                return Err(bad(&reason));
+            }
+            Placement::Direct if total < self.wants.len() => copied += self.close_gap(total),
+            Placement::Direct => {}
+        }
+        let footers = self.judge(&counts, total, reply, &mut copied)?;
+        let session = self.file.session();
+        install(self.file, &message.refs, self.wants.len() as u64, reply.epoch)?;
+        let mut table = lock(&session.table);
+        for Footer { file, block, generation, version, .. } in footers.iter().flatten() {
+            table.directory.saw(*file, *block, *generation, *version);
+        }
+        drop(table);
+        self.file.saw_size(message.size, self.size);
+        let (pages, payload) = match self.placement {
+            Placement::Inline => (&session.counters.inline_pages, &session.counters.inline_bytes),
+            Placement::Direct => (&session.counters.direct_pages, &session.counters.direct_bytes),
+        };
+        pages.add(total as u64);
+        payload.add((total * self.size) as u64);
+        Ok(Some(Fetched { footers, copied }))
+    }
+
+    /// Fewer pages came than there was room for: the payloads begin right after the footers, that
+    /// is, among the places of footers and the first pages. Moves them to the first pages; how many
+    /// bytes that copied.
+    fn close_gap(&self, total: usize) -> u64 {
+        let mut placed = Vec::with_capacity(total * (self.size + FOOTER_LEN));
+        self.footers.with_ref(|footers| placed.extend_from_slice(footers));
+        for want in &self.wants[..total] {
+            want.dest.with_ref(|page| placed.extend_from_slice(page));
+        }
+        let payloads = placed[total * FOOTER_LEN..].chunks_exact(self.size);
+        for (want, payload) in self.wants[..total].iter().zip(payloads) {
+            want.dest.with(|page| page.copy_from_slice(payload));
+        }
+        (total * self.size) as u64
+    }
+
+    /// Checks every page, and moves those to their places that came behind a gap: pages are
+    /// delivered one after the other, also where an extent before them ended early.
+    fn judge(
+        &self,
+        counts: &[usize],
+        total: usize,
+        reply: &Reply,
+        copied: &mut u64,
+    ) -> Result<Vec<Option<Footer>>> {
+        let mut raw = vec![[0; FOOTER_LEN]; total];
+        self.footers.with_ref(|bytes| {
+            for (footer, bytes) in raw.iter_mut().zip(bytes.chunks_exact(FOOTER_LEN)) {
+                footer.copy_from_slice(bytes);
+            }
+        });
+        // Where each delivered page lies, and where it belongs.
+        let mut belongs = Vec::with_capacity(total);
+        let mut first = 0;
+        for (count, (_, asked)) in counts.iter().zip(self.runs) {
+            belongs.extend(first..first + count);
+            first += asked;
+        }
+        let mut footers = vec![None; self.wants.len()];
+        for (lies, &place) in belongs.iter().enumerate().rev() {
+            if lies != place {
+                let page = self.wants[lies].dest.with_ref(<[u8]>::to_vec).unwrap_or_default();
+                self.wants[place].dest.with(|to| to.copy_from_slice(&page));
+                *copied += self.size as u64;
+            }
+            let want = &self.wants[place];
+            let judged = want.dest.with_ref(|page| verify_unreferenced(&raw[lies], page));
+            let footer = match judged {
+                Some(Ok(footer)) => footer,
+                Some(Err(_)) => {
+                    return Err(self.violation(reply, "a page in a reply does not match its check"));
+                }
+                None => {
+                    return Err(Error::InvalidArgument("the buffer was taken away".into()));
+                }
+            };
+            if footer.file != self.file.number() || footer.block != want.block {
+                return Err(self.violation(reply, "a reply brings another page than was asked for"));
+            }
+            if let Some(known) = &want.known
+                && known.reference.generation == footer.generation
+                && footer.version < known.floor()
+            {
+                return Err(self.violation(reply, "a reply brings an older page than was seen before"));
+            }
+            if (footer.valid as usize) < self.size && !footer.last {
+                return Err(self.violation(reply, "a short page is not the last"));
+            }
+            footers[place] = Some(footer);
+        }
+        let mut first = 0;
+        for (&count, (_, asked)) in counts.iter().zip(self.runs) {
+            let last = count.checked_sub(1).and_then(|n| footers[first + n]);
+            if count < *asked && last.is_some_and(|footer: Footer| !footer.last) {
+                return Err(self.violation(reply, "a read ends before the end of the file"));
+            }
+            first += asked;
+        }
+        Ok(footers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_filled_and_bounded_in_pages_and_extents() {
+        let places: Vec<usize> = (0..10).collect();
+        assert_eq!(groups(&places, |p| p as u64, 4).iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 2]);
+        assert_eq!(groups(&places, |p| p as u64 * 2, 100).len(), 1);
+        let many: Vec<usize> = (0..MAX_EXTENTS + 5).collect();
+        let lens: Vec<_> = groups(&many, |p| p as u64 * 2, 1 << 20).iter().map(Vec::len).collect();
+        assert_eq!(lens, [MAX_EXTENTS, 5]);
+        assert!(groups(&[], |_| 0, 4).is_empty());
+    }
+
+    #[test]
+    fn neighbouring_pages_make_one_extent() {
+        let page = Region::owned(vec![0; 1]);
+        let want = |block| Want { block, dest: page.segment(0, 1), known: None };
+        assert_eq!(runs(&[want(3), want(4), want(9)]), [(3, 2), (9, 1)]);
+    }
+}

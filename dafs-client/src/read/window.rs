@@ -1,0 +1,413 @@
+//! A read of several pages, or of one that could not be read one-sidedly at once.
+
+use super::Prior;
+use super::fetch::{self, Fetched, Want};
+use super::page::{copy_out, fault_seen, saw_end, served, whole};
+use crate::counters::ReadReport;
+use crate::directory::Known;
+use crate::error::Result;
+use crate::file::OpenFile;
+use crate::options::Path;
+use crate::session::{Grant, Live};
+use crate::sync::{Boxed, join_all, lock};
+use dafs_proto::Placement;
+use ordma::{AccessFault, FOOTER_LEN, Footer, PageRead, Region, Segment};
+use std::sync::Arc;
+
+/// How often a page is tried one-sidedly while it is changing.
+const TRIES: u8 = 2;
+
+/// One page of the read.
+struct Page {
+    block: u64,
+    dest: Segment,
+    /// The page is only partly wanted and lands here.
+    bounce: Option<Region>,
+    known: Option<Known>,
+    /// One-sided reads that found the page changing.
+    torn: u8,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// To be read one-sidedly.
+    Ordma,
+    /// To be read by RPC.
+    Rpc,
+    Here(Footer),
+    /// After the end of the file.
+    Beyond,
+}
+
+/// What one of the transfers under way brought, for the pages with these places.
+enum Event {
+    Ordma(Vec<usize>, Vec<std::result::Result<Footer, AccessFault>>),
+    Rpc(Vec<usize>, Result<Fetched>),
+}
+
+struct Window<'a> {
+    file: &'a Arc<OpenFile>,
+    grant: Arc<Grant>,
+    path: Path,
+    pages: Vec<Page>,
+    report: ReadReport,
+}
+
+/// Reads into a segment.
+pub(super) async fn read(
+    file: &Arc<OpenFile>,
+    to: &Segment,
+    offset: u64,
+    path: Path,
+    prior: Option<Prior>,
+) -> Result<ReadReport> {
+    let grant = file.session().grant()?;
+    let pages = plan(file, &grant, to, offset);
+    let mut window = Window { file, grant, path, pages, report: ReadReport::default() };
+    if let Some(prior) = prior {
+        window.report.faults += 1;
+        if prior.fault == AccessFault::Torn && prior.block == window.pages[0].block {
+            window.pages[0].torn = 1;
+            file.session().counters.torn_retries.add(1);
+        }
+    }
+    if matches!(path, Path::Auto | Path::Ordma) {
+        window.look_up();
+        if window.ends_before(offset).await {
+            window.give_back();
+            return Ok(window.report);
+        }
+    }
+    window.run().await?;
+    window.deliver(to, offset);
+    window.give_back();
+    Ok(window.report)
+}
+
+/// Which pages the range touches, and where each lands.
+fn plan(file: &OpenFile, grant: &Grant, to: &Segment, offset: u64) -> Vec<Page> {
+    let page_size = grant.page_size;
+    let size = page_size as u64;
+    let end = offset + to.len as u64;
+    let blocks = offset / size..end.div_ceil(size);
+    let pages = blocks.map(|block| {
+        let start = block * size;
+        let bounce = if start >= offset && start + size <= end {
+            None
+        } else {
+            Some(file.session().take_bounce(page_size))
+        };
+        let dest = match &bounce {
+            Some(page) => page.segment(0, page_size),
+            // Within the segment, so it fits.
+            None => {
+                let at = usize::try_from(start - offset).unwrap_or(0);
+                to.region.segment(to.start + at, page_size)
+            }
+        };
+        Page { block, dest, bounce, known: None, torn: 0, state: State::Rpc }
+    });
+    pages.collect()
+}
+
+impl Window<'_> {
+    /// Asks the directory about all pages.
+    fn look_up(&mut self) {
+        let session = self.file.session();
+        let number = self.file.number();
+        let (mut hits, mut misses) = (0, 0);
+        let mut table = lock(&session.table);
+        for page in &mut self.pages {
+            page.known = table.directory.lookup(number, page.block);
+            if page.known.is_some() {
+                page.state = State::Ordma;
+                // A page that was torn was counted when it was first looked up.
+                hits += u64::from(page.torn == 0);
+            } else {
+                misses += 1;
+            }
+        }
+        drop(table);
+        session.counters.directory_hits.add(hits);
+        session.counters.directory_misses.add(misses);
+    }
+
+    /// Whether the file ends before `offset`, as far as its last page tells without an RPC.
+    async fn ends_before(&mut self, offset: u64) -> bool {
+        let session = self.file.session();
+        let (Some(first), Some(last)) = (self.pages.first(), self.file.last_block()) else {
+            return false;
+        };
+        if last >= first.block || first.known.is_some() {
+            return false;
+        }
+        let known = lock(&session.table).directory.lookup(self.file.number(), last);
+        let (Some(known), Some((live, _))) = (known, session.live()) else { return false };
+        let page_size = self.grant.page_size;
+        let bounce = session.take_bounce(page_size);
+        let dest = bounce.segment(0, page_size);
+        let read = PageRead { reference: known.reference, floor: known.floor(), dest };
+        let outcome = session.post(&live.endpoint, vec![read]).await.pop();
+        session.give_bounce(bounce);
+        let outcome = outcome.unwrap_or(Err(AccessFault::Unreachable));
+        match outcome.and_then(|footer| whole(footer, page_size)) {
+            Ok(footer) => {
+                lock(&session.table).directory.saw(
+                    footer.file,
+                    last,
+                    footer.generation,
+                    footer.version,
+                );
+                served(session, self.file, &footer, page_size);
+                self.report.ordma += 1;
+                let end = last * page_size as u64 + u64::from(footer.valid);
+                let ends = footer.last && end <= offset;
+                session.counters.ends_without_rpc.add(u64::from(ends));
+                ends
+            }
+            Err(fault) => {
+                fault_seen(session, &known.reference, fault);
+                self.report.faults += 1;
+                false
+            }
+        }
+    }
+
+    /// Brings all pages here, up to the one that holds the end of the file.
+    async fn run(&mut self) -> Result<()> {
+        // Pages after the one that held the end of the file are not asked for until that one says
+        // that the file goes on.
+        let first = self.pages.first().map_or(0, |page| page.block);
+        let mut limit = match self.file.last_block() {
+            Some(last) if last >= first => {
+                let place = usize::try_from(last - first).unwrap_or(usize::MAX);
+                match self.pages.get(place) {
+                    Some(page) if page.known.is_some() => place + 1,
+                    _ => self.pages.len(),
+                }
+            }
+            _ => self.pages.len(),
+        };
+        loop {
+            if let Some(end) = self.pages[..limit].iter().position(|page| match page.state {
+                State::Here(footer) => footer.last,
+                State::Beyond => true,
+                State::Ordma | State::Rpc => false,
+            }) {
+                limit = end + 1;
+            }
+            let open = |page: &Page| matches!(page.state, State::Ordma | State::Rpc);
+            if self.pages[..limit].iter().any(open) {
+                self.round(limit).await?;
+                continue;
+            }
+            let ended = match self.pages[limit - 1].state {
+                State::Here(footer) => footer.last,
+                _ => true,
+            };
+            if ended || limit == self.pages.len() {
+                return Ok(());
+            }
+            limit = self.pages.len();
+        }
+    }
+
+    /// Starts a transfer for each page that is not here, and waits for all.
+    async fn round(&mut self, limit: usize) -> Result<()> {
+        let session = self.file.session();
+        let live = session.live();
+        if live.is_none() {
+            // No connection: the RPCs wait for one, references would only be lost.
+            for page in &mut self.pages[..limit] {
+                if matches!(page.state, State::Ordma) {
+                    page.state = State::Rpc;
+                }
+            }
+        }
+        let mut under_way: Vec<Boxed<'_, Event>> = Vec::new();
+        if let Some((live, _)) = live {
+            self.post_batches(limit, &live, &mut under_way);
+        }
+        let rpc: Vec<usize> = (0..limit)
+            .filter(|&place| matches!(self.pages[place].state, State::Rpc))
+            .collect();
+        let (placement, most) = self.placement(rpc.len());
+        let file = self.file;
+        for places in fetch::groups(&rpc, |place| self.pages[place].block, most) {
+            let wants: Vec<Want> = places
+                .iter()
+                .map(|&place| {
+                    let Page { block, ref dest, known, .. } = self.pages[place];
+                    Want { block, dest: dest.clone(), known }
+                })
+                .collect();
+            under_way.push(Box::pin(async move {
+                Event::Rpc(places, fetch::fetch(file, &wants, placement).await)
+            }));
+        }
+        let mut result = Ok(());
+        for event in join_all(under_way).await {
+            match event {
+                Event::Ordma(places, outcomes) => self.ordma(&places, outcomes),
+                Event::Rpc(places, Ok(fetched)) => self.fetched(&places, fetched, placement),
+                Event::Rpc(_, Err(error)) => result = Err(error),
+            }
+        }
+        result
+    }
+
+    fn post_batches<'f>(&self, limit: usize, live: &Live, under_way: &mut Vec<Boxed<'f, Event>>)
+    where
+        Self: 'f,
+    {
+        let session: &'f crate::session::Session = self.session();
+        let places: Vec<usize> = (0..limit)
+            .filter(|&place| matches!(self.pages[place].state, State::Ordma))
+            .collect();
+        if places.is_empty() {
+            return;
+        }
+        let most = live.endpoint.capabilities().read_batch.max(1);
+        for places in places.chunks(most) {
+            let places = places.to_vec();
+            let reads = places.iter().filter_map(|&place| {
+                let page = &self.pages[place];
+                let known = page.known?;
+                let dest = page.dest.clone();
+                Some(PageRead { reference: known.reference, floor: known.floor(), dest })
+            });
+            let reads = session.post(&live.endpoint, reads.collect());
+            under_way.push(Box::pin(async move { Event::Ordma(places, reads.await) }));
+        }
+    }
+
+    /// How to read `pages` pages by RPC, and how many at a time.
+    fn placement(&self, pages: usize) -> (Placement, usize) {
+        let page = self.grant.page_size + FOOTER_LEN;
+        let options = &self.file.session().options;
+        let inline = match self.path {
+            Path::Auto | Path::Ordma => pages * page <= options.inline_read.min(self.grant.max_inline),
+            Path::Inline => page <= self.grant.max_inline,
+            Path::Direct => false,
+        };
+        if inline {
+            (Placement::Inline, (self.grant.max_inline / page).max(1))
+        } else {
+            (Placement::Direct, (self.grant.max_transfer / page).max(1))
+        }
+    }
+
+    /// Takes the outcomes of one-sided reads.
+    fn ordma(&mut self, places: &[usize], outcomes: Vec<std::result::Result<Footer, AccessFault>>) {
+        let file = self.file;
+        let session = file.session();
+        let page_size = self.grant.page_size;
+        let mut seen = Vec::with_capacity(places.len());
+        for (&place, outcome) in places.iter().zip(outcomes) {
+            let page = &mut self.pages[place];
+            let Some(known) = page.known else { continue };
+            match outcome.and_then(|footer| whole(footer, page_size)) {
+                Ok(footer) => {
+                    page.state = State::Here(footer);
+                    self.report.ordma += 1;
+                    served(session, file, &footer, page_size);
+                    if known.seen != Some(footer.version) {
+                        seen.push(footer);
+                    }
+                }
+                Err(fault) => {
+                    fault_seen(session, &known.reference, fault);
+                    self.report.faults += 1;
+                    if fault == AccessFault::Torn {
+                        page.torn += 1;
+                    }
+                    if fault == AccessFault::Torn && page.torn < TRIES {
+                        session.counters.torn_retries.add(1);
+                    } else {
+                        page.state = State::Rpc;
+                    }
+                }
+            }
+        }
+        if !seen.is_empty() {
+            let mut table = lock(&session.table);
+            for Footer { file, block, generation, version, .. } in seen {
+                table.directory.saw(file, block, generation, version);
+            }
+        }
+    }
+
+    /// Takes pages that came by RPC; `None` for those after the end of the file.
+    fn fetched(&mut self, places: &[usize], fetched: Fetched, placement: Placement) {
+        let session = self.file.session();
+        self.report.copied += fetched.copied;
+        for (&place, footer) in places.iter().zip(fetched.footers) {
+            let page = &mut self.pages[place];
+            let Some(footer) = footer else {
+                page.state = State::Beyond;
+                continue;
+            };
+            page.state = State::Here(footer);
+            saw_end(self.file, &footer);
+            match placement {
+                Placement::Inline => self.report.inline += 1,
+                Placement::Direct => self.report.direct += 1,
+            }
+            // Changing twice in a row, and yet the RPC says that it never changed since it was
+            // last seen whole: what lies in the slot is not what the server wrote.
+            if let Some(known) = page.known
+                && page.torn >= TRIES
+                && known.reference.generation == footer.generation
+                && known.seen == Some(footer.version)
+            {
+                fault_seen(session, &known.reference, AccessFault::Bad);
+                tracing::warn!(
+                    file = %self.file.name,
+                    block = page.block,
+                    reference = ?known.reference,
+                    "a page in the server's memory does not match its check and has not changed"
+                );
+            }
+        }
+    }
+
+    /// Counts the bytes read, and copies what landed in bounce pages.
+    fn deliver(&mut self, to: &Segment, offset: u64) {
+        let size = self.grant.page_size as u64;
+        let end = offset + to.len as u64;
+        let mut at = offset;
+        for page in &self.pages {
+            let State::Here(footer) = page.state else { break };
+            let start = page.block * size;
+            let until = end.min(start + u64::from(footer.valid)).max(at);
+            // Both lie within the segment or the page.
+            let place = |n: u64| usize::try_from(n).unwrap_or(0);
+            if let Some(bounce) = &page.bounce {
+                let len = place(until - at);
+                copy_out(bounce, place(at - start), to, place(at - offset), len);
+                self.report.copied += len as u64;
+            }
+            at = until;
+            if footer.last {
+                break;
+            }
+        }
+        self.report.bytes = usize::try_from(at - offset).unwrap_or(to.len);
+    }
+
+    /// Returns the bounce pages; nothing is under way any more.
+    fn give_back(&mut self) {
+        for page in &mut self.pages {
+            if let Some(bounce) = page.bounce.take() {
+                self.file.session().give_bounce(bounce);
+            }
+        }
+    }
+}
+
+impl<'a> Window<'a> {
+    fn session(&self) -> &'a crate::session::Session {
+        self.file.session()
+    }
+}

@@ -1,0 +1,277 @@
+//! The engine `tcp`: for hosts without RDMA, and an ORDMA-capable NIC in software.
+//!
+//! A client has two connections to the same port. One carries messages and transfers. On the other
+//! it asks for pages, which agent threads of the server answer from the arena, without the
+//! [`Service`].
+
+mod agent;
+mod reads;
+mod wire;
+
+use crate::arena::{Arena, Chunk};
+use crate::engine::{
+    Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageRead, ReadBatch,
+    Receiver, Service, Tag,
+};
+use crate::region::Segment;
+use crate::stream::endpoint::{Core, greet};
+use crate::stream::hello::{ClientHello, ServerHello};
+use crate::stream::link::StreamLink;
+use crate::stream::rpc::Rpc;
+use crate::stream::server::{Counted, Server, Side};
+use crate::ChunkId;
+use agent::AgentConnection;
+use reads::Reads;
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use crate::stream::Settings;
+
+/// Most pages worth posting at once: 4 MiB of small pages.
+const READ_BATCH: usize = 1024;
+
+/// The engine. Addresses are `host:port`; port 0 listens on any free one.
+#[derive(Clone, Debug, Default)]
+pub struct Tcp {
+    settings: Settings,
+}
+
+impl Tcp {
+    /// The engine with these settings.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { settings }
+    }
+}
+
+impl Engine for Tcp {
+    fn name(&self) -> &'static str {
+        "tcp"
+    }
+
+    fn listen(
+        &self,
+        address: &str,
+        service: Arc<dyn Service>,
+        arena: Arc<Arena>,
+    ) -> Result<Arc<dyn Listener>, LinkError> {
+        let failed = |error: std::io::Error| LinkError::Listen {
+            address: address.to_owned(),
+            reason: error.to_string(),
+        };
+        let socket = TcpListener::bind(address).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        // The one that the standard library asks for is short where many clients come back at once.
+        rustix::net::listen(&socket, 4096).map_err(|error| failed(error.into()))?;
+        let at = socket.local_addr().map_err(failed)?;
+        let settings = self.settings.clone();
+        let agents = settings.agent_threads.max(1);
+        let side = Box::new(TcpSide);
+        let server = Server::start("tcp", settings, service, arena, side, agents, READ_BATCH);
+        let server = server.map_err(failed)?;
+        server.open(socket.into());
+        Ok(Arc::new(TcpListening { server, at }))
+    }
+
+    fn connector(&self, address: &str) -> Arc<dyn Connector> {
+        Arc::new(TcpConnector { address: address.to_owned(), settings: self.settings.clone() })
+    }
+}
+
+/// What is particular to the server's side.
+struct TcpSide;
+
+impl Side for TcpSide {
+    fn attach(
+        &self,
+        server: &Arc<Server>,
+        link: Arc<StreamLink>,
+        socket: Arc<OwnedFd>,
+        counted: Counted,
+        welcome: &[u8],
+    ) -> bool {
+        AgentConnection::attach(server, link, socket, counted, welcome)
+    }
+
+    fn peer(&self, socket: &OwnedFd) -> String {
+        match rustix::net::getpeername(socket) {
+            Ok(Some(address)) => SocketAddr::try_from(address)
+                .map_or_else(|_| "an unknown address".to_owned(), |address| address.to_string()),
+            _ => "a client that is gone".to_owned(),
+        }
+    }
+
+    fn prepare(&self, socket: &OwnedFd) {
+        // Fails only where the client is already gone.
+        let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
+    }
+}
+
+#[derive(Debug)]
+struct TcpListening {
+    server: Arc<Server>,
+    at: SocketAddr,
+}
+
+impl Listener for TcpListening {
+    fn address(&self) -> String {
+        self.at.to_string()
+    }
+
+    /// Agents look chunks up in the arena: there is nothing to do.
+    fn export(&self, _chunk: &Arc<Chunk>) {}
+
+    /// Clients hold nothing of a chunk: there is nothing to wait for.
+    fn retire(&self, _chunk: ChunkId, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn stop(&self) {
+        self.server.stop();
+    }
+}
+
+impl Drop for TcpListening {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[derive(Debug)]
+struct TcpConnector {
+    address: String,
+    settings: Settings,
+}
+
+impl TcpConnector {
+    fn reach(&self, deadline: Instant) -> Result<(TcpStream, SocketAddr), String> {
+        let addresses = self.address.to_socket_addrs().map_err(|error| error.to_string())?;
+        let mut last = "the name has no address".to_owned();
+        for address in addresses {
+            match dial(address, deadline) {
+                Ok(socket) => return Ok((socket, address)),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn try_connect(
+        &self,
+        receiver: Arc<dyn Receiver>,
+        deadline: Instant,
+    ) -> Result<TcpEndpoint, String> {
+        let (socket, address) = self.reach(deadline)?;
+        let socket = OwnedFd::from(socket);
+        let first = greet(&socket, ClientHello::Messages, deadline)?;
+        let ServerHello::Welcome { geometry, limits, ticket } = first else {
+            return Err("the server's hello is not a welcome".to_owned());
+        };
+        let second = OwnedFd::from(dial(address, deadline)?);
+        greet(&second, ClientHello::Second(ticket), deadline)?;
+        let peer = address.to_string();
+        let own_limits = self.settings.limits();
+        let reads = Arc::new(Reads::new(second, peer.clone(), geometry));
+        let rpc = Rpc::new(socket, peer, own_limits, limits, Arc::clone(&receiver));
+        let lane = reads.clone();
+        let core = Core::new(rpc, Some(lane), receiver, self.settings.spin);
+        let core = core.map_err(|error| error.to_string())?;
+        let capabilities = Capabilities {
+            engine: "tcp",
+            geometry: Some(geometry),
+            local_reads: false,
+            read_batch: READ_BATCH,
+        };
+        Ok(TcpEndpoint { core, reads, capabilities })
+    }
+}
+
+fn dial(address: SocketAddr, deadline: Instant) -> Result<TcpStream, String> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err("no connection in time".to_owned());
+    }
+    let socket = TcpStream::connect_timeout(&address, left).map_err(|error| error.to_string())?;
+    socket.set_nodelay(true).map_err(|error| error.to_string())?;
+    Ok(socket)
+}
+
+impl Connector for TcpConnector {
+    fn connect(
+        &self,
+        receiver: Arc<dyn Receiver>,
+        timeout: Duration,
+    ) -> Result<Arc<dyn Endpoint>, LinkError> {
+        let now = Instant::now();
+        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86400));
+        match self.try_connect(receiver, deadline) {
+            Ok(endpoint) => Ok(Arc::new(endpoint)),
+            Err(reason) => Err(LinkError::Connect { target: self.address.clone(), reason }),
+        }
+    }
+
+    fn target(&self) -> String {
+        self.address.clone()
+    }
+}
+
+/// A client's connection.
+#[derive(Debug)]
+struct TcpEndpoint {
+    core: Core,
+    reads: Arc<Reads>,
+    capabilities: Capabilities,
+}
+
+impl Endpoint for TcpEndpoint {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    fn peer(&self) -> String {
+        self.core.rpc.peer().to_owned()
+    }
+
+    fn send(&self, head: &[u8], data: &[Segment]) -> Result<(), LinkError> {
+        self.core.send(head, data)
+    }
+
+    fn advertise(&self, buffer: Vec<Segment>) -> Tag {
+        self.core.rpc.advertise(buffer)
+    }
+
+    fn withdraw(&self, tag: Tag) -> u64 {
+        self.core.rpc.withdraw(tag)
+    }
+
+    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
+        let (batch, queued) = self.reads.post(pages);
+        if queued {
+            self.core.nudge_reads();
+        }
+        batch
+    }
+
+    fn drive(&self, interest: Interest, timeout: Duration) {
+        self.core.drive(interest, timeout);
+    }
+
+    fn interrupt(&self) {
+        self.core.interrupt();
+    }
+
+    fn close(&self) {
+        self.core.close();
+    }
+}
+
+impl Drop for TcpEndpoint {
+    fn drop(&mut self) {
+        self.core.close();
+    }
+}
+

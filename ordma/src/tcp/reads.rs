@@ -1,0 +1,428 @@
+//! The client's one-sided connection: asks for pages, receives them into their places and judges
+//! each as soon as it is there.
+
+use super::wire::{
+    ENTRY_LEN, HEADER_LEN, LONGEST_HEAD, ReplyHeader, pages_per_request, put_entry, put_request,
+    status, statuses_len,
+};
+use crate::AccessFault;
+use crate::arena::Geometry;
+use crate::engine::{LinkError, PageRead, ReadBatch};
+use crate::region::{Access, Iovecs, with_iovecs};
+use crate::slot::{FOOTER_LEN, Footer, verify};
+use crate::stream::endpoint::ReadLane;
+use crate::stream::io;
+use crate::stream::rpc::receive_into;
+use crate::stream::turn::{Handled, Lane};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of the buffer that the heads of replies arrive in, and small pages that are asked for one
+/// by one and come in a row.
+const SCRATCH: usize = 80 << 10;
+
+/// The largest page there is.
+const MAX_PAGE: usize = 64 << 10;
+
+/// The one-sided connection.
+pub(crate) struct Reads {
+    socket: OwnedFd,
+    peer: String,
+    page_size: usize,
+    posting: Mutex<Posting>,
+    receiving: Mutex<Receiving>,
+}
+
+impl fmt::Debug for Reads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reads").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// What has been asked for.
+#[derive(Default)]
+struct Posting {
+    next: u64,
+    /// Requests, in the order in which they are answered.
+    flights: VecDeque<Flight>,
+    /// Requests that the kernel did not take.
+    unsent: Vec<u8>,
+    lost: bool,
+}
+
+/// A request under way.
+#[derive(Clone)]
+struct Flight {
+    number: u64,
+    batch: Arc<ReadBatch>,
+    /// Its first page within the batch.
+    first: usize,
+    count: usize,
+}
+
+/// What has arrived.
+struct Receiving {
+    scratch: Vec<u8>,
+    /// What is in the scratch buffer and not yet taken.
+    start: usize,
+    end: usize,
+    /// The reply whose payloads are arriving.
+    reply: Option<Reply>,
+    /// Outcomes of the first pages of the batch that the next reply belongs to.
+    outcomes: Vec<Result<Footer, AccessFault>>,
+    /// Batches that are done, to be completed once no lock is held, since that may run anything.
+    done: Vec<Done>,
+}
+
+type Done = (Arc<ReadBatch>, Vec<Result<Footer, AccessFault>>);
+
+struct Reply {
+    flight: Flight,
+    /// By page: its footer, or why there is none.
+    heads: Vec<Result<[u8; FOOTER_LEN], AccessFault>>,
+    /// The page that is arriving, and how much of it is there.
+    page: usize,
+    at: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Reads {
+    pub(crate) fn new(socket: OwnedFd, peer: String, geometry: Geometry) -> Self {
+        Self {
+            socket,
+            peer,
+            page_size: geometry.page_size,
+            posting: Mutex::default(),
+            receiving: Mutex::new(Receiving {
+                scratch: vec![0; SCRATCH],
+                start: 0,
+                end: 0,
+                reply: None,
+                outcomes: Vec::new(),
+                done: Vec::new(),
+            }),
+        }
+    }
+
+    /// Asks for pages. Also says whether requests wait for the connection to become writable.
+    pub(crate) fn post(&self, pages: Vec<PageRead>) -> (Arc<ReadBatch>, bool) {
+        let batch = ReadBatch::new(pages);
+        let count = batch.pages.len();
+        if count == 0 {
+            batch.complete(Vec::new());
+            return (batch, false);
+        }
+        let mut posting = lock(&self.posting);
+        let fits = batch.pages.iter().all(|page| page.dest.len == self.page_size);
+        if posting.lost || !fits {
+            drop(posting);
+            // A place of another size is the caller's mistake; nothing can be put there.
+            batch.fail(if fits { AccessFault::Unreachable } else { AccessFault::Stale });
+            return (batch, false);
+        }
+        let each = pages_per_request(self.page_size);
+        let mut bytes = Vec::with_capacity(count.div_ceil(each) * HEADER_LEN + count * ENTRY_LEN);
+        for (i, pages) in batch.pages.chunks(each).enumerate() {
+            let number = posting.next;
+            posting.next += 1;
+            put_request(&mut bytes, number, pages.len());
+            pages.iter().for_each(|page| put_entry(&mut bytes, &page.reference, page.floor));
+            let batch = Arc::clone(&batch);
+            posting.flights.push_back(Flight { number, batch, first: i * each, count: pages.len() });
+        }
+        let mut sent = 0;
+        if posting.unsent.is_empty() {
+            // An error shows when the replies do not come.
+            let slices = [IoSlice::new(&bytes)];
+            sent = io::send(self.socket.as_fd(), &slices).ok().flatten().unwrap_or(0);
+        }
+        posting.unsent.extend_from_slice(&bytes[sent..]);
+        let queued = !posting.unsent.is_empty();
+        (batch, queued)
+    }
+
+    fn lost(&self, reason: impl fmt::Display) -> LinkError {
+        LinkError::Lost { peer: self.peer.clone(), reason: reason.to_string() }
+    }
+
+    fn broken(&self, reason: &str) -> LinkError {
+        LinkError::Protocol { peer: self.peer.clone(), reason: reason.to_owned() }
+    }
+
+    fn received(&self, got: std::io::Result<Option<usize>>) -> Result<Option<usize>, LinkError> {
+        match got {
+            Ok(Some(0)) => Err(self.lost("closed by the server")),
+            Ok(got) => Ok(got),
+            Err(error) => Err(self.lost(error)),
+        }
+    }
+
+    /// How many requests are under way, and the pages of the first.
+    fn under_way(&self) -> (usize, usize) {
+        let posting = lock(&self.posting);
+        (posting.flights.len(), posting.flights.front().map_or(0, |flight| flight.count))
+    }
+
+    /// The longest head that the reply to a request for `count` pages can have.
+    fn longest_head(count: usize) -> usize {
+        HEADER_LEN + statuses_len(count) + count * FOOTER_LEN
+    }
+
+    /// Receives the reply to a request for one page when no other is under way: it goes to its place
+    /// at once. Bytes of a reply that is not there whole are left for the ordinary way.
+    fn receive_single(&self, r: &mut Receiving) -> Result<Option<usize>, LinkError> {
+        let Some(flight) = lock(&self.posting).flights.front().cloned() else { return Ok(None) };
+        let page = &flight.batch.pages[flight.first];
+        let mut head = [0; HEADER_LEN + FOOTER_LEN];
+        let mut iovecs = Iovecs::new();
+        iovecs.push(head.as_mut_ptr(), head.len());
+        let dest = std::iter::once((&page.dest.region, page.dest.start, page.dest.len));
+        let scratch = &mut r.scratch[HEADER_LEN + FOOTER_LEN..];
+        let got = with_iovecs(dest, Access::Write, iovecs, |iovecs| {
+            let [_, place] = iovecs.as_mut_slice() else { return Ok(None) };
+            if place.iov_base.is_null() {
+                // The page is no longer wanted.
+                place.iov_base = scratch.as_mut_ptr().cast();
+            }
+            let place = place.iov_base.cast::<u8>();
+            // SAFETY: the vectors are `head`, part of a locked region or the scratch buffer, which
+            // has room for the largest page, each of them exclusively ours for the time of the call.
+            let got = unsafe { io::receive_raw(self.socket.as_fd(), iovecs) };
+            let payload = got.as_ref().ok().and_then(|n| *n).unwrap_or(0).saturating_sub(head.len());
+            if payload > 0 && head[10] != 0 && place != scratch.as_mut_ptr() {
+                // A fault has no payload: these bytes are of the reply to a request that another
+                // thread has sent meanwhile.
+                // SAFETY: the call has just put as many bytes there; the region is still locked.
+                scratch[..payload]
+                    .copy_from_slice(unsafe { std::slice::from_raw_parts(place, payload) });
+            }
+            got
+        });
+        let Some(n) = self.received(got)? else { return Ok(None) };
+        let in_head = n.min(head.len());
+        r.scratch[..in_head].copy_from_slice(&head[..in_head]);
+        let good = head[10] == 0;
+        (r.start, r.end) = (0, if good { in_head } else { n });
+        self.parse_head(r)?;
+        if let Some(reply) = r.reply.as_mut().filter(|_| good) {
+            reply.at = n - in_head;
+        }
+        Ok(Some(n))
+    }
+
+    /// Receives as the state demands. `None` where nothing has arrived.
+    fn receive_some(&self, r: &mut Receiving) -> Result<Option<usize>, LinkError> {
+        let (under_way, front) = self.under_way();
+        let buffered = r.end - r.start;
+        if r.reply.is_none() && buffered == 0 && under_way == 1 && front == 1 {
+            return self.receive_single(r);
+        }
+        if let Some(reply) = &r.reply {
+            // The payloads that are missing, and the head of the reply after them.
+            let next = match (under_way, front) {
+                (0, _) => 0,
+                (_, 1) => SCRATCH,
+                (_, count) => Self::longest_head(count),
+            };
+            let good = |i: &usize| reply.heads[*i].is_ok();
+            let pages = &reply.flight.batch.pages[reply.flight.first..];
+            let (first, at, size) = (reply.page, reply.at, self.page_size);
+            let parts = (first..reply.flight.count).filter(good).map(|i| {
+                let skip = if i == first { at } else { 0 };
+                (&pages[i].dest.region, pages[i].dest.start.wrapping_add(skip), size - skip)
+            });
+            let left = parts.clone().map(|(_, _, len)| len).sum();
+            let got = receive_into(self.socket.as_fd(), parts, left, &mut r.scratch, next);
+            let got = got.map_err(|error| self.lost(error))?;
+            let Some((placed, spilled)) = got else { return Ok(None) };
+            if placed + spilled == 0 {
+                return Err(self.lost("closed by the server"));
+            }
+            (r.start, r.end) = (0, spilled);
+            self.advance(r, placed);
+            return Ok(Some(placed + spilled));
+        }
+        if under_way == 0 && buffered == 0 {
+            let got = io::receive(self.socket.as_fd(), &mut r.scratch[..1]);
+            return match self.received(got)? {
+                Some(_) => Err(self.broken("a reply that was not asked for")),
+                None => Ok(None),
+            };
+        }
+        r.scratch.copy_within(r.start..r.end, 0);
+        (r.start, r.end) = (0, buffered);
+        // Not more than the head where several payloads follow it: those go to their places.
+        let want = if front == 1 { SCRATCH } else { Self::longest_head(front) };
+        let got = io::receive(self.socket.as_fd(), &mut r.scratch[buffered..want.max(buffered + 1)]);
+        let Some(n) = self.received(got)? else { return Ok(None) };
+        r.end += n;
+        Ok(Some(n))
+    }
+
+    /// Takes the head of a reply from the scratch buffer, if it is there whole.
+    fn parse_head(&self, r: &mut Receiving) -> Result<bool, LinkError> {
+        let bytes = &r.scratch[r.start..r.end];
+        if bytes.len() < HEADER_LEN {
+            return Ok(false);
+        }
+        let header = ReplyHeader::decode(bytes);
+        let statuses = match lock(&self.posting).flights.front() {
+            Some(flight) if flight.number == header.number && flight.count == header.count => {
+                statuses_len(flight.count)
+            }
+            _ => return Err(self.broken("a reply to another request")),
+        };
+        let single = [header.single];
+        let codes = match header.count {
+            1 => &single[..],
+            count if bytes.len() < HEADER_LEN + statuses => {
+                let _ = count;
+                return Ok(false);
+            }
+            count => &bytes[HEADER_LEN..HEADER_LEN + count],
+        };
+        let good = codes.iter().filter(|code| **code == 0).count();
+        if header.rest != statuses + good * (FOOTER_LEN + self.page_size) {
+            return Err(self.broken("a reply of the wrong length"));
+        }
+        let len = HEADER_LEN + statuses + good * FOOTER_LEN;
+        if bytes.len() < len {
+            return Ok(false);
+        }
+        let mut footers = bytes[HEADER_LEN + statuses..len].chunks_exact(FOOTER_LEN);
+        let mut heads = Vec::with_capacity(header.count);
+        for code in codes {
+            let status = status(*code).ok_or_else(|| self.broken("a status of no meaning"))?;
+            heads.push(status.map(|()| {
+                let mut footer = [0; FOOTER_LEN];
+                footer.copy_from_slice(footers.next().unwrap_or(&[0; FOOTER_LEN]));
+                footer
+            }));
+        }
+        r.start += len;
+        let Some(flight) = lock(&self.posting).flights.pop_front() else { return Ok(false) };
+        r.reply = Some(Reply { flight, heads, page: 0, at: 0 });
+        Ok(true)
+    }
+
+    /// Goes on after `placed` more bytes are in their places: judges the pages that are complete.
+    fn advance(&self, r: &mut Receiving, placed: usize) {
+        let Some(reply) = &mut r.reply else { return };
+        reply.at += placed;
+        while reply.page < reply.flight.count {
+            let page = &reply.flight.batch.pages[reply.flight.first + reply.page];
+            let outcome = match &reply.heads[reply.page] {
+                Err(fault) => Err(*fault),
+                Ok(_) if reply.at < self.page_size => return,
+                Ok(footer) => {
+                    reply.at -= self.page_size;
+                    let judge = |payload: &mut [u8]| {
+                        verify(footer, payload, &page.reference, page.floor)
+                    };
+                    // A place that is gone gets nothing.
+                    page.dest.with(judge).unwrap_or(Err(AccessFault::Unreachable))
+                }
+            };
+            r.outcomes.push(outcome);
+            reply.page += 1;
+        }
+        let flight = &reply.flight;
+        if flight.first + flight.count == flight.batch.pages.len() {
+            r.done.push((Arc::clone(&flight.batch), std::mem::take(&mut r.outcomes)));
+        }
+        r.reply = None;
+    }
+
+    /// Receives once and takes what has arrived; whether more may follow at once.
+    fn receive_once(&self, r: &mut Receiving) -> Result<bool, LinkError> {
+        if self.receive_some(r)?.is_none() {
+            return Ok(false);
+        }
+        loop {
+            if r.reply.is_some() {
+                let moved = self.unbuffer(r);
+                self.advance(r, moved);
+                if r.reply.is_some() {
+                    break;
+                }
+            } else if r.start == r.end || !self.parse_head(r)? {
+                break;
+            }
+        }
+        Ok(r.reply.is_some() || self.under_way().0 > 0)
+    }
+
+    /// Puts bytes from the scratch buffer into the places where they belong.
+    fn unbuffer(&self, r: &mut Receiving) -> usize {
+        let Some(reply) = &r.reply else { return 0 };
+        let pages = &reply.flight.batch.pages[reply.flight.first..];
+        let (mut at, mut moved) = (reply.at, 0);
+        for i in (reply.page..reply.flight.count).filter(|i| reply.heads[*i].is_ok()) {
+            let here = (self.page_size - at).min(r.end - r.start);
+            let bytes = &r.scratch[r.start..r.start + here];
+            pages[i].dest.with(|place| place[at..at + here].copy_from_slice(bytes));
+            (r.start, moved, at) = (r.start + here, moved + here, 0);
+        }
+        moved
+    }
+}
+
+impl Lane for Reads {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn receive(&self) -> Result<Handled, LinkError> {
+        let mut receiving = lock(&self.receiving);
+        let result = self.receive_once(&mut receiving);
+        let done = std::mem::take(&mut receiving.done);
+        drop(receiving);
+        let progress = !done.is_empty();
+        for (batch, outcomes) in done {
+            batch.complete(outcomes);
+        }
+        result.map(|more| Handled { progress, more })
+    }
+
+    fn wants_to_write(&self) -> bool {
+        !lock(&self.posting).unsent.is_empty()
+    }
+
+    fn flush(&self) -> Result<(), LinkError> {
+        let mut posting = lock(&self.posting);
+        let slices = [IoSlice::new(&posting.unsent)];
+        let sent = io::send(self.socket.as_fd(), &slices).map_err(|error| self.lost(error))?;
+        if let Some(sent) = sent {
+            posting.unsent.drain(..sent);
+        }
+        Ok(())
+    }
+}
+
+impl ReadLane for Reads {
+    fn lose(&self) {
+        io::shut_down(self.socket.as_fd());
+        let mut posting = lock(&self.posting);
+        posting.lost = true;
+        posting.unsent = Vec::new();
+        let flights = std::mem::take(&mut posting.flights);
+        drop(posting);
+        // Only now: whoever receives holds this lock while it takes the first flight.
+        let mut receiving = lock(&self.receiving);
+        let current = receiving.reply.take().map(|reply| reply.flight);
+        receiving.outcomes = Vec::new();
+        drop(receiving);
+        for flight in current.into_iter().chain(flights) {
+            // The first end of a batch counts.
+            flight.batch.fail(AccessFault::Unreachable);
+        }
+    }
+}
+
+const _: () = assert!(LONGEST_HEAD + MAX_PAGE <= SCRATCH);

@@ -1,0 +1,352 @@
+//! A server and clients of some engine, and ways to wait for them.
+
+use ordma::arena::Geometry;
+use ordma::{
+    AccessFault, Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, Listener,
+    PageRead, ReadBatch, Receiver, Region, RemoteRef, Segment, Service, Slot, Transfer,
+};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// Longest that any step of a test may take.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PAGE: usize = 4096;
+/// Slots of the chunks in these tests.
+pub const SLOTS: usize = 512;
+
+/// An engine under test.
+pub struct Row {
+    pub engine: Arc<dyn Engine>,
+    pub address: String,
+    /// Kept for the time of the test.
+    pub _directory: Option<Directory>,
+}
+
+impl Row {
+    pub fn tcp() -> Self {
+        Self::tcp_with(ordma::tcp::Settings::default())
+    }
+
+    pub fn tcp_with(settings: ordma::tcp::Settings) -> Self {
+        Self {
+            engine: Arc::new(ordma::tcp::Tcp::new(settings)),
+            address: "127.0.0.1:0".to_owned(),
+            _directory: None,
+        }
+    }
+}
+
+/// A directory that is removed at the end.
+pub struct Directory(pub std::path::PathBuf);
+
+impl Directory {
+    pub fn new() -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("ordma-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A value that several threads watch.
+#[derive(Default)]
+pub struct Watched<T>(Mutex<T>, Condvar);
+
+impl<T> Watched<T> {
+    pub fn change<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        let result = f(&mut self.0.lock().unwrap());
+        self.1.notify_all();
+        result
+    }
+
+    pub fn wait<R>(&self, what: &str, mut f: impl FnMut(&mut T) -> Option<R>) -> R {
+        let deadline = Instant::now() + PATIENCE;
+        let mut guard = self.0.lock().unwrap();
+        loop {
+            if let Some(result) = f(&mut guard) {
+                return result;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited in vain for {what}");
+            guard = self.1.wait_timeout(guard, left).unwrap().0;
+        }
+    }
+}
+
+/// The server's side: echoes messages whose head begins with `e`, and keeps the others.
+#[derive(Default)]
+pub struct TestService(pub Watched<Seen>);
+
+#[derive(Default)]
+pub struct Seen {
+    pub connected: Vec<Arc<dyn Link>>,
+    pub closed: Vec<(u64, LinkError)>,
+    pub messages: VecDeque<(u64, Vec<u8>, Vec<u8>)>,
+    pub calls: usize,
+}
+
+impl Service for TestService {
+    fn connected(&self, link: Arc<dyn Link>) {
+        self.0.change(|seen| seen.connected.push(link));
+    }
+
+    fn message(&self, link: &Arc<dyn Link>, head: &[u8], data: &[u8]) {
+        if head.first() == Some(&b'e') {
+            link.send(head, data);
+        }
+        self.0.change(|seen| {
+            seen.calls += 1;
+            if head.first() != Some(&b'e') {
+                seen.messages.push_back((link.id(), head.to_vec(), data.to_vec()));
+            }
+        });
+    }
+
+    fn closed(&self, link: &Arc<dyn Link>, reason: &LinkError) {
+        self.0.change(|seen| seen.closed.push((link.id(), reason.clone())));
+    }
+}
+
+/// A server.
+pub struct World {
+    pub engine: Arc<dyn Engine>,
+    pub service: Arc<TestService>,
+    pub arena: Arc<Arena>,
+    pub listener: Arc<dyn Listener>,
+}
+
+impl World {
+    pub fn new(row: &Row) -> Self {
+        let service = Arc::new(TestService::default());
+        let arena = Arc::new(Arena::new(Geometry::new(PAGE, SLOTS * PAGE).unwrap()));
+        let listener =
+            row.engine.listen(&row.address, service.clone(), Arc::clone(&arena)).unwrap();
+        let world = Self { engine: Arc::clone(&row.engine), service, arena, listener };
+        world.grow();
+        world
+    }
+
+    pub fn grow(&self) {
+        self.listener.export(&self.arena.grow().unwrap());
+    }
+
+    /// Connects a client that may read.
+    pub fn client(&self) -> Client {
+        let client = self.stranger();
+        client.link.allow_reads(true);
+        client
+    }
+
+    /// Connects a client that may not read yet.
+    pub fn stranger(&self) -> Client {
+        let known: Vec<_> = self.service.0.change(|s| s.connected.iter().map(|l| l.id()).collect());
+        let connector = self.engine.connector(&self.listener.address());
+        let receiver = Arc::new(Inbox::default());
+        let endpoint = connector.connect(receiver.clone(), PATIENCE).unwrap();
+        // Others may connect at the same time: ours is the one that answers to its name.
+        let name = format!("n{}", fastrand::u64(..));
+        endpoint.send(name.as_bytes(), &[]).unwrap();
+        let link = self.service.0.wait("the link", |seen| {
+            let at = seen.messages.iter().position(|(_, head, _)| head == name.as_bytes())?;
+            let (id, _, _) = seen.messages.remove(at)?;
+            assert!(!known.contains(&id));
+            seen.connected.iter().find(|link| link.id() == id).cloned()
+        });
+        Client { endpoint, receiver, link }
+    }
+
+    /// Fills a slot with a page of this byte.
+    pub fn page(&self, byte: u8) -> (Slot, RemoteRef) {
+        let slot = self.arena.take().expect("a free slot");
+        let reference = self.fill(&slot, byte, 0);
+        (slot, reference)
+    }
+
+    pub fn fill(&self, slot: &Slot, byte: u8, version: u64) -> RemoteRef {
+        let generation = self.arena.next_generation();
+        self.refill(slot, byte, generation, version)
+    }
+
+    pub fn refill(&self, slot: &Slot, byte: u8, generation: u64, version: u64) -> RemoteRef {
+        let payload = [byte; PAGE];
+        let block = u64::from(slot.index);
+        let footer =
+            Footer { kind: Kind::Data, last: false, valid: PAGE as u32, file: 77, block, generation, version };
+        slot.write(&payload, &footer.encode(&payload));
+        RemoteRef { chunk: slot.chunk.id(), slot: slot.index, file: 77, block, generation }
+    }
+
+    /// Calls of [`Service::message`].
+    pub fn calls(&self) -> usize {
+        self.service.0.change(|seen| seen.calls)
+    }
+
+    pub fn wait_closed(&self, link: u64) -> LinkError {
+        self.service.0.wait("the closing of a link", |seen| {
+            seen.closed.iter().find(|(id, _)| *id == link).map(|(_, reason)| reason.clone())
+        })
+    }
+}
+
+/// What a client receives.
+#[derive(Default)]
+pub struct Inbox {
+    pub messages: Mutex<VecDeque<(Vec<u8>, Vec<u8>)>>,
+    pub closed: Mutex<Vec<LinkError>>,
+}
+
+impl Receiver for Inbox {
+    fn message(&self, head: &[u8], data: &[u8]) {
+        self.messages.lock().unwrap().push_back((head.to_vec(), data.to_vec()));
+    }
+
+    fn closed(&self, error: LinkError) {
+        self.closed.lock().unwrap().push(error);
+    }
+}
+
+/// A connected client and the server's side of it.
+pub struct Client {
+    pub endpoint: Arc<dyn Endpoint>,
+    pub receiver: Arc<Inbox>,
+    pub link: Arc<dyn Link>,
+}
+
+pub const MESSAGES: Interest = Interest { messages: true, reads: false };
+pub const READS: Interest = Interest { messages: false, reads: true };
+pub const BOTH: Interest = Interest { messages: true, reads: true };
+
+impl Client {
+    /// Drives until `f` has a result.
+    pub fn until<R>(&self, interest: Interest, what: &str, f: impl FnMut() -> Option<R>) -> R {
+        drive_until(&*self.endpoint, interest, what, f)
+    }
+
+    pub fn message(&self) -> (Vec<u8>, Vec<u8>) {
+        self.until(MESSAGES, "a message", || self.receiver.messages.lock().unwrap().pop_front())
+    }
+
+    pub fn closed(&self) -> LinkError {
+        self.until(MESSAGES, "the end", || self.receiver.closed.lock().unwrap().first().cloned())
+    }
+
+    pub fn echo(&self, head: &[u8], data: &[u8]) {
+        let segments = [segment(data.to_vec())];
+        self.endpoint.send(head, if data.is_empty() { &[] } else { &segments }).unwrap();
+        assert!(self.message() == (head.to_vec(), data.to_vec()), "an echo of {}", data.len());
+    }
+
+    pub fn transfer(&self, transfer: Transfer) -> Result<Vec<u8>, LinkError> {
+        let mut transfer = pin!(transfer);
+        self.until(MESSAGES, "a transfer", || {
+            let mut cx = Context::from_waker(Waker::noop());
+            match transfer.as_mut().poll(&mut cx) {
+                Poll::Ready(result) => Some(result),
+                Poll::Pending => None,
+            }
+        })
+    }
+
+    /// Reads pages: the byte that each is filled with, or the fault.
+    pub fn read(&self, pages: &[(RemoteRef, u64)]) -> Vec<Result<(u8, u64), AccessFault>> {
+        let region = Region::owned(vec![0xEE; pages.len() * PAGE]);
+        let reads = pages.iter().enumerate().map(|(i, (reference, floor))| PageRead {
+            reference: *reference,
+            floor: *floor,
+            dest: region.segment(i * PAGE, PAGE),
+        });
+        let batch = self.endpoint.read(reads.collect());
+        let outcomes = self.finish(&batch);
+        let bytes = region.take().unwrap();
+        let pages = bytes.chunks(PAGE).zip(outcomes);
+        pages
+            .map(|(page, outcome)| {
+                assert!(page.iter().all(|b| *b == page[0]), "a mixed page");
+                match outcome {
+                    Ok(footer) => Ok((page[0], footer.version)),
+                    Err(fault) => {
+                        assert_eq!(page[0], 0, "the place of a faulted page is zeroed");
+                        Err(fault)
+                    }
+                }
+            })
+            .collect()
+    }
+
+    pub fn read_one(&self, reference: RemoteRef) -> Result<u8, AccessFault> {
+        self.read(&[(reference, 0)])[0].map(|(byte, _)| byte)
+    }
+
+    pub fn finish(&self, batch: &Arc<ReadBatch>) -> Vec<Result<Footer, AccessFault>> {
+        self.until(READS, "a batch", || poll_batch(batch))
+    }
+}
+
+pub fn poll_batch(batch: &ReadBatch) -> Option<Vec<Result<Footer, AccessFault>>> {
+    match batch.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(outcomes) => Some(outcomes),
+        Poll::Pending => None,
+    }
+}
+
+pub fn drive_until<R>(
+    endpoint: &dyn Endpoint,
+    interest: Interest,
+    what: &str,
+    mut f: impl FnMut() -> Option<R>,
+) -> R {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(result) = f() {
+            return result;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        // Short, since a test may also wait for what no drive call is told of.
+        endpoint.drive(interest, Duration::from_millis(20));
+    }
+}
+
+/// A segment that is a whole buffer of its own.
+pub fn segment(bytes: Vec<u8>) -> Segment {
+    let len = bytes.len();
+    Region::owned(bytes).segment(0, len)
+}
+
+/// Waits for a future that other threads complete.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut cx = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return output;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "waited in vain for a future");
+        std::thread::park_timeout(left);
+    }
+}
+
+/// Bytes that are not all alike.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
+}

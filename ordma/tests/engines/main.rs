@@ -1,0 +1,52 @@
+//! One suite over every engine, through the traits alone, and tests of what is particular to each.
+
+mod harness;
+mod hostile;
+mod suite;
+
+use harness::Row;
+
+macro_rules! rows {
+    ($($row:ident: $make:expr;)*) => {
+        $(mod $row {
+            use super::*;
+
+            fn row() -> Row {
+                $make
+            }
+
+            rows!(@tests
+                echo_of_many_sizes
+                many_clients_at_once
+                messages_keep_their_order
+                messages_beyond_the_limits_are_refused
+                placing_into_advertised_memory
+                fetching_from_advertised_memory
+                transfers_of_a_withdrawn_buffer
+                transfers_end_with_the_link
+                pages_are_read
+                reads_fault
+                reads_are_refused_until_allowed
+                batches_with_faults_in_the_middle
+                version_floors
+                a_changing_page_is_never_mixed
+                several_threads_drive_one_endpoint
+                a_stopped_server_is_unreachable
+                a_closed_link_is_told_once_on_both_sides
+                retiring_a_chunk
+                an_interrupt_ends_a_wait
+                no_server_no_connection
+            );
+        })*
+    };
+    (@tests $($test:ident)*) => {
+        $(#[test]
+        fn $test() {
+            suite::$test(&row());
+        })*
+    };
+}
+
+rows! {
+    tcp: Row::tcp();
+}

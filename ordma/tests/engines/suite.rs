@@ -1,0 +1,430 @@
+//! What every engine must do.
+
+use crate::harness::*;
+use ordma::{AccessFault, LinkError, PageRead, Region, RemoteRef};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+pub fn echo_of_many_sizes(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    for len in [0, 1, 24, 4095, 4096, 4097, 65_536, 300_000, 1 << 20, 2 << 20] {
+        client.echo(b"e", &pattern(len));
+    }
+    client.echo(&[b'e'; 64 << 10], &pattern(100_000));
+    let capabilities = client.endpoint.capabilities();
+    assert_eq!(capabilities.engine, row.engine.name());
+    assert_eq!(capabilities.geometry, Some(world.arena.geometry()));
+    assert_eq!(client.link.capabilities(), capabilities);
+}
+
+pub fn many_clients_at_once(row: &Row) {
+    let world = World::new(row);
+    let (slot, reference) = world.page(9);
+    std::thread::scope(|scope| {
+        for t in 0..8u8 {
+            let (world, reference) = (&world, reference);
+            scope.spawn(move || {
+                let clients: Vec<_> = (0..4).map(|_| world.client()).collect();
+                for i in 0..50 {
+                    for client in &clients {
+                        client.echo(&[b'e', t, i], &pattern(usize::from(i) * 700));
+                        assert_eq!(client.read_one(reference), Ok(9));
+                    }
+                }
+            });
+        }
+    });
+    drop(slot);
+}
+
+pub fn messages_keep_their_order(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    for i in 0..300u32 {
+        let head = [b"e", &i.to_le_bytes()[..]].concat();
+        client.endpoint.send(&head, &[segment(pattern(i as usize * 50))]).unwrap();
+    }
+    for i in 0..300u32 {
+        let (head, data) = client.message();
+        assert_eq!(head[1..], i.to_le_bytes());
+        assert!(data == pattern(i as usize * 50));
+    }
+}
+
+pub fn messages_beyond_the_limits_are_refused(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    assert!(client.endpoint.send(&[0; (64 << 10) + 1], &[]).is_err());
+    let client = world.client();
+    assert!(client.endpoint.send(&[], &[segment(vec![0; (2 << 20) + 1])]).is_err());
+    let client = world.client();
+    client.link.send(&[0; (64 << 10) + 1], &[]);
+    client.closed();
+}
+
+pub fn placing_into_advertised_memory(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    for len in [0, 1, 5000, 16_384, 65_536, 1 << 20] {
+        let data = pattern(len);
+        let region = Region::owned(vec![0; len + 10]);
+        let tag = client.endpoint.advertise(vec![region.segment(5, len)]);
+        let back = client.transfer(client.link.write_to(tag, data.clone())).unwrap();
+        assert!(back == data, "the buffer comes back");
+        // A message that is sent later arrives later.
+        client.link.send(b"done", &[]);
+        assert_eq!(client.message().0, b"done");
+        assert_eq!(client.endpoint.withdraw(tag), len as u64);
+        let got = region.take().unwrap();
+        assert!(got[5..len + 5] == data && got[..5] == [0; 5] && got[len + 5..] == [0; 5]);
+    }
+    // Into scattered memory of several regions, more than one system call takes.
+    let regions: Vec<_> = (0..5).map(|_| Region::owned(vec![0; 50_000])).collect();
+    let pieces = (0..500).map(|i| regions[i % 5].segment(i / 5 * 500, 400)).collect();
+    let tag = client.endpoint.advertise(pieces);
+    let data = pattern(500 * 400);
+    client.transfer(client.link.write_to(tag, data.clone())).unwrap();
+    client.link.send(b"done", &[]);
+    client.message();
+    client.endpoint.withdraw(tag);
+    let got: Vec<_> = regions.iter().map(|region| region.take().unwrap()).collect();
+    for (i, piece) in data.chunks(400).enumerate() {
+        assert!(got[i % 5][i / 5 * 500..][..400] == *piece, "piece {i}");
+    }
+}
+
+pub fn fetching_from_advertised_memory(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let data = pattern((1 << 20) + 100);
+    let region = Region::owned(data.clone());
+    let tag = client.endpoint.advertise(vec![region.segment(0, data.len())]);
+    for (offset, len) in [(0, 0), (0, 1), (7, 5000), (100, 1 << 20), (0, 300_000)] {
+        let got = client.transfer(client.link.read_from(tag, offset as u64, vec![0; len])).unwrap();
+        assert!(got == data[offset..offset + len], "{len} bytes from {offset}");
+    }
+    let beyond = client.link.read_from(tag, data.len() as u64 - 5, vec![0; 6]);
+    assert!(client.transfer(beyond).is_err());
+    client.endpoint.withdraw(tag);
+
+    let pieces = (0..1000).map(|i| region.segment(i * 1000, 300)).collect();
+    let tag = client.endpoint.advertise(pieces);
+    let got = client.transfer(client.link.read_from(tag, 150, vec![0; 299_000])).unwrap();
+    let expected: Vec<u8> = data.chunks(1000).take(1000).flat_map(|c| &c[..300]).copied().collect();
+    assert!(got == expected[150..299_150]);
+    client.endpoint.withdraw(tag);
+    client.echo(b"e still there", &[]);
+}
+
+pub fn transfers_of_a_withdrawn_buffer(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let region = Region::owned(vec![1; 100_000]);
+    let tag = client.endpoint.advertise(vec![region.segment(0, 100_000)]);
+    assert_eq!(client.endpoint.withdraw(tag), 0);
+    let _ = client.transfer(client.link.write_to(tag, vec![2; 100_000]));
+    assert!(client.transfer(client.link.read_from(tag, 0, vec![0; 100_000])).is_err());
+    client.echo(b"e still there", &[]);
+    assert!(region.take().unwrap() == [1; 100_000], "nothing was written");
+    // The region ends before the buffer is withdrawn.
+    let region = Region::owned(vec![1; 100_000]);
+    let tag = client.endpoint.advertise(vec![region.segment(0, 100_000)]);
+    region.take();
+    let _ = client.transfer(client.link.write_to(tag, vec![2; 100_000]));
+    assert!(client.transfer(client.link.read_from(tag, 0, vec![0; 100_000])).is_err());
+    client.echo(b"e still there", &[]);
+}
+
+pub fn transfers_end_with_the_link(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let region = Region::owned(vec![1; 100]);
+    let tag = client.endpoint.advertise(vec![region.segment(0, 100)]);
+    // The client is not driven, so this one cannot be done.
+    let pending = client.link.read_from(tag, 0, vec![0; 100]);
+    client.link.close("the test says so");
+    assert!(block_on(pending).is_err());
+    world.wait_closed(client.link.id());
+    assert!(block_on(client.link.read_from(tag, 0, vec![0; 100])).is_err());
+    assert!(block_on(client.link.write_to(tag, vec![0; 100])).is_err());
+}
+
+pub fn pages_are_read(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let pages: Vec<_> = (0..300).map(|i| world.page(i as u8 | 1)).collect();
+    let calls = world.calls();
+    for count in [1, 2, 3, 63, 64, 65, 128, 300] {
+        let asked: Vec<_> = pages[..count].iter().map(|(_, r)| (*r, 0)).collect();
+        let got = client.read(&asked);
+        for (i, outcome) in got.into_iter().enumerate() {
+            assert_eq!(outcome, Ok((i as u8 | 1, 0)), "page {i} of {count}");
+        }
+    }
+    assert!(client.read(&[]).is_empty());
+    // Each page into a region of its own, several batches at a time.
+    let post = |(_, reference): &(ordma::Slot, RemoteRef)| {
+        let dest = segment(vec![0; PAGE]);
+        let read = PageRead { reference: *reference, floor: 0, dest: dest.clone() };
+        (client.endpoint.read(vec![read]), dest)
+    };
+    let batches: Vec<_> = pages.iter().map(post).collect();
+    for (i, (batch, dest)) in batches.iter().enumerate() {
+        assert!(client.finish(batch)[0].is_ok());
+        assert!(dest.region.take().unwrap() == [i as u8 | 1; PAGE]);
+    }
+    assert_eq!(world.calls(), calls, "the service is not asked");
+}
+
+pub fn reads_fault(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let (slot, reference) = world.page(3);
+    assert_eq!(client.read_one(reference), Ok(3));
+    let stale = Err(AccessFault::Stale);
+    assert_eq!(client.read_one(RemoteRef { generation: 999, ..reference }), stale);
+    assert_eq!(client.read_one(RemoteRef { generation: 0, ..reference }), stale);
+    assert_eq!(client.read_one(RemoteRef { file: 1, ..reference }), stale);
+    assert_eq!(client.read_one(RemoteRef { block: 999, ..reference }), stale);
+    assert_eq!(client.read_one(RemoteRef { slot: u32::MAX, ..reference }), stale);
+    assert_eq!(client.read_one(RemoteRef { chunk: 999, ..reference }), Err(AccessFault::Gone));
+    slot.kill();
+    assert_eq!(client.read_one(reference), stale);
+    let newer = world.fill(&slot, 4, 0);
+    assert_eq!(client.read_one(reference), stale);
+    assert_eq!(client.read_one(newer), Ok(4));
+}
+
+pub fn reads_are_refused_until_allowed(row: &Row) {
+    let world = World::new(row);
+    let (_slot, reference) = world.page(3);
+    let client = world.stranger();
+    let revoked = Err(AccessFault::Revoked);
+    assert_eq!(client.read_one(reference), revoked);
+    client.link.allow_reads(true);
+    // What follows the permission is not overtaken by it.
+    client.echo(b"e", &[]);
+    assert_eq!(client.read_one(reference), Ok(3));
+    client.link.allow_reads(false);
+    client.until(BOTH, "the refusal", || (client.read_one(reference) == revoked).then_some(()));
+    client.link.allow_reads(true);
+    client.until(BOTH, "the permission", || (client.read_one(reference) == Ok(3)).then_some(()));
+}
+
+pub fn batches_with_faults_in_the_middle(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let mut pages: Vec<_> = (0..300).map(|i| world.page(i as u8 | 1)).collect();
+    for (i, (slot, reference)) in pages.iter_mut().enumerate() {
+        match i % 7 {
+            2 => slot.kill(),
+            3 | 4 => reference.chunk = 50,
+            _ => {}
+        }
+    }
+    let expected = |i: usize| match i % 7 {
+        2 => Err(AccessFault::Stale),
+        3 | 4 => Err(AccessFault::Gone),
+        _ => Ok((i as u8 | 1, 0)),
+    };
+    for (first, count) in [(0, 300), (0, 64), (1, 2), (2, 1), (2, 3), (2, 100)] {
+        let asked: Vec<_> = pages[first..first + count].iter().map(|(_, r)| (*r, 0)).collect();
+        for (i, outcome) in client.read(&asked).into_iter().enumerate() {
+            assert_eq!(outcome, expected(first + i), "page {i} of {count}");
+        }
+    }
+    // Many single reads at once, most of them faults.
+    let mut batches = Vec::new();
+    for (i, (_, reference)) in pages.iter().enumerate() {
+        let dest = segment(vec![9; PAGE]);
+        let read = PageRead { reference: *reference, floor: 0, dest };
+        batches.push((i, client.endpoint.read(vec![read])));
+    }
+    for (i, batch) in batches {
+        let got = client.finish(&batch)[0].map(|footer| footer.version);
+        assert_eq!(got, expected(i).map(|(_, version)| version), "single read {i}");
+    }
+}
+
+pub fn version_floors(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let (slot, reference) = world.page(1);
+    world.refill(&slot, 2, reference.generation, 5);
+    let got = client.read(&[(reference, 5), (reference, 6), (reference, 0)]);
+    assert_eq!(got, [Ok((2, 5)), Err(AccessFault::Stale), Ok((2, 5))]);
+    assert_eq!(client.read(&[(reference, 6)]), [Err(AccessFault::Stale)]);
+}
+
+pub fn a_changing_page_is_never_mixed(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let (slot, reference) = world.page(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut version = 0;
+            while !done.load(Ordering::Relaxed) {
+                version += 1;
+                world.refill(&slot, version as u8, reference.generation, version);
+            }
+        });
+        let end = Instant::now() + Duration::from_millis(300);
+        let (mut good, mut floor) = (0, 0);
+        while Instant::now() < end || good < 10 {
+            // `read` checks that all bytes are alike.
+            for outcome in client.read(&[(reference, floor), (reference, floor)]) {
+                match outcome {
+                    Ok((byte, version)) => {
+                        assert_eq!(byte, version as u8);
+                        assert!(version >= floor);
+                        (good, floor) = (good + 1, version);
+                    }
+                    Err(fault) => {
+                        assert!(matches!(fault, AccessFault::Torn | AccessFault::Stale), "{fault}");
+                    }
+                }
+            }
+            assert!(Instant::now() < end + PATIENCE, "only {good} good reads");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+pub fn several_threads_drive_one_endpoint(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let pages: Vec<_> = (0..64).map(|i| world.page(i + 1)).collect();
+    let echoes = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let (client, pages, echoes) = (&client, &pages, &echoes);
+        let readers: Vec<_> = (0..4usize)
+            .map(|t| {
+                scope.spawn(move || {
+                    for i in 0..400 {
+                        let at = (i * 7 + t) % 60;
+                        if i % 10 == 0 {
+                            let asked: Vec<_> =
+                                pages[at..at + 4].iter().map(|(_, r)| (*r, 0)).collect();
+                            assert!(client.read(&asked).iter().all(Result::is_ok));
+                        } else {
+                            assert_eq!(client.read_one(pages[at].1), Ok(at as u8 + 1));
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(move || {
+            for i in 0..200 {
+                client.echo(b"e", &pattern(i * 100));
+            }
+        });
+        scope.spawn(move || {
+            while echoes.load(Ordering::Relaxed) {
+                client.endpoint.drive(BOTH, Duration::from_millis(1));
+                client.endpoint.interrupt();
+            }
+        });
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        echoes.store(false, Ordering::Relaxed);
+    });
+}
+
+pub fn a_stopped_server_is_unreachable(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let (_slot, reference) = world.page(3);
+    assert_eq!(client.read_one(reference), Ok(3));
+    world.listener.stop();
+    let reason = world.wait_closed(client.link.id());
+    assert!(matches!(reason, LinkError::Closed(_)), "{reason}");
+    assert_eq!(client.read_one(reference), Err(AccessFault::Unreachable));
+    client.closed();
+    assert_eq!(client.read_one(reference), Err(AccessFault::Unreachable));
+    assert!(client.endpoint.send(b"e", &[]).is_err());
+    assert_eq!(client.receiver.closed.lock().unwrap().len(), 1);
+    let connector = row.engine.connector(&world.listener.address());
+    assert!(connector.connect(Arc::new(Inbox::default()), Duration::from_secs(1)).is_err());
+}
+
+pub fn a_closed_link_is_told_once_on_both_sides(row: &Row) {
+    let world = World::new(row);
+    let (a, b) = (world.client(), world.client());
+    a.endpoint.close();
+    world.wait_closed(a.link.id());
+    assert_eq!(a.receiver.closed.lock().unwrap().len(), 1);
+    b.link.close("the test says so");
+    b.closed();
+    match world.wait_closed(b.link.id()) {
+        LinkError::Closed(reason) => assert_eq!(reason, "the test says so"),
+        other => panic!("{other}"),
+    }
+    for client in [&a, &b] {
+        client.endpoint.close();
+        client.link.close("again");
+        client.endpoint.drive(BOTH, Duration::ZERO);
+        assert_eq!(client.receiver.closed.lock().unwrap().len(), 1);
+    }
+    let c = world.client();
+    c.echo(b"e", &[]);
+    let told = world.service.0.change(|seen| seen.closed.len());
+    assert_eq!(told, 2);
+}
+
+pub fn retiring_a_chunk(row: &Row) {
+    let world = World::new(row);
+    let clients = [world.client(), world.client()];
+    let (slot, old) = world.page(3);
+    clients.iter().for_each(|client| assert_eq!(client.read_one(old), Ok(3)));
+    world.grow();
+    assert!(world.arena.begin_retire(0));
+    let (_newer_slot, newer) = world.page(4);
+    slot.kill();
+    drop(slot);
+    block_on(world.listener.retire(0, PATIENCE));
+    world.arena.finish_retire(0);
+    for client in &clients {
+        assert_eq!(client.read_one(newer), Ok(4));
+        assert_eq!(client.read_one(old), Err(AccessFault::Gone));
+    }
+    assert_eq!(world.arena.bytes(), world.arena.geometry().chunk_len(), "no one has it any more");
+}
+
+pub fn an_interrupt_ends_a_wait(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    client.echo(b"e", &[]);
+    for interest in [MESSAGES, READS, BOTH] {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waits: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let start = Instant::now();
+                        while !done.load(Ordering::Relaxed) {
+                            client.endpoint.drive(interest, PATIENCE);
+                        }
+                        assert!(start.elapsed() < PATIENCE);
+                    })
+                })
+                .collect();
+            std::thread::yield_now();
+            done.store(true, Ordering::Relaxed);
+            client.endpoint.interrupt();
+            for wait in waits {
+                wait.join().unwrap();
+            }
+        });
+    }
+}
+
+pub fn no_server_no_connection(row: &Row) {
+    let world = World::new(row);
+    let address = world.listener.address();
+    world.listener.stop();
+    let connector = row.engine.connector(&address);
+    let error = connector.connect(Arc::new(Inbox::default()), PATIENCE).unwrap_err();
+    assert!(error.to_string().contains(&address), "{error}");
+}

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Makes sure that what the build and the tests need is there; installs it where this is Debian and
+# we are root, and otherwise says which command would.
+set -euo pipefail
+
+missing=()
+need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
+
+if ! command -v "${CARGO:-cargo}" >/dev/null 2>&1; then
+    echo "deps: there is no cargo: install Rust 1.88 or newer (https://rustup.rs), then run this again" >&2
+    exit 1
+fi
+need cc gcc
+need git git
+# The C library's headers and start files, without which nothing links.
+[ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+
+[ ${#missing[@]} -eq 0 ] && exit 0
+install=(apt-get install -y --no-install-recommends "${missing[@]}")
+if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "deps: installing ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive "${install[@]}"
+else
+    echo "deps: missing: ${missing[*]}; as root, run: ${install[*]}" >&2
+    exit 1
+fi
