@@ -26,6 +26,11 @@ pub(crate) fn fill(page: &mut [u8], offset: u64) {
     }
 }
 
+/// Fills a buffer with noise.
+pub(crate) fn fill_any(bytes: &mut [u8]) {
+    fastrand::Rng::with_seed(bytes.len() as u64).fill(bytes);
+}
+
 /// The first word of `bytes`.
 pub(crate) fn first_word(bytes: &[u8]) -> u64 {
     bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
@@ -83,6 +88,54 @@ impl Aligned {
     }
 }
 
+/// Which offsets of a file are read, one after the other.
+#[derive(Clone, Debug)]
+pub(crate) struct Offsets {
+    block: usize,
+    blocks: u64,
+    order: Order,
+}
+
+#[derive(Clone, Debug)]
+enum Order {
+    Random(fastrand::Rng),
+    Sequential(u64),
+}
+
+impl Offsets {
+    /// Whole blocks in random order. `file` holds at least one.
+    pub(crate) fn random(file: u64, block: usize) -> Self {
+        Self::new(file, block, Order::Random(fastrand::Rng::new()))
+    }
+
+    /// Whole blocks from the beginning to the end, again and again.
+    pub(crate) fn sequential(file: u64, block: usize) -> Self {
+        Self::new(file, block, Order::Sequential(0))
+    }
+
+    fn new(file: u64, block: usize, order: Order) -> Self {
+        Self { block, blocks: (file / block as u64).max(1), order }
+    }
+
+    /// Bytes of a block.
+    pub(crate) fn block(&self) -> usize {
+        self.block
+    }
+
+    /// The next offset.
+    pub(crate) fn next(&mut self) -> u64 {
+        let place = match &mut self.order {
+            Order::Random(rng) => rng.u64(..self.blocks),
+            Order::Sequential(next) => {
+                let place = *next;
+                *next = (place + 1) % self.blocks;
+                place
+            }
+        };
+        place * self.block as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +150,14 @@ mod tests {
         let error = check(&pages, 8192).unwrap_err();
         assert!(error.to_string().contains("offset 12288"), "{error}");
         assert!(check(&[0; STEP], 0).is_err());
+    }
+
+    #[test]
+    fn offsets_are_those_of_whole_blocks() {
+        let mut sequential = Offsets::sequential(10_000, 4096);
+        assert_eq!([0; 3].map(|_| sequential.next()), [0, 4096, 0]);
+        let mut random = Offsets::random(1 << 20, 8192);
+        assert!((0..100).map(|_| random.next()).all(|at| at % 8192 == 0 && at < 1 << 20));
     }
 
     #[test]

@@ -72,6 +72,16 @@ pub(crate) trait Subject {
     fn block(&mut self, time: Duration) -> Result<Block>;
 }
 
+impl<S: Subject + ?Sized> Subject for &mut S {
+    fn label(&self) -> Label {
+        (**self).label()
+    }
+
+    fn block(&mut self, time: Duration) -> Result<Block> {
+        (**self).block(time)
+    }
+}
+
 /// Times of operations: at most a minute, to three digits.
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are good")
@@ -171,6 +181,8 @@ pub(crate) fn measure(
         // Who comes first changes, so that nobody always follows the same other.
         for i in 0..subjects.len() {
             let i = (i + round) % subjects.len();
+            // Who did not run for a while has forgotten things: how to wait, and what was cached.
+            subjects[i].block(plan.block_time() / 10)?;
             blocks[i].push(subjects[i].block(plan.block_time())?);
         }
     }
@@ -201,6 +213,7 @@ fn row(label: &Label, blocks: &[Block]) -> Row {
         server_cpu_us_per_op: server.map(|s| per_op(s.iter().map(|work| work.cpu).sum())),
         client_cpu_us_per_op: Some(per_op(client_cpu)),
         ratio: None,
+        ratio_spin: None,
     }
 }
 
@@ -274,7 +287,7 @@ mod tests {
         let plan = Plan { blocks: 3, time: Duration::from_millis(3) };
         let rows = measure(&mut subjects, plan, &mut Awake::none()).unwrap();
         drop(subjects);
-        assert_eq!(*order.borrow(), [0, 1, 1, 0, 0, 1]);
+        assert_eq!(*order.borrow(), [0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1]);
         assert!(rows.iter().all(|row| row.ops_per_s.unwrap() > 0.0));
     }
 }

@@ -56,9 +56,12 @@ pub struct Row {
     pub server_cpu_us_per_op: Option<f64>,
     /// CPU time of the client process or processes for each operation.
     pub client_cpu_us_per_op: Option<f64>,
-    /// The row held against its floor; in the table only.
+    /// The row divided by its floor; in the table only.
     #[serde(skip)]
     pub ratio: Option<f64>,
+    /// The row divided by its spinning floor; in the table only.
+    #[serde(skip)]
+    pub ratio_spin: Option<f64>,
 }
 
 /// Rounds to a thousandth, which no measurement here exceeds in accuracy.
@@ -77,10 +80,10 @@ impl Report {
         serde_json::to_string_pretty(self).expect("a report is plain data")
     }
 
-    /// The result for people: what was measured where, and a line for each row. `ratio` says what
-    /// the last column holds.
+    /// The result for people: what was measured where, and a line for each row. `of` says of what
+    /// the ratios in the last columns are.
     #[must_use]
-    pub fn to_table(&self, ratio: &str) -> String {
+    pub fn to_table(&self, of: &str) -> String {
         let mut text = String::new();
         let awake = if self.keep_awake { "on" } else { "off" };
         // Writing to a string does not fail.
@@ -92,14 +95,15 @@ impl Report {
         let Machine { cpu, cores, kernel } = &self.machine;
         let commit = self.commit.as_deref().unwrap_or("unknown");
         let _ = writeln!(text, "{cpu}, {cores} CPUs, {kernel}; commit {commit}; {}", self.date);
-        text.push_str(&lines(&self.cells(ratio)));
+        text.push_str(&lines(&self.cells(of)));
         text
     }
 
-    fn cells(&self, ratio: &str) -> Vec<Vec<String>> {
+    fn cells(&self, of: &str) -> Vec<Vec<String>> {
+        let (floor, spin) = (format!("{of}/floor"), format!("{of}/spin"));
         let head = [
             "path", "block", "depth", "clients", "p50 us", "p99 us", "mean us", "ops/s", "MB/s",
-            "handler calls", "server us/op", "client us/op", ratio,
+            "handler calls", "server us/op", "client us/op", &floor, &spin,
         ];
         let mut cells = vec![head.map(str::to_owned).to_vec()];
         let whole = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
@@ -121,6 +125,7 @@ impl Report {
                 real(row.server_cpu_us_per_op, 2),
                 real(row.client_cpu_us_per_op, 2),
                 real(row.ratio, 2),
+                real(row.ratio_spin, 2),
             ]);
         }
         // What applies to no row at all is left out.

@@ -38,7 +38,7 @@ impl Default for Connectors {
     fn default() -> Self {
         Self {
             tcp: |address| ordma::tcp::Tcp::new(ordma::tcp::Settings::default()).connector(address),
-            shm: |socket| Arc::new(NoShm(socket.into())),
+            shm: |socket| ordma::shm::Shm::new(ordma::shm::Settings::default()).connector(socket),
         }
     }
 }
@@ -119,22 +119,4 @@ pub(crate) fn begin(connector: Arc<dyn Connector>, export: &str, options: Option
     session.connect()?;
     let owner = Owner::new(session, background)?;
     Ok(Core { owner })
-}
-
-#[derive(Debug)]
-struct NoShm(String);
-
-impl Connector for NoShm {
-    fn connect(
-        &self,
-        _: Arc<dyn ordma::Receiver>,
-        _: std::time::Duration,
-    ) -> std::result::Result<Arc<dyn ordma::Endpoint>, ordma::LinkError> {
-        let reason = "this version has no shared memory".into();
-        Err(ordma::LinkError::Connect { target: self.0.clone(), reason })
-    }
-
-    fn target(&self) -> String {
-        self.0.clone()
-    }
 }

@@ -2,31 +2,27 @@
 //!
 //! Every error names the field, its value, and what is allowed.
 
+mod exports;
 mod file;
+mod listen;
 mod units;
 
+pub use exports::ExportConfig;
 pub use file::{Command, Flags};
+pub use listen::{DEFAULT_TCP, Listen};
 pub use units::{ByteSize, Span, UnitError};
 
 use crate::cache::CacheConfig;
 use crate::server::{Limits, Settings};
 use crate::session::SessionLimits;
-use dafs_keys::Protection;
-use file::{ExportSection, FileConfig};
+use exports::exports;
+use file::FileConfig;
+use listen::parse_listen;
 use ordma::FOOTER_LEN;
 use ordma::arena::{DEFAULT_CHUNK_BYTES, Geometry};
-use std::collections::HashSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::time::Duration;
-
-/// Where the server listens unless it is told otherwise.
-pub const DEFAULT_TCP: &str = "127.0.0.1:20490";
-/// Longest name of an export.
-const MAX_EXPORT_NAME: usize = 64;
-/// Longest path of a Unix socket.
-const MAX_SOCKET_PATH: usize = 107;
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -70,64 +66,6 @@ fn refuse<T>(
         value,
         allowed,
     })
-}
-
-/// Where to listen.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Listen {
-    /// The engine `tcp`, at `host:port`.
-    Tcp(String),
-    /// The engine `shm`, at the path of a socket.
-    Shm(PathBuf),
-}
-
-impl FromStr for Listen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("tcp", address)) => {
-                let (host, port) = address.rsplit_once(':').unwrap_or_default();
-                if host.is_empty() || port.parse::<u16>().is_err() {
-                    return Err("must be tcp:HOST:PORT with a port from 0 to 65535".to_owned());
-                }
-                Ok(Self::Tcp(address.to_owned()))
-            }
-            Some(("shm", path)) => {
-                if !path.starts_with('/') || path.len() > MAX_SOCKET_PATH {
-                    return Err(format!(
-                        "must be shm:PATH with an absolute path of at most {MAX_SOCKET_PATH} bytes"
-                    ));
-                }
-                Ok(Self::Shm(path.into()))
-            }
-            _ => Err("must be tcp:HOST:PORT or shm:PATH".to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => write!(f, "tcp:{address}"),
-            Self::Shm(path) => write!(f, "shm:{}", path.display()),
-        }
-    }
-}
-
-/// A directory to be offered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExportConfig {
-    /// The name clients ask for.
-    pub name: String,
-    /// The directory.
-    pub path: PathBuf,
-    /// Nothing is changed.
-    pub read_only: bool,
-    /// How its pages are guarded.
-    pub protection: Protection,
-    /// User and group of what is created.
-    pub owner: Option<(u32, u32)>,
 }
 
 /// The configuration.
@@ -236,28 +174,6 @@ impl Config {
             exports: exports(file.exports, flags)?,
         })
     }
-
-    /// The default places to listen at: one for other hosts to be asked for by name, and one for
-    /// this host where a directory for its socket can be had.
-    #[must_use]
-    pub fn default_listen() -> Vec<Listen> {
-        let mut listen = vec![Listen::Tcp(DEFAULT_TCP.to_owned())];
-        let path = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-            Some(directory) if directory.is_dir() => directory.join("dafs-20490.sock"),
-            _ => {
-                let directory = Path::new("/run/dafs");
-                match std::fs::create_dir_all(directory) {
-                    Ok(()) => directory.join("20490.sock"),
-                    Err(error) => {
-                        tracing::info!(%error, path = %directory.display(), "no engine shm");
-                        return listen;
-                    }
-                }
-            }
-        };
-        listen.push(Listen::Shm(path));
-        listen
-    }
 }
 
 fn show(text: &str) -> String {
@@ -295,27 +211,6 @@ fn time(
         value,
         format!("must be from {} to {}", Span(least), Span(most)),
     )
-}
-
-fn parse_listen(listen: &[String]) -> Result<Vec<Listen>, ConfigError> {
-    let mut parsed: Vec<Listen> = Vec::new();
-    for text in listen {
-        match text.parse() {
-            Ok(address) if parsed.contains(&address) => {
-                return refuse("listen", show(text), "must not be given twice");
-            }
-            Ok(address) => parsed.push(address),
-            Err(allowed) => return refuse("listen", show(text), allowed),
-        }
-    }
-    if parsed.is_empty() {
-        return refuse(
-            "listen",
-            "[]",
-            "must name at least one tcp:HOST:PORT or shm:PATH",
-        );
-    }
-    Ok(parsed)
 }
 
 /// A quarter of the machine's memory, 1 GiB at most.
@@ -433,130 +328,6 @@ fn default_state_dir() -> Result<PathBuf, ConfigError> {
             "must be given where $HOME is not set",
         ),
     }
-}
-
-fn exports(
-    mut sections: Vec<ExportSection>,
-    flags: &Flags,
-) -> Result<Vec<ExportConfig>, ConfigError> {
-    for text in &flags.exports {
-        let section = export_flag(text)?;
-        sections.retain(|known| known.name != section.name);
-        sections.push(section);
-    }
-    if sections.is_empty() {
-        let allowed = "must be given at least once: --export NAME=PATH, or [[export]] in the file";
-        return refuse("export", "(none)", allowed);
-    }
-    let mut names = HashSet::new();
-    let mut exports: Vec<ExportConfig> = Vec::new();
-    for section in sections {
-        if !names.insert(section.name.clone()) {
-            return refuse(
-                "export.name",
-                show(&section.name),
-                "must not be given twice",
-            );
-        }
-        exports.push(export(section, flags.protection.as_deref())?);
-    }
-    check_overlap(&exports)?;
-    Ok(exports)
-}
-
-/// Parses `NAME=PATH[,ro]`.
-fn export_flag(text: &str) -> Result<ExportSection, ConfigError> {
-    let Some((name, path)) = text.split_once('=').filter(|(_, path)| !path.is_empty()) else {
-        return refuse("--export", show(text), "must be NAME=PATH or NAME=PATH,ro");
-    };
-    let (path, read_only) = path
-        .strip_suffix(",ro")
-        .map_or((path, false), |path| (path, true));
-    Ok(ExportSection {
-        name: name.to_owned(),
-        path: path.into(),
-        read_only,
-        ..Default::default()
-    })
-}
-
-fn export(section: ExportSection, protection: Option<&str>) -> Result<ExportConfig, ConfigError> {
-    let ExportSection {
-        name,
-        path,
-        read_only,
-        protection: own,
-        owner,
-    } = section;
-    let allowed_in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let is_dots = name.chars().all(|c| c == '.');
-    if is_dots || name.len() > MAX_EXPORT_NAME || !name.chars().all(allowed_in_name) {
-        let allowed = format!("must be 1 to {MAX_EXPORT_NAME} letters, digits, '.', '_' or '-'");
-        return refuse("export.name", show(&name), allowed);
-    }
-    let field = |field: &str| format!("export {name:?}: {field}");
-    let level = own.as_deref().or(protection);
-    let how = "must be \"none\" in this version, which protects nothing: to offer the export on a \
-               network where everyone is trusted, ask for it by name with protection = \"none\" in \
-               the file or --protection none";
-    let protection = match level.map(Protection::from_str) {
-        Some(Ok(protection)) => protection,
-        Some(Err(_)) => return refuse(field("protection"), show(level.unwrap_or_default()), how),
-        None => return refuse(field("protection"), "(default) \"sealed\"", how),
-    };
-    let owner = match &owner {
-        None => None,
-        Some(text) => match text
-            .split_once(':')
-            .map(|(uid, gid)| (uid.parse(), gid.parse()))
-        {
-            Some((Ok(uid), Ok(gid))) if uid != u32::MAX && gid != u32::MAX => Some((uid, gid)),
-            _ => {
-                let allowed = "must be UID:GID in numbers, \"1000:1000\" for example";
-                return refuse(field("as"), show(text), allowed);
-            }
-        },
-    };
-    let path = match path.canonicalize() {
-        Ok(path) if path.is_dir() => path,
-        Ok(path) => return refuse(field("path"), path.display(), "must be a directory"),
-        Err(error) => {
-            let allowed = format!("must be a directory: {error}");
-            return refuse(field("path"), path.display(), allowed);
-        }
-    };
-    Ok(ExportConfig {
-        name,
-        path,
-        read_only,
-        protection,
-        owner,
-    })
-}
-
-/// A file has one place in the page cache, whatever export led there, so what exports have in common
-/// must be offered in the same way.
-fn check_overlap(exports: &[ExportConfig]) -> Result<(), ConfigError> {
-    for (at, a) in exports.iter().enumerate() {
-        for b in &exports[..at] {
-            let overlap = a.path.starts_with(&b.path) || b.path.starts_with(&a.path);
-            let options = |e: &ExportConfig| (e.read_only, e.protection, e.owner);
-            if overlap && options(a) != options(b) {
-                let allowed = format!(
-                    "must have the same read_only, protection and as as export {:?}, because one \
-                     contains the other ({})",
-                    b.name,
-                    b.path.display()
-                );
-                return refuse(
-                    format!("export {:?}: path", a.name),
-                    a.path.display(),
-                    allowed,
-                );
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

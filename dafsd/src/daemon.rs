@@ -367,4 +367,86 @@ mod tests {
             "{error}"
         );
     }
+
+    /// What came back, head by head.
+    #[derive(Default)]
+    struct Replies(crate::sync::Mutex<Vec<Vec<u8>>>);
+
+    impl ordma::Receiver for Replies {
+        fn message(&self, head: &[u8], _: &[u8]) {
+            self.0.lock().push(head.to_vec());
+        }
+        fn closed(&self, _: LinkError) {}
+    }
+
+    #[test]
+    fn a_daemon_answers_over_tcp_and_stops() {
+        use dafs_proto::{ConnectReply, ConnectRequest, Header, Op, Status, encode_message};
+        use ordma::Interest;
+        use prost::Message as _;
+
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let export = format!("data={}", directory.path().display());
+        let flags = <crate::config::Flags as clap::Parser>::parse_from([
+            "dafsd",
+            "--listen",
+            "tcp:127.0.0.1:0",
+            "--memory",
+            "8MiB",
+            "--protection",
+            "none",
+            "--export",
+            &export,
+            "--state-dir",
+            state.to_str().unwrap(),
+        ]);
+        let config = Config::load(&flags).unwrap();
+        let tcp = || Arc::new(ordma::tcp::Tcp::new(ordma::tcp::Settings::default()));
+        let daemon = Daemon::start(&config, &|_| tcp()).unwrap();
+        let [address] = &daemon.addresses()[..] else {
+            panic!("one address")
+        };
+        let address = address.strip_prefix("tcp:").unwrap();
+        assert!(matches!(
+            Daemon::start(&config, &|_| tcp()),
+            Err(StartError::InUse { .. })
+        ));
+
+        let replies = Arc::new(Replies::default());
+        let patience = Duration::from_secs(10);
+        let endpoint = tcp()
+            .connector(address)
+            .connect(replies.clone(), patience)
+            .unwrap();
+        let request = ConnectRequest {
+            version: dafs_proto::VERSION.into(),
+            export: "data".into(),
+            protection: 1,
+            slots: 1000,
+            ..ConnectRequest::default()
+        };
+        let header = Header::request(Op::Connect, 0xFFFF, 1, 0);
+        endpoint
+            .send(&encode_message(header, &request), &[])
+            .unwrap();
+        let end = Instant::now() + patience;
+        while replies.0.lock().is_empty() && Instant::now() < end {
+            let interest = Interest {
+                messages: true,
+                reads: false,
+            };
+            endpoint.drive(interest, Duration::from_millis(100));
+        }
+        let head = replies.0.lock().remove(0);
+        let (header, body) = Header::decode(&head).unwrap();
+        assert_eq!((header.status, header.credits), (Status::Ok, 64));
+        assert_eq!(
+            ConnectReply::decode(body).unwrap().boot,
+            daemon.server().boot()
+        );
+        assert_eq!(daemon.server().session_counts(), (1, 0));
+        daemon.stop().unwrap();
+        lock_state(&state).unwrap();
+    }
 }

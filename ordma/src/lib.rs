@@ -22,8 +22,10 @@ mod memory;
 pub mod os;
 mod reference;
 pub mod region;
-mod stream;
+pub mod shm;
+pub mod sim;
 pub mod slot;
+mod stream;
 pub mod tcp;
 mod wait;
 

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A shared mapping of a memfd.
 #[derive(Debug)]
@@ -88,8 +88,17 @@ impl Mapping {
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
 
+    /// The 32-bit word at `offset`; otherwise like [`word`](Self::word).
+    ///
+    /// # Panics
+    /// If the word is not aligned or lies outside the mapping.
+    pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset % 4 == 0 && offset.checked_add(4).is_some_and(|end| end <= self.len));
+        // SAFETY: as in `word`.
+        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
     /// The address of `offset`, for engines that register the memory or name it in an iovec.
-    #[allow(dead_code)]
     pub(crate) fn address(&self, offset: usize) -> *const u8 {
         assert!(offset <= self.len);
         // SAFETY: within the mapping or one past its end (just checked).

@@ -371,7 +371,7 @@ mod tests {
         let parts = [b.segment(1, 2), a.segment(0, 8), b.segment(4, 4), a.segment(3, 0)];
         let expected = vec![(base(&b) + 1, 2), (base(&a), 8), (base(&b) + 4, 4)];
         assert_eq!(addresses(&parts, Access::Write), expected);
-        a.take();
+        assert!(a.take().is_some());
         assert_eq!(addresses(&parts, Access::Write)[1], (0, 8));
         let beyond = Segment { region: b.clone(), start: 4, len: usize::MAX };
         assert_eq!(addresses(&[beyond], Access::Read), [(0, usize::MAX)]);

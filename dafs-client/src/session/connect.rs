@@ -4,7 +4,7 @@ use super::pump::{DRIVE, ThreadWaker};
 use super::receive::{HELLO_SLOT, LinkReceiver};
 use super::{Grant, Link, Live, Session, lock};
 use crate::error::{Error, Result};
-use crate::slots::{Slots, Ticket};
+use crate::slots::Slots;
 use dafs_proto::{
     ConnectReply, ConnectRequest, ErrorReply, Header, Op, Status, VERSION, encode_message,
 };
@@ -117,7 +117,7 @@ impl Session {
         let receiver = Arc::new(LinkReceiver { session: self.this.clone(), epoch });
         let result = self.connector.connect(receiver, timeout).map_err(Error::from);
         let result = result.and_then(|endpoint| {
-            let result = self.hello(&endpoint, epoch, &resume, deadline).and_then(|reply| {
+            let result = self.hello(&endpoint, &resume, deadline).and_then(|reply| {
                 self.install(&endpoint, epoch, &resume, reply)?;
                 self.recover_files(&endpoint, epoch)
             });
@@ -134,7 +134,6 @@ impl Session {
     fn hello(
         &self,
         endpoint: &Arc<dyn Endpoint>,
-        epoch: u64,
         resume: &[u8],
         deadline: Instant,
     ) -> Result<(Header, ConnectReply)> {
@@ -380,11 +379,5 @@ impl Session {
                 endpoint.drive(Interest { messages: true, reads: false }, DRIVE);
             }
         }
-    }
-
-    /// The outstanding request with this ticket was sent; for tests of what is kept.
-    #[cfg(test)]
-    pub(crate) fn is_outstanding(&self, ticket: Ticket) -> bool {
-        lock(&self.state).slots.get_mut(ticket).is_some()
     }
 }

@@ -117,7 +117,7 @@ impl Target {
         }
         let create = (create != Create::No).then(|| CreateOptions {
             exclusive: create == Create::Exclusive,
-            attr: request.attr.clone().unwrap_or_default(),
+            attr: request.attr.unwrap_or_default(),
         });
         let directory = Handle::from_wire(&request.directory)?;
         Ok(Self::Name {

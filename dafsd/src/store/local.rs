@@ -2,6 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`setup`] | how a directory is offered, and which handles that takes |
 //! | [`kernel`] | handles that are the kernel's own |
 //! | [`table`], [`journal`] | handles by number, where those cannot be used |
 //! | [`fds`] | descriptors of what was used lately |
@@ -14,19 +15,17 @@
 
 use super::{Handle, Identity, Node, Result, Store, StoreError, StoreFile};
 use crate::sync::Mutex;
-use dafs_proto::FileType;
+use dafs_proto::{FileType, Status};
 use fds::FdCache;
 use file::LocalFile;
 use foldhash::fast::RandomState;
-use journal::Journal;
 use kernel::KernelHandles;
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
+use setup::{handle_table, kernel_handles, open_root, table_path};
 use std::collections::HashMap;
-use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use sys::failed;
 use table::ObjectTable;
@@ -37,83 +36,13 @@ mod file;
 mod journal;
 mod kernel;
 mod metadata;
+mod setup;
 mod sys;
 mod table;
 #[cfg(test)]
 mod tests;
 
-/// How a directory is offered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalOptions {
-    /// Nothing is changed.
-    pub read_only: bool,
-    /// User and group that own what is created, where the server may give files away.
-    pub owner: Option<(u32, u32)>,
-    /// Descriptors kept open for objects used lately.
-    pub descriptors: usize,
-    /// Where a handle table is kept if one is needed; without it, handles end with the server.
-    pub state: Option<PathBuf>,
-    /// Use a handle table even where the kernel's handles can be used.
-    pub handle_table: bool,
-}
-
-impl Default for LocalOptions {
-    fn default() -> Self {
-        Self {
-            read_only: false,
-            owner: None,
-            descriptors: 1024,
-            state: None,
-            handle_table: false,
-        }
-    }
-}
-
-/// Which handles a store uses, and why. Displayed as one sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HandleReport {
-    /// The kernel's own.
-    Kernel,
-    /// By number, kept in a file.
-    Table {
-        /// What the kernel's would have needed.
-        why: String,
-        /// The file.
-        path: PathBuf,
-        /// Objects it knew at the start, where it was read.
-        known: Option<usize>,
-    },
-    /// By number, not kept.
-    Memory {
-        /// What the kernel's would have needed.
-        why: String,
-    },
-}
-
-impl fmt::Display for HandleReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Kernel => f.write_str(
-                "handles are the kernel's (name_to_handle_at): they survive restarts and renames",
-            ),
-            Self::Table { why, path, known } => {
-                write!(f, "handles are kept in {}", path.display())?;
-                if let Some(known) = known {
-                    write!(f, " ({known} objects)")?;
-                }
-                write!(
-                    f,
-                    ": they survive restarts, and renames through this server only, because {why}"
-                )
-            }
-            Self::Memory { why } => write!(
-                f,
-                "handles are kept in memory: clients find them stale after a restart, because \
-                 {why}, and there is no state directory"
-            ),
-        }
-    }
-}
+pub use setup::{HandleReport, LocalOptions};
 
 /// A directory of this host.
 #[derive(Debug)]
@@ -225,10 +154,19 @@ impl LocalStore {
                 kind,
             }));
         }
-        let object = Arc::new(match &self.handles {
+        let (object, named) = match &self.handles {
             Handles::Kernel(handles) => handles.open(handle)?,
-            Handles::Table(table) => table.open(handle)?,
-        });
+            Handles::Table(table) => (table.open(handle)?, true),
+        };
+        let object = Arc::new(object);
+        if !named {
+            let is_open = |file: &Weak<LocalFile>| file.strong_count() > 0;
+            if self.files.lock().get(&object.identity).is_some_and(is_open) {
+                return Ok(object);
+            }
+            let what = "handle: the file has no name any more";
+            return Err(StoreError::new(Status::StaleHandle, what));
+        }
         self.objects.insert(&object);
         Ok(object)
     }
@@ -350,71 +288,6 @@ impl LocalStore {
         files.insert(file.identity(), Arc::downgrade(&file));
         file
     }
-}
-
-/// Opens an export's root; also the export's id, which its handles bear.
-fn open_root(path: &Path) -> Result<(OwnedFd, [u8; 8])> {
-    let what = || format!("export root {}", path.display());
-    let canonical = path
-        .canonicalize()
-        .map_err(|error| StoreError::io(format!("{}: {error}", what()), &error))?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = fs::open(&canonical, flags, Mode::empty()).map_err(|error| failed(what(), error))?;
-    // One call of the kind that every operation needs, so that its lack is found here.
-    sys::open_path(&fd, b".").map_err(|error| {
-        failed(
-            format!("{}: openat2 (Linux 5.6, allowed by seccomp)", what()),
-            error,
-        )
-    })?;
-    let stat = sys::stat(&fd).map_err(|error| failed(what(), error))?;
-    // Not the device number, which may be another one after the next restart of the host.
-    let file_system = fs::fstatvfs(&fd)
-        .map_err(|error| failed(what(), error))?
-        .f_fsid;
-    let export = sys::fnv([
-        canonical.as_os_str().as_bytes(),
-        &file_system.to_le_bytes(),
-        &stat.stx_ino.to_le_bytes(),
-    ]);
-    Ok((fd, export.to_le_bytes()))
-}
-
-fn kernel_handles(
-    root: &OwnedFd,
-    export: [u8; 8],
-    options: &LocalOptions,
-) -> std::result::Result<KernelHandles, String> {
-    if options.handle_table {
-        return Err("the configuration asks for it".to_owned());
-    }
-    KernelHandles::probe(root.as_fd(), export)
-}
-
-fn table_path(state: &Path, export: [u8; 8]) -> PathBuf {
-    state.join(format!("handles-{:016x}", u64::from_le_bytes(export)))
-}
-
-fn handle_table(
-    root: &OwnedFd,
-    export: [u8; 8],
-    options: &LocalOptions,
-    why: String,
-) -> Result<(ObjectTable, HandleReport)> {
-    let own = sys::open_path(root, b".").map_err(|error| failed("export root", error))?;
-    let Some(state) = &options.state else {
-        return Ok((
-            ObjectTable::new(export, own, None),
-            HandleReport::Memory { why },
-        ));
-    };
-    let path = table_path(state, export);
-    let (journal, records) = Journal::open(&path).map_err(|error| {
-        StoreError::io(format!("handle table {}: {error}", path.display()), &error)
-    })?;
-    let known = Some(records.len());
-    let table = ObjectTable::new(export, own, Some((journal, records)));
-    Ok((table, HandleReport::Table { why, path, known }))
 }
 
 impl Handles {

@@ -39,7 +39,7 @@ impl World {
 
     /// Lets nothing through, for this long, on all connections of the machine or listener `name`,
     /// new ones included. What is under way arrives later; links that are partitioned for longer
-    /// than [`Faults::give_up`] are lost then.
+    /// than [`Faults::give_up`](super::Faults::give_up) are lost then.
     pub fn partition(&self, name: &str, time: Duration) {
         self.core().with(|state| {
             let heal = state.now + time;

@@ -33,7 +33,6 @@ pub(crate) struct StreamLink {
     peer: String,
     ticket: Ticket,
     server: Arc<Server>,
-    this: Weak<StreamLink>,
     out: Mutex<Out>,
     registration: OnceLock<Registration>,
     reads_allowed: AtomicBool,
@@ -55,6 +54,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn stops() -> LinkError {
+    LinkError::Closed("the server stops".to_owned())
+}
+
 impl StreamLink {
     pub(crate) fn new(
         id: u64,
@@ -63,12 +66,11 @@ impl StreamLink {
         server: Arc<Server>,
         socket: Arc<OwnedFd>,
     ) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self {
+        Arc::new(Self {
             id,
             peer,
             ticket,
             server,
-            this: this.clone(),
             out: Mutex::new(Out::new(socket)),
             registration: OnceLock::new(),
             reads_allowed: AtomicBool::new(false),
@@ -112,6 +114,11 @@ impl StreamLink {
         if let Some(socket) = lock(&self.out).socket() {
             io::shut_down(socket.as_fd());
         }
+    }
+
+    /// The session's second connection has ended, and so this one does.
+    pub(crate) fn second_ended(&self, stopping: bool) {
+        self.fail(if stopping { stops() } else { self.lost("its second connection is closed") });
     }
 
     /// Why the connection ended.
@@ -189,7 +196,7 @@ impl Link for StreamLink {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.server.capabilities()
+        self.server.capabilities.clone()
     }
 
     fn send(&self, head: &[u8], data: &[u8]) {
@@ -443,7 +450,7 @@ impl Source for RpcConnection {
 
     fn end(&mut self, stopping: bool) {
         if stopping {
-            self.link.fail(LinkError::Closed("the server stops".to_owned()));
+            self.link.fail(stops());
         }
         self.link.tear_down();
         self.inbox.clear();

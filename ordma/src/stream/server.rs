@@ -34,12 +34,11 @@ pub(crate) trait Side: Send + Sync {
 
 /// A server's shared state.
 pub(crate) struct Server {
-    pub(crate) engine: &'static str,
     pub(crate) settings: Settings,
     pub(crate) service: Arc<dyn Service>,
     pub(crate) arena: Arc<Arena>,
     pub(crate) memory: Arc<ReceiveMemory>,
-    pub(crate) read_batch: usize,
+    pub(crate) capabilities: Capabilities,
     side: Box<dyn Side>,
     rpc: Vec<Arc<Reactor>>,
     agents: Vec<Arc<Reactor>>,
@@ -49,7 +48,7 @@ pub(crate) struct Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("engine", &self.engine).finish_non_exhaustive()
+        f.debug_struct("Server").field("engine", &self.capabilities.engine).finish_non_exhaustive()
     }
 }
 
@@ -69,21 +68,19 @@ impl Drop for Counted {
 impl Server {
     /// Starts the threads.
     pub(crate) fn start(
-        engine: &'static str,
         settings: Settings,
         service: Arc<dyn Service>,
         arena: Arc<Arena>,
         side: Box<dyn Side>,
         agents: usize,
-        read_batch: usize,
+        capabilities: Capabilities,
     ) -> std::io::Result<Arc<Self>> {
         let mut server = Self {
-            engine,
             memory: ReceiveMemory::new(settings.receive_memory),
             settings,
             service,
             arena,
-            read_batch,
+            capabilities,
             side,
             rpc: Vec::new(),
             agents: Vec::new(),
@@ -130,15 +127,6 @@ impl Server {
         let threads = if self.agents.is_empty() { &self.rpc } else { &self.agents };
         let i = crate::Link::id(link) as usize % threads.len();
         &threads[i]
-    }
-
-    pub(crate) fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            engine: self.engine,
-            geometry: Some(self.arena.geometry()),
-            local_reads: false,
-            read_batch: self.read_batch,
-        }
     }
 
     pub(crate) fn side(&self) -> &dyn Side {

@@ -95,7 +95,7 @@ struct Guest {
 impl Guest {
     fn refuse(&self, reason: impl std::fmt::Display) -> Step {
         let peer = self.server.side().peer(&self.socket);
-        tracing::info!(engine = self.server.engine, peer, %reason, "connection refused");
+        tracing::info!(engine = self.server.capabilities.engine, peer, %reason, "connection refused");
         Step::Close
     }
 

@@ -272,8 +272,8 @@ impl Source for AgentConnection {
         Step::Served
     }
 
-    fn end(&mut self, _stopping: bool) {
+    fn end(&mut self, stopping: bool) {
         io::shut_down(self.socket.as_fd());
-        self.link.fail(self.link.lost("its one-sided connection is closed"));
+        self.link.second_ended(stopping);
     }
 }

@@ -8,7 +8,7 @@ mod agent;
 mod reads;
 mod wire;
 
-use crate::arena::{Arena, Chunk};
+use crate::arena::{Arena, Chunk, Geometry};
 use crate::engine::{
     Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageRead, ReadBatch,
     Receiver, Service, Tag,
@@ -71,7 +71,8 @@ impl Engine for Tcp {
         let settings = self.settings.clone();
         let agents = settings.agent_threads.max(1);
         let side = Box::new(TcpSide);
-        let server = Server::start("tcp", settings, service, arena, side, agents, READ_BATCH);
+        let capabilities = capabilities(arena.geometry());
+        let server = Server::start(settings, service, arena, side, agents, capabilities);
         let server = server.map_err(failed)?;
         server.open(socket.into());
         Ok(Arc::new(TcpListening { server, at }))
@@ -79,6 +80,15 @@ impl Engine for Tcp {
 
     fn connector(&self, address: &str) -> Arc<dyn Connector> {
         Arc::new(TcpConnector { address: address.to_owned(), settings: self.settings.clone() })
+    }
+}
+
+fn capabilities(geometry: Geometry) -> Capabilities {
+    Capabilities {
+        engine: "tcp",
+        geometry: Some(geometry),
+        local_reads: false,
+        read_batch: READ_BATCH,
     }
 }
 
@@ -180,13 +190,7 @@ impl TcpConnector {
         let lane = reads.clone();
         let core = Core::new(rpc, Some(lane), receiver, self.settings.spin);
         let core = core.map_err(|error| error.to_string())?;
-        let capabilities = Capabilities {
-            engine: "tcp",
-            geometry: Some(geometry),
-            local_reads: false,
-            read_batch: READ_BATCH,
-        };
-        Ok(TcpEndpoint { core, reads, capabilities })
+        Ok(TcpEndpoint { core, reads, capabilities: capabilities(geometry) })
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Row {
     pub engine: Arc<dyn Engine>,
     pub address: String,
     /// Kept for the time of the test.
-    pub _directory: Option<Directory>,
+    pub directory: Option<Arc<Directory>>,
 }
 
 impl Row {
@@ -35,7 +35,22 @@ impl Row {
         Self {
             engine: Arc::new(ordma::tcp::Tcp::new(settings)),
             address: "127.0.0.1:0".to_owned(),
-            _directory: None,
+            directory: None,
+        }
+    }
+}
+
+impl Row {
+    pub fn shm() -> Self {
+        Self::shm_with(ordma::shm::Settings::default())
+    }
+
+    pub fn shm_with(settings: ordma::shm::Settings) -> Self {
+        let directory = Directory::new();
+        Self {
+            engine: Arc::new(ordma::shm::Shm::new(settings)),
+            address: directory.0.join("socket").to_str().unwrap().to_owned(),
+            directory: Some(Arc::new(directory)),
         }
     }
 }
@@ -125,6 +140,7 @@ pub struct World {
     pub service: Arc<TestService>,
     pub arena: Arc<Arena>,
     pub listener: Arc<dyn Listener>,
+    _directory: Option<Arc<Directory>>,
 }
 
 impl World {
@@ -133,7 +149,9 @@ impl World {
         let arena = Arc::new(Arena::new(Geometry::new(PAGE, SLOTS * PAGE).unwrap()));
         let listener =
             row.engine.listen(&row.address, service.clone(), Arc::clone(&arena)).unwrap();
-        let world = Self { engine: Arc::clone(&row.engine), service, arena, listener };
+        let engine = Arc::clone(&row.engine);
+        let _directory = row.directory.clone();
+        let world = Self { engine, service, arena, listener, _directory };
         world.grow();
         world
     }

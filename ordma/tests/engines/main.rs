@@ -2,6 +2,7 @@
 
 mod harness;
 mod hostile;
+mod host_local;
 mod suite;
 
 use harness::Row;
@@ -49,4 +50,5 @@ macro_rules! rows {
 
 rows! {
     tcp: Row::tcp();
+    shm: Row::shm();
 }

@@ -131,7 +131,7 @@ pub fn transfers_of_a_withdrawn_buffer(row: &Row) {
     // The region ends before the buffer is withdrawn.
     let region = Region::owned(vec![1; 100_000]);
     let tag = client.endpoint.advertise(vec![region.segment(0, 100_000)]);
-    region.take();
+    assert!(region.take().is_some());
     let _ = client.transfer(client.link.write_to(tag, vec![2; 100_000]));
     assert!(client.transfer(client.link.read_from(tag, 0, vec![0; 100_000])).is_err());
     client.echo(b"e still there", &[]);

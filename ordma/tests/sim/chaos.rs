@@ -36,7 +36,7 @@ fn commands() -> impl Strategy<Value = Vec<Command>> {
     let op = prop::sample::select(vec![ECHO, PLACE, FETCH, NOTE]);
     let command = prop_oneof![
         4 => Just(Command::Connect),
-        12 => (client(), op).prop_map(|(client, op)| Command::Send { client, op }),
+        24 => (client(), op).prop_map(|(client, op)| Command::Send { client, op }),
         2 => client().prop_map(|client| Command::Withdraw { client }),
         8 => client().prop_map(|client| Command::Read { client }),
         4 => Just(Command::Rewrite),
@@ -52,7 +52,7 @@ fn commands() -> impl Strategy<Value = Vec<Command>> {
         1 => Just(Command::Retire),
         1 => Just(Command::Restart),
     ];
-    prop::collection::vec(command, 1..80)
+    prop::collection::vec(command, 1..120)
 }
 
 /// A client, with what it has asked for.
@@ -204,6 +204,13 @@ impl Play {
             version,
             ..
         } = self;
+        stage.world.run_until_idle();
+        let connections = stage.world.outstanding().connections;
+        let idle = Outstanding {
+            connections,
+            ..Outstanding::default()
+        };
+        assert_eq!(stage.world.outstanding(), idle, "something never arrives");
         actors
             .iter()
             .for_each(|actor| actor.client.endpoint.close());

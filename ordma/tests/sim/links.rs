@@ -379,3 +379,13 @@ fn messages_beyond_the_limits_are_not_sent() {
     stage.world.run_until_idle();
     assert!(client.inbox.is_closed());
 }
+
+#[test]
+fn a_lost_connection_ends_a_wait() {
+    let stage = Stage::new(17);
+    let client = Client::connect(&stage.world).unwrap();
+    let (world, link) = (stage.world.clone(), stage.world.links()[0]);
+    stage.world.after(SECOND, move || world.cut(link));
+    client.endpoint.drive(ANYTHING, 60 * SECOND);
+    assert!(client.inbox.is_closed() && stage.world.elapsed() < 2 * SECOND);
+}

@@ -218,6 +218,12 @@ fn who_does_not_let_go_in_time_is_closed() {
         deaf.read(reference).is_ok(),
         "it has not, and the chunk is still there"
     );
+    let late = Client::connect(&stage.world).unwrap();
+    assert_eq!(
+        late.read(reference),
+        Err(AccessFault::Gone),
+        "it never learns of it"
+    );
     assert!(stage.world.block_on(10 * SECOND, retired).is_some());
     assert_eq!(stage.world.elapsed() - start, 5 * SECOND);
     stage.world.run_until_idle();

@@ -34,6 +34,8 @@ pub struct Report {
     pub why: String,
     /// What to do.
     pub advice: String,
+    /// The server is gone: whatever else is tried fails too, after as long a wait.
+    pub hopeless: bool,
 }
 
 impl Failure {
@@ -45,19 +47,24 @@ impl Failure {
         advice: impl Into<String>,
     ) -> Self {
         let (what, why, advice) = (what.to_string(), why.into(), advice.into());
-        Self::Failed(Box::new(Report { verb, what, why, advice }))
+        Self::Failed(Box::new(Report { verb, what, why, advice, hopeless: false }))
     }
 
     /// An error of the client.
     pub fn client(verb: &'static str, what: impl fmt::Display, error: &Error) -> Self {
-        Self::new(verb, what, reason(error), advice(error))
+        let (what, why, advice) = (what.to_string(), reason(error), advice(error).to_owned());
+        let hopeless = matches!(error, Error::Link(_) | Error::Timeout { .. } | Error::Closed(_));
+        Self::Failed(Box::new(Report { verb, what, why, advice, hopeless }))
+    }
+
+    /// Whether whatever else is tried will fail too.
+    pub fn is_hopeless(&self) -> bool {
+        matches!(self, Self::Failed(report) if report.hopeless)
     }
 
     /// An error of the local system about a path.
     pub fn local(verb: &'static str, path: &Path, error: &io::Error) -> Self {
-        let why = error.to_string();
-        let why = why.split(" (os error").next().unwrap_or_default().to_lowercase();
-        Self::new(verb, names::show_path(path), why, local_advice(error.kind()))
+        Self::new(verb, names::show_path(path), local_reason(error), local_advice(error.kind()))
     }
 
     /// Tells it, unless that was done, and gives the exit code.
@@ -81,7 +88,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(report) => {
-                let Report { verb, what, why, advice } = &**report;
+                let Report { verb, what, why, advice, .. } = &**report;
                 write!(f, "cannot {verb} {what}: {why}; {advice}")
             }
             Self::Usage(message) => f.write_str(message),
@@ -115,6 +122,14 @@ pub fn each<T>(operands: &[T], mut action: impl FnMut(&T) -> Result) -> Result {
         }
     }
     if failed { Err(Failure::Told) } else { Ok(()) }
+}
+
+/// What the local system says, without its error number.
+pub fn local_reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }
 
 fn reason(error: &Error) -> String {

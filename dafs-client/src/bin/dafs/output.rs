@@ -1,6 +1,6 @@
 //! Standard output: raw bytes, and a quiet end when its reader has gone.
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, local_reason};
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
@@ -43,9 +43,7 @@ fn failed(error: &io::Error) -> Failure {
                 io::ErrorKind::StorageFull => "make room where it goes",
                 _ => "check where it goes",
             };
-            let why = error.to_string();
-            let why = why.split(" (os error").next().unwrap_or_default().to_lowercase();
-            Failure::new("write", "to the standard output", why, advice)
+            Failure::new("write", "to the standard output", local_reason(error), advice)
         }
     }
 }

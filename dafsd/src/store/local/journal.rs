@@ -67,8 +67,8 @@ impl Change {
             let bytes = body.get(1 + at * 8..9 + at * 8)?;
             Some(u64::from_le_bytes(bytes.try_into().ok()?))
         };
-        match body.first()? {
-            &PUT => {
+        match *body.first()? {
+            PUT => {
                 let name = body.get(PUT_LEN..)?;
                 let identity = Identity {
                     device: field(2)?,
@@ -85,7 +85,7 @@ impl Change {
                 super::sys::check_name("record", name).ok()?;
                 Some(Self::Put(field(0)?, record))
             }
-            &REMOVE if body.len() == REMOVE_LEN => Some(Self::Remove(field(0)?)),
+            REMOVE if body.len() == REMOVE_LEN => Some(Self::Remove(field(0)?)),
             _ => None,
         }
     }

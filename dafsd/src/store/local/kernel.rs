@@ -147,8 +147,9 @@ impl KernelHandles {
         rest.is_empty().then_some((raw, Some(parent)))
     }
 
-    /// Opens what a wire handle names, if that lies in the export.
-    pub fn open(&self, handle: &Handle) -> Result<Object> {
+    /// Opens what a wire handle names, if that lies in the export. The flag says that it has a name
+    /// yet: the kernel opens also what somebody still has open.
+    pub fn open(&self, handle: &Handle) -> Result<(Object, bool)> {
         let (raw, parent) = self
             .parse(handle)
             .ok_or_else(|| stale("not one of this export"))?;
@@ -165,12 +166,14 @@ impl KernelHandles {
                 self.seek(self.open_raw(parent)?, identity)?
             }
         };
-        Ok(Object {
+        let handle = handle.clone();
+        let object = Object {
             fd,
-            handle: handle.clone(),
+            handle,
             identity,
             kind,
-        })
+        };
+        Ok((object, stat.stx_nlink > 0))
     }
 
     fn open_raw(&self, raw: Raw<'_>) -> Result<OwnedFd> {

@@ -1,0 +1,271 @@
+//! The command line.
+
+use crate::floor::Transport;
+use crate::placement::Place;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Measures DAFS against floors that move the same bytes with as little as possible around them.
+///
+/// Starts a server of its own, with a file of its own, and leaves nothing behind.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "dafs-bench", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// An experiment, or one of the helpers that experiments start.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Round trip and bandwidth of the bare transport and of RPC (dissertation, table 5).
+    Rtt(Options),
+    /// Response time of reads by each path (table 7).
+    ResponseTime(Options),
+    /// Random reads at several queue depths.
+    Random(Options),
+    /// Sequential reads with read-ahead, by block size (figures 12 and 13).
+    Throughput(Options),
+    /// Several clients at one server, by block size (figure 18).
+    ServerThroughput(Options),
+    /// Writes that are not committed.
+    Write(Options),
+    /// All experiments, one after the other; the JSON file holds an array then.
+    All(Options),
+    /// The other side of a ping-pong.
+    #[command(hide = true)]
+    FloorPeer {
+        /// What carries it.
+        transport: Transport,
+        /// Where a Unix socket is to lie.
+        #[arg(long)]
+        path: Option<PathBuf>,
+    },
+    /// Runs a command bound to a CPU.
+    #[command(hide = true)]
+    Launch {
+        /// The process that must not be outlived.
+        #[arg(long)]
+        parent: u32,
+        /// The CPU.
+        cpu: usize,
+        /// The command.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Keeps a CPU awake.
+    #[command(hide = true)]
+    Spin {
+        /// The process that must not be outlived.
+        #[arg(long)]
+        parent: u32,
+        /// The CPU.
+        cpu: usize,
+    },
+    /// One of several clients.
+    #[command(hide = true)]
+    Worker {
+        /// The server and its export.
+        location: String,
+        /// How it waits.
+        #[arg(long)]
+        wait: Wait,
+    },
+}
+
+/// What an experiment is to do.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// The transport.
+    #[arg(long, value_enum, default_value_t = Engine::Tcp)]
+    pub engine: Engine,
+    /// The protection level.
+    #[arg(long, value_enum, default_value_t = Protection::None)]
+    pub protection: Protection,
+    /// Bytes of an operation, such as 4096 or 64KiB, in place of the experiment's own.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub block: Option<u64>,
+    /// Client processes of `server-throughput`, in place of 1 to 4.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub clients: Option<u64>,
+    /// Operations under way at a time: in place of 1, 16 and 64 in `random`, of 8 in `throughput`
+    /// and `server-throughput`.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub depth: Option<u64>,
+    /// How long each row is measured, over all its blocks.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = parse_seconds)]
+    pub seconds: f64,
+    /// Blocks of a row: rows take turns block by block.
+    #[arg(long, value_name = "N", default_value_t = 20,
+          value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub blocks: u64,
+    /// Size of the file that is read, a multiple of 1 MiB.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_file_size)]
+    pub file_size: u64,
+    /// Client and server on the same CPU, or on one each (the default where there are two).
+    #[arg(long, value_enum)]
+    pub place: Option<Place>,
+    /// Whether to keep the CPUs from halting while nothing runs on them.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub keep_awake: Switch,
+    /// How the client waits; the server always waits adaptively.
+    #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
+    pub wait: Wait,
+    /// The server's program; by default `dafsd` beside this one.
+    #[arg(long, value_name = "PATH")]
+    pub server: Option<PathBuf>,
+    /// Write the result as JSON, too.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// The transports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// TCP over the loopback interface.
+    Tcp,
+    /// Shared memory.
+    Shm,
+}
+
+/// The protection levels that can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protection {
+    /// No authentication and no encryption.
+    None,
+}
+
+/// How a client waits for a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wait {
+    /// Spins for a short time where that pays, then sleeps.
+    Adaptive,
+    /// Sleeps.
+    Sleep,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// The name of a value on the command line.
+pub(crate) fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+impl Options {
+    /// The command with all its options, those also that were not given and those that were chosen
+    /// by the bench.
+    pub(crate) fn command(&self, experiment: &str, place: Place) -> String {
+        let mut text = format!(
+            "dafs-bench {experiment} --engine {} --protection {}",
+            name(&self.engine),
+            name(&self.protection)
+        );
+        // Writing to a string does not fail.
+        for (option, value) in
+            [("block", self.block), ("clients", self.clients), ("depth", self.depth)]
+        {
+            if let Some(value) = value {
+                let _ = write!(text, " --{option} {value}");
+            }
+        }
+        let _ = write!(
+            text,
+            " --seconds {} --blocks {} --file-size {} --place {} --keep-awake {} --wait {}",
+            self.seconds,
+            self.blocks,
+            self.file_size,
+            place.name(),
+            name(&self.keep_awake),
+            name(&self.wait)
+        );
+        text
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => 0,
+    };
+    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)) {
+        Some(size) if size > 0 => Ok(size),
+        _ => Err("must be a whole number above 0, of B, KiB, MiB or GiB".into()),
+    }
+}
+
+fn parse_file_size(text: &str) -> Result<u64, String> {
+    let size = parse_size(text)?;
+    match size % (1 << 20) {
+        0 if size <= 1 << 40 => Ok(size),
+        _ => Err("must be a multiple of 1MiB, at most 1024GiB".into()),
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= 3600.0 => Ok(seconds),
+        _ => Err("must be above 0 and at most 3600".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn options(line: &str) -> Options {
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::ResponseTime(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_is_written_out_in_full_and_means_the_same() {
+        let given = options("dafs-bench response-time --engine shm --block 8KiB");
+        let command = given.command("response-time", Place::Same);
+        assert_eq!(
+            command,
+            "dafs-bench response-time --engine shm --protection none --block 8192 --seconds 2 \
+             --blocks 20 --file-size 67108864 --place same --keep-awake on --wait adaptive"
+        );
+        assert_eq!(options(&command).command("response-time", Place::Same), command);
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for wrong in [
+            "--engine verbs",
+            "--protection sealed",
+            "--block 0",
+            "--block 4kb",
+            "--file-size 4096",
+            "--seconds 0",
+            "--depth 0",
+            "--clients 65",
+        ] {
+            let line = format!("dafs-bench response-time {wrong}");
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What every experiment needs: a server, a peer for the floors, and CPUs that are awake.
+
+use crate::cli::{Engine, Options, Switch, Wait};
+use crate::error::{Error, Result};
+use crate::floor::{Exchange, PAGE, Peer, PingPong, Transport, Waiting};
+use crate::measure::{Label, Plan, Subject, measure};
+use crate::placement::{Awake, Place, Placement, bind};
+use crate::report::Row;
+use crate::server::Server;
+use crate::session::Session;
+use crate::signals::Stop;
+use std::cell::RefCell;
+use std::time::Duration;
+
+/// The surroundings of one experiment.
+#[derive(Debug)]
+pub(crate) struct Lab<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) placement: &'a Placement,
+    pub(crate) stop: &'a Stop,
+    pub(crate) server: Server,
+    peer: Peer,
+    awake: RefCell<Awake>,
+    /// What is to be told besides the rows.
+    notes: RefCell<Vec<String>>,
+}
+
+/// A subject of an experiment.
+pub(crate) type Subjects<'a> = Vec<Box<dyn Subject + 'a>>;
+
+impl<'a> Lab<'a> {
+    /// Starts what an experiment with at most so many clients needs, and binds this process to the
+    /// first client's CPU.
+    pub(crate) fn start(
+        options: &'a Options,
+        placement: &'a Placement,
+        clients: usize,
+        stop: &'a Stop,
+    ) -> Result<Self> {
+        bind(placement.client(0))?;
+        let server = Server::start(options.server.as_deref(), options.file_size, placement)?;
+        let transport = match options.engine {
+            Engine::Tcp => Transport::Tcp,
+            Engine::Shm => Transport::Unix,
+        };
+        let peer = Peer::start(transport, server.directory(), placement)?;
+        let awake = match options.keep_awake {
+            Switch::On => Awake::keep(&placement.cpus(clients))?,
+            Switch::Off => Awake::none(),
+        };
+        let (awake, notes) = (RefCell::new(awake), RefCell::default());
+        Ok(Self { options, placement, stop, server, peer, awake, notes })
+    }
+
+    /// Ends it all; gives the notes.
+    pub(crate) fn end(self) -> Result<Vec<String>> {
+        let Self { server, peer, awake, notes, .. } = self;
+        drop((peer, awake));
+        server.stop()?;
+        Ok(notes.into_inner())
+    }
+
+    /// A client.
+    pub(crate) fn connect(&self) -> Result<Session> {
+        let location = self.server.location(self.options.engine);
+        Session::open(&location, self.options.wait, Some(self.server.pid()))
+    }
+
+    /// A client whose references are warm; tells how they became so.
+    pub(crate) fn warm(&self) -> Result<Session> {
+        let session = self.connect()?;
+        let pass = session.first_pass(self.stop)?;
+        self.note(pass.to_string());
+        Ok(session)
+    }
+
+    /// Tells something besides the rows.
+    pub(crate) fn note(&self, note: String) {
+        self.notes.borrow_mut().push(note);
+    }
+
+    /// Measures subjects in turn.
+    pub(crate) fn measure(&self, mut subjects: Subjects<'_>) -> Result<Vec<Row>> {
+        let blocks = usize::try_from(self.options.blocks).unwrap_or(usize::MAX);
+        let plan = Plan { blocks, time: Duration::from_secs_f64(self.options.seconds) };
+        measure(&mut subjects, plan, &mut self.awake.borrow_mut())
+    }
+
+    /// The ping-pongs that rows are held against: a blocking one, and one that spins where the
+    /// client may spin as well and has a CPU of its own to do so.
+    pub(crate) fn ping_pongs<'b>(
+        &'b self,
+        block: u64,
+        depth: u64,
+        exchange: Exchange,
+    ) -> Result<Subjects<'b>> {
+        let spins = self.options.wait == Wait::Adaptive
+            && self.placement.place == Place::Cross
+            && depth == 1;
+        let mut subjects: Subjects<'b> = Vec::new();
+        for waiting in [Waiting::Blocking, Waiting::Spinning] {
+            if waiting == Waiting::Blocking || spins {
+                let path = PingPong::name(self.peer.transport, waiting);
+                let label = Label { path, block, depth, clients: 1 };
+                let ping_pong =
+                    PingPong::connect(&self.peer, label, exchange, waiting, self.stop)?;
+                subjects.push(Box::new(ping_pong));
+            }
+        }
+        Ok(subjects)
+    }
+
+    /// The block size that was asked for, or the experiment's own. Reads are of whole pages.
+    pub(crate) fn read_blocks(&self, own: &[u64]) -> Result<Vec<u64>> {
+        let (page, most) = (PAGE as u64, self.options.file_size);
+        match self.options.block {
+            Some(block) if block % page == 0 && block <= most => Ok(vec![block]),
+            Some(block) => Err(Error::Usage(format!(
+                "--block {block}: reads are of whole pages of {page} bytes, and not more than \
+                 the file's {most}"
+            ))),
+            None => Ok(own.iter().copied().filter(|block| *block <= most).collect()),
+        }
+    }
+}

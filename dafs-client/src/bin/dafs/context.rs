@@ -1,0 +1,132 @@
+//! What all subcommands need: the global flags, and connections to servers.
+
+use crate::failure::{Failure, Result};
+use crate::target::{DEFAULT_VARIABLE, Target, Wishes};
+use clap::ValueEnum;
+use dafs_client::blocking::Client;
+use dafs_client::{Connectors, EngineChoice, Location, Options, Protection};
+use std::cell::RefCell;
+use std::ffi::{OsStr, OsString};
+use std::time::Duration;
+
+/// Flags of all subcommands.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Global {
+    /// Transport: shm needs a server on this host; auto takes it there, else tcp
+    #[arg(long, global = true, value_enum, value_name = "ENGINE")]
+    pub engine: Option<EngineArg>,
+    /// Protection level; this version has only none, which must be asked for by name, here or
+    /// with ?protection=none
+    #[arg(long, global = true, value_enum, value_name = "LEVEL")]
+    pub protection: Option<ProtectionArg>,
+    /// The server's socket on this host, for shm; asked of the server if not given
+    #[arg(long, global = true, value_name = "PATH", value_parser = absolute)]
+    pub socket: Option<String>,
+    /// Seconds to try to reach a server, at the start and after a lost connection
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "10")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub timeout: u64,
+}
+
+/// `--engine`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum EngineArg {
+    /// The best there is.
+    Auto,
+    /// TCP.
+    Tcp,
+    /// Shared memory.
+    Shm,
+}
+
+/// `--protection`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ProtectionArg {
+    /// No authentication and no encryption.
+    None,
+}
+
+fn absolute(text: &str) -> std::result::Result<String, String> {
+    if text.starts_with('/') {
+        Ok(text.into())
+    } else {
+        Err("must be an absolute path".into())
+    }
+}
+
+/// The global flags, the environment, and the servers that are connected.
+#[derive(Debug)]
+pub struct Context {
+    wishes: Wishes,
+    timeout: Duration,
+    default: Option<OsString>,
+    clients: RefCell<Vec<(Location, Client)>>,
+}
+
+impl Context {
+    /// Takes the flags and looks at the environment.
+    pub fn new(global: &Global) -> Self {
+        let engine = global.engine.map(|engine| match engine {
+            EngineArg::Auto => EngineChoice::Auto,
+            EngineArg::Tcp => EngineChoice::Tcp,
+            EngineArg::Shm => EngineChoice::Shm,
+        });
+        let protection = global.protection.map(|ProtectionArg::None| Protection::None);
+        Self {
+            wishes: Wishes { engine, socket: global.socket.clone(), protection },
+            timeout: Duration::from_secs(global.timeout),
+            default: std::env::var_os(DEFAULT_VARIABLE),
+            clients: RefCell::default(),
+        }
+    }
+
+    /// What an argument names.
+    pub fn target(&self, argument: &OsStr) -> Result<Target> {
+        Target::parse(argument, self.default.as_deref(), &self.wishes)
+    }
+
+    /// How clients of this command work.
+    pub fn options(&self) -> Options {
+        Options {
+            timeout: self.timeout,
+            connect_timeout: self.timeout.min(Options::default().connect_timeout),
+            ..Options::default()
+        }
+    }
+
+    /// The client of a target's export; connects where there is none yet.
+    pub fn client(&self, target: &Target) -> Result<Client> {
+        let location = &target.location;
+        let mut clients = self.clients.borrow_mut();
+        if let Some((_, client)) = clients.iter().find(|(other, _)| other == location) {
+            return Ok(client.clone());
+        }
+        let client = self.connect(location, self.options())?;
+        clients.push((location.clone(), client.clone()));
+        Ok(client)
+    }
+
+    /// A client of its own.
+    pub fn connect(&self, location: &Location, options: Options) -> Result<Client> {
+        if location.protection.is_none() {
+            return Err(Failure::Usage(format!(
+                "cannot connect to {location}: no protection level was named; add --protection \
+                 none if every host of the network is trusted (this version has no other level)"
+            )));
+        }
+        let mut location = location.clone();
+        // Without a socket's path the server is asked for it, which is how `auto` goes about it.
+        let wants_shm = location.engine == Some(EngineChoice::Shm) && location.socket.is_none();
+        if wants_shm {
+            location.engine = Some(EngineChoice::Auto);
+        }
+        let client = Client::connect_with(&location, options, Connectors::default())
+            .map_err(|error| Failure::client("connect to", &location, &error))?;
+        let choice = client.path_choice();
+        if wants_shm && choice.engine != "shm" {
+            let advice = "use --engine tcp, or name the server's socket with --socket";
+            return Err(Failure::new("connect by shm to", &location, choice.why.clone(), advice));
+        }
+        Ok(client)
+    }
+}

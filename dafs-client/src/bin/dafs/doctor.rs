@@ -1,0 +1,117 @@
+//! `dafs doctor`: which engines reach a server, and which would be taken.
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::json::Json;
+use crate::output::Output;
+use crate::target::Target;
+use dafs_client::EngineChoice;
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Instant;
+
+/// Where the kernel lists RDMA devices.
+const RDMA_DEVICES: &str = "/sys/class/infiniband";
+
+/// Tell which engines reach a server, which one is taken, and why
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Anything at the server; the default server if not given
+    #[arg(value_name = "PATH", default_value = "")]
+    path: OsString,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found about an engine.
+struct Finding {
+    engine: &'static str,
+    usable: bool,
+    why: String,
+}
+
+/// Runs the subcommand.
+pub fn run(cx: &Context, args: &Args) -> Result {
+    let target = cx.target(&args.path)?;
+    let tcp = try_engine(cx, &target, EngineChoice::Tcp, "tcp")?;
+    let shm = try_engine(cx, &target, EngineChoice::Shm, "shm")?;
+    let verbs = Finding { engine: "verbs", usable: false, why: verbs() };
+    let taken = cx.connect(&target.location, cx.options());
+    let (taken, failure) = match taken {
+        Ok(client) => (Some(client.path_choice().clone()), None),
+        Err(failure @ Failure::Usage(_)) => return Err(failure),
+        Err(failure) => (None, Some(failure)),
+    };
+    let findings = [tcp, shm, verbs];
+    let mut output = Output::new();
+    if args.json {
+        let engines = findings.iter().map(|Finding { engine, usable, why }| {
+            Json::object([
+                ("engine", Json::text(*engine)),
+                ("usable", Json::Bool(*usable)),
+                ("why", Json::text(why)),
+            ])
+        });
+        let taken = taken.map_or(Json::Null, |choice| {
+            Json::object([("engine", Json::text(choice.engine)), ("why", Json::text(choice.why))])
+        });
+        output.line(Json::object([
+            ("server", Json::text(target.location.to_string())),
+            ("engines", Json::Array(engines.collect())),
+            ("taken", taken),
+        ]))?;
+    } else {
+        output.line(format_args!("server {}", target.location))?;
+        for Finding { engine, usable, why } in &findings {
+            let usable = if *usable { "yes" } else { "no" };
+            output.line(format_args!("{engine:>6} {usable:<3} {why}"))?;
+        }
+        match taken {
+            Some(choice) => output.line(format_args!(" taken {}: {}", choice.engine, choice.why))?,
+            None => output.line(" taken none")?,
+        }
+    }
+    output.finish()?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// Connects by an engine and asks for the root's attributes.
+fn try_engine(
+    cx: &Context,
+    target: &Target,
+    choice: EngineChoice,
+    engine: &'static str,
+) -> Result<Finding> {
+    let mut location = target.location.clone();
+    location.engine = Some(choice);
+    let client = match cx.connect(&location, cx.options()) {
+        Ok(client) => client,
+        Err(Failure::Failed(report)) => {
+            return Ok(Finding { engine, usable: false, why: report.why });
+        }
+        Err(failure) => return Err(failure),
+    };
+    let begun = Instant::now();
+    match client.metadata("/") {
+        Ok(_) => {
+            let time = crate::format::micros(begun.elapsed());
+            Ok(Finding { engine, usable: true, why: format!("connected; a request took {time}") })
+        }
+        Err(error) => Ok(Finding { engine, usable: false, why: error.to_string() }),
+    }
+}
+
+/// Why there is no `verbs`.
+fn verbs() -> String {
+    let mut devices: Vec<String> = Path::new(RDMA_DEVICES)
+        .read_dir()
+        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into()).collect())
+        .unwrap_or_default();
+    devices.sort();
+    if devices.is_empty() {
+        "not in this version, and this host has no RDMA device".into()
+    } else {
+        format!("not in this version, though this host has {}", devices.join(", "))
+    }
+}

@@ -1,0 +1,103 @@
+//! `dafs`: the files of a DAFS server from the command line.
+//!
+//! One module for each subcommand; what they share is in `context`, `target`, `names`, `copy`,
+//! `output`, `failure`, `format` and `json`.
+
+#![forbid(unsafe_code)]
+
+mod cat;
+mod context;
+mod copy;
+mod counters;
+mod df;
+mod doctor;
+mod failure;
+mod format;
+mod get;
+mod json;
+mod ln;
+mod local;
+mod ls;
+mod mkdir;
+mod mv;
+mod names;
+mod output;
+mod probe;
+mod put;
+mod rm;
+mod stat;
+mod target;
+
+use clap::{Parser, Subcommand};
+use context::{Context, Global};
+use std::process::ExitCode;
+
+/// Works with the files of a DAFS server.
+///
+/// Files are named dafs://HOST[:PORT]/EXPORT/PATH; in such names, %20 and the like stand for single
+/// bytes. With the environment variable DAFS_URL set to dafs://HOST[:PORT]/EXPORT, plain paths such
+/// as /a/b work too, and are taken byte by byte as they are.
+///
+/// DAFS_LOG=debug logs what the client does.
+#[derive(Debug, Parser)]
+#[command(name = "dafs", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Ls(ls::Args),
+    Stat(stat::Args),
+    Cat(cat::Args),
+    Get(get::Args),
+    Put(put::Args),
+    Rm(rm::Args),
+    Mkdir(mkdir::Args),
+    Mv(mv::Args),
+    Ln(ln::Args),
+    Df(df::Args),
+    Counters(counters::Args),
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log();
+    let cx = Context::new(&cli.global);
+    let result = match &cli.command {
+        Command::Ls(args) => ls::run(&cx, args),
+        Command::Stat(args) => stat::run(&cx, args),
+        Command::Cat(args) => cat::run(&cx, args),
+        Command::Get(args) => get::run(&cx, args),
+        Command::Put(args) => put::run(&cx, args),
+        Command::Rm(args) => rm::run(&cx, args),
+        Command::Mkdir(args) => mkdir::run(&cx, args),
+        Command::Mv(args) => mv::run(&cx, args),
+        Command::Ln(args) => ln::run(&cx, args),
+        Command::Df(args) => df::run(&cx, args),
+        Command::Counters(args) => counters::run(&cx, args),
+        Command::Doctor(args) => doctor::run(&cx, args),
+    };
+    result.map_or_else(|failure| failure.tell(), |()| ExitCode::SUCCESS)
+}
+
+/// Starts logging to standard error, if `DAFS_LOG` asks for it.
+fn log() {
+    let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("DAFS_LOG") else { return };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_defined() {
+        Cli::command().debug_assert();
+    }
+}

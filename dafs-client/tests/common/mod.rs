@@ -1,0 +1,292 @@
+//! A server in memory, and a transport to it, for tests of the client alone.
+#![allow(dead_code)]
+
+mod ops;
+mod transport;
+
+use dafs_client::blocking::Client;
+use dafs_client::{Options, Protection};
+use dafs_proto::{Header, Kind, Op, Status};
+use ordma::slot::FOOTER_LEN;
+use ordma::{AccessFault, Footer, RemoteRef};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+pub const PAGE: usize = 4096;
+pub const ROOT: u64 = 1;
+
+/// What to do with a request.
+pub enum Verdict {
+    /// Serve it.
+    Serve,
+    /// Serve it, then lose the connection before the reply arrives.
+    ServeAndCut,
+    /// Lose the connection before the request arrives.
+    Cut,
+    /// Say nothing.
+    Ignore,
+    /// Send this in place of a reply: head and data.
+    Answer(Vec<u8>, Vec<u8>),
+    /// Serve it, and let this change head and data of the reply.
+    Change(Box<dyn FnOnce(&mut Vec<u8>, &mut Vec<u8>) + Send>),
+}
+
+type Script = Box<dyn FnMut(&Header, &[u8]) -> Verdict + Send>;
+
+/// A file, directory or symbolic link.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    pub directory: Option<BTreeMap<Vec<u8>, u64>>,
+    pub target: Option<Vec<u8>>,
+    pub data: Vec<u8>,
+    /// What survives a restart.
+    pub stable: Vec<u8>,
+    pub mode: u32,
+}
+
+/// A page's slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    pub generation: u64,
+    pub version: u64,
+}
+
+#[derive(Default)]
+pub struct Session {
+    pub opens: HashMap<u64, u64>,
+    pub last_open: u64,
+    /// Last sequence number and reply of each slot.
+    pub replies: HashMap<u16, (u32, Option<(Vec<u8>, Vec<u8>)>)>,
+}
+
+pub struct State {
+    pub boot: u64,
+    pub slots: u16,
+    pub credits: u16,
+    pub max_inline: u32,
+    pub max_transfer: u32,
+    pub lease_ms: u32,
+    pub nodes: BTreeMap<u64, Node>,
+    pub sessions: HashMap<Vec<u8>, Session>,
+    pub cached: HashMap<(u64, u64), Slot>,
+    pub last_generation: u64,
+    pub verifier: u64,
+    /// What happens to the next one-sided page reads; empty: they are served.
+    pub faults: VecDeque<Option<AccessFault>>,
+    pub script: Option<Script>,
+    /// No connection can be made.
+    pub refuse: bool,
+    pub resume: bool,
+    /// One-sided reads are done while they are posted.
+    pub local_reads: bool,
+    pub log: Vec<Op>,
+    pub one_sided: u64,
+    pub heat: Vec<u8>,
+    pub connects: u32,
+    pub links: Vec<std::sync::Weak<transport::FakeEndpoint>>,
+}
+
+/// The server. Clones are the same.
+#[derive(Clone)]
+pub struct Server(Arc<Mutex<State>>);
+
+impl Server {
+    pub fn new() -> Self {
+        let root = Node { directory: Some(BTreeMap::new()), mode: 0o755, ..Node::default() };
+        Self(Arc::new(Mutex::new(State {
+            boot: 100,
+            slots: 16,
+            credits: 16,
+            max_inline: 64 << 10,
+            max_transfer: 1 << 20,
+            lease_ms: 60_000,
+            nodes: BTreeMap::from([(ROOT, root)]),
+            sessions: HashMap::new(),
+            cached: HashMap::new(),
+            last_generation: 0,
+            verifier: 1,
+            faults: VecDeque::new(),
+            script: None,
+            refuse: false,
+            resume: true,
+            local_reads: false,
+            log: Vec::new(),
+            one_sided: 0,
+            heat: Vec::new(),
+            connects: 0,
+            links: Vec::new(),
+        })))
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    pub fn client(&self) -> Client {
+        self.client_with(options())
+    }
+
+    pub fn client_with(&self, options: Options) -> Client {
+        Client::connect_over(self.connector(), "data", options).expect("connect")
+    }
+
+    pub fn connector(&self) -> Arc<dyn ordma::Connector> {
+        Arc::new(transport::FakeConnector(self.clone()))
+    }
+
+    /// Adds a file to the root, on stable storage.
+    pub fn add_file(&self, name: &str, data: &[u8]) -> u64 {
+        let (data, stable) = (data.to_vec(), data.to_vec());
+        self.add(ROOT, name, Node { data, stable, mode: 0o644, ..Node::default() })
+    }
+
+    pub fn add(&self, directory: u64, name: &str, node: Node) -> u64 {
+        self.state().add(directory, name.as_bytes(), node)
+    }
+
+    /// Decides about every request from now on.
+    pub fn script(&self, script: impl FnMut(&Header, &[u8]) -> Verdict + Send + 'static) {
+        self.state().script = Some(Box::new(script));
+    }
+
+    /// Decides about the next request of this operation.
+    pub fn once(&self, op: Op, verdict: impl FnOnce() -> Verdict + Send + 'static) {
+        let mut verdict = Some(verdict);
+        self.script(move |header, _| match verdict.take_if(|_| header.op == op) {
+            Some(verdict) => verdict(),
+            None => Verdict::Serve,
+        });
+    }
+
+    /// The process ends and another begins: what was not committed is lost.
+    pub fn restart(&self) {
+        let mut state = self.state();
+        state.boot += 1;
+        state.verifier += 1;
+        state.sessions.clear();
+        state.cached.clear();
+        for node in state.nodes.values_mut() {
+            node.data = node.stable.clone();
+        }
+        drop(state);
+        self.cut();
+    }
+
+    /// All connections are lost.
+    pub fn cut(&self) {
+        let links = std::mem::take(&mut self.state().links);
+        links.iter().filter_map(std::sync::Weak::upgrade).for_each(|link| link.cut());
+    }
+
+    /// The requests since the last call, but RENEW.
+    pub fn take_log(&self) -> Vec<Op> {
+        let mut log = std::mem::take(&mut self.state().log);
+        log.retain(|op| *op != Op::Renew);
+        log
+    }
+}
+
+impl State {
+    pub fn add(&mut self, directory: u64, name: &[u8], node: Node) -> u64 {
+        let id = self.nodes.keys().max().unwrap() + 1;
+        self.nodes.insert(id, node);
+        let entries = self.nodes.get_mut(&directory).unwrap().directory.as_mut().unwrap();
+        entries.insert(name.to_vec(), id);
+        id
+    }
+
+    /// The number a file has in footers, during this boot.
+    pub fn number(&self, id: u64) -> u64 {
+        self.boot * 1_000_000 + id
+    }
+
+    pub fn blocks(&self, id: u64) -> u64 {
+        (self.nodes[&id].data.len().div_ceil(PAGE) as u64).max(1)
+    }
+
+    /// Brings a page into the cache.
+    pub fn fill(&mut self, id: u64, block: u64) -> Slot {
+        let last = &mut self.last_generation;
+        *self.cached.entry((id, block)).or_insert_with(|| {
+            *last += 1;
+            Slot { generation: *last, version: 0 }
+        })
+    }
+
+    /// A page and its footer, as they lie in the slot.
+    pub fn page(&self, id: u64, block: u64, slot: Slot) -> ([u8; FOOTER_LEN], Vec<u8>) {
+        let data = &self.nodes[&id].data;
+        let start = (block as usize * PAGE).min(data.len());
+        let end = (start + PAGE).min(data.len());
+        let mut payload = data[start..end].to_vec();
+        payload.resize(PAGE, 0);
+        let footer = Footer {
+            kind: ordma::Kind::Data,
+            last: block + 1 == self.blocks(id),
+            valid: (end - start) as u32,
+            file: self.number(id),
+            block,
+            generation: slot.generation,
+            version: slot.version,
+        };
+        (footer.encode(&payload), payload)
+    }
+
+    /// What a one-sided read of a slot finds.
+    pub fn read_slot(&mut self, reference: &RemoteRef, floor: u64) -> Result<(Footer, Vec<u8>), AccessFault> {
+        self.one_sided += 1;
+        if let Some(Some(fault)) = self.faults.pop_front() {
+            return Err(fault);
+        }
+        let id = u64::from(reference.slot >> 16);
+        let block = u64::from(reference.slot & 0xffff);
+        if reference.chunk != 1 {
+            return Err(AccessFault::Gone);
+        }
+        let slot = *self.cached.get(&(id, block)).ok_or(AccessFault::Stale)?;
+        let (footer, payload) = self.page(id, block, slot);
+        ordma::slot::verify(&footer, &payload, reference, floor).map(|footer| (footer, payload))
+    }
+
+    /// Changes a file's bytes and size; pages change in place, those beyond the end are killed.
+    pub fn change(&mut self, id: u64, change: impl FnOnce(&mut Vec<u8>)) {
+        let data = &mut self.nodes.get_mut(&id).unwrap().data;
+        change(data);
+        let blocks = self.blocks(id);
+        self.cached.retain(|(file, block), slot| {
+            slot.version += u64::from(*file == id);
+            *file != id || *block < blocks
+        });
+    }
+
+    /// The page leaves the cache.
+    pub fn evict(&mut self, id: u64, block: u64) {
+        self.cached.remove(&(id, block));
+    }
+}
+
+pub fn reply(header: &Header, status: Status, credits: u16, body: &impl prost::Message) -> Vec<u8> {
+    dafs_proto::encode_message(Header::reply(header, status, credits), body)
+}
+
+/// A reply that nobody asked for.
+pub fn raw_reply(op: Op, slot: u16, sequence: u32, credits: u16) -> Vec<u8> {
+    let header =
+        Header { kind: Kind::Reply, op, status: Status::Ok, slot, credits, sequence, body_len: 0 };
+    dafs_proto::encode_message(header, &dafs_proto::CloseReply::default())
+}
+
+pub fn options() -> Options {
+    Options {
+        protection: Some(Protection::None),
+        timeout: Duration::from_secs(5),
+        name: "test".into(),
+        ..Options::default()
+    }
+}
+
+/// Bytes that tell where in a file they are.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 7 + i / PAGE * 31 + 1) as u8).collect()
+}

@@ -1,0 +1,279 @@
+//! Reading: which path serves a page, and what is counted.
+
+mod common;
+
+use common::{PAGE, Server, options, pattern};
+use dafs_client::{Error, Options, Path};
+use dafs_proto::Op;
+use ordma::AccessFault;
+
+#[test]
+fn the_second_read_of_a_page_is_one_sided() {
+    let server = Server::new();
+    let data = pattern(3 * PAGE + 100);
+    server.add_file("a", &data);
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; PAGE];
+
+    let first = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!((first.bytes, first.inline, first.ordma), (PAGE, 1, 0));
+    assert_eq!(buf, data[..PAGE]);
+    server.take_log();
+
+    buf.fill(0);
+    let second = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!((second.bytes, second.inline, second.ordma, second.copied), (PAGE, 0, 1, 0));
+    assert_eq!(buf, data[..PAGE]);
+    assert!(server.take_log().is_empty(), "no request may be sent");
+    let counters = client.counters();
+    assert_eq!((counters.directory_hits, counters.directory_misses), (1, 1));
+    assert_eq!((counters.ordma_pages, counters.inline_pages), (1, 1));
+}
+
+#[test]
+fn every_offset_and_length_reads_the_right_bytes_by_every_path() {
+    let server = Server::new();
+    let data = pattern(5 * PAGE + 17);
+    server.add_file("a", &data);
+    for local_reads in [false, true] {
+        server.state().local_reads = local_reads;
+        let client = server.client();
+        let file = client.open("a").unwrap();
+        for path in [Path::Auto, Path::Ordma, Path::Inline, Path::Direct] {
+            for offset in [0, 1, PAGE - 1, PAGE, 2 * PAGE + 5, 5 * PAGE, 5 * PAGE + 17, 9 * PAGE] {
+                for len in [1, 100, PAGE, PAGE + 1, 3 * PAGE, 8 * PAGE] {
+                    let mut buf = vec![0xee; len];
+                    let report = file.read_at_by(&mut buf, offset as u64, path).unwrap();
+                    let expected = &data[offset.min(data.len())..(offset + len).min(data.len())];
+                    assert_eq!(report.bytes, expected.len(), "{path:?} {offset} {len}");
+                    assert_eq!(&buf[..report.bytes], expected, "{path:?} {offset} {len}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_large_read_is_direct_and_then_one_sided_in_batches() {
+    let server = Server::new();
+    let data = pattern(3 << 20);
+    server.add_file("a", &data);
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; data.len()];
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!((report.bytes, report.direct as usize), (data.len(), data.len() / PAGE));
+    assert_eq!(report.copied, 0, "whole pages land in the caller's buffer");
+    assert!(buf == data);
+    buf.fill(0);
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!(report.ordma as usize, data.len() / PAGE);
+    assert!(buf == data);
+}
+
+#[test]
+fn a_first_sequential_pass_warms_the_directory_with_neighbours() {
+    let server = Server::new();
+    let id = server.add_file("a", &pattern(40 * PAGE));
+    for block in 0..40 {
+        server.state().fill(id, block);
+    }
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; PAGE];
+    for block in 0..40 {
+        file.read_at(&mut buf, block * PAGE as u64).unwrap();
+    }
+    assert_eq!(client.counters().inline_reads, 1);
+    assert_eq!(client.counters().ordma_pages, 39);
+}
+
+#[test]
+fn each_fault_falls_back_to_an_rpc_and_is_counted() {
+    for fault in AccessFault::ALL {
+        let server = Server::new();
+        let data = pattern(PAGE);
+        server.add_file("a", &data);
+        let client = server.client();
+        let file = client.open("a").unwrap();
+        let mut buf = vec![0; PAGE];
+        file.read_at(&mut buf, 0).unwrap();
+        server.state().faults.push_back(Some(fault));
+        buf.fill(0xee);
+        let report = file.read_at_report(&mut buf, 0).unwrap();
+        assert_eq!(buf, data);
+        assert_eq!(report.faults, 1);
+        let counters = client.counters();
+        assert_eq!(counters.fault(fault), 1, "{fault}");
+        if fault == AccessFault::Torn {
+            // Tried once more, with success.
+            assert_eq!((report.ordma, report.inline, counters.torn_retries), (1, 0, 1));
+        } else {
+            assert_eq!((report.ordma, report.inline), (0, 1));
+        }
+    }
+}
+
+#[test]
+fn a_page_torn_twice_goes_by_rpc_and_keeps_its_reference() {
+    let server = Server::new();
+    let id = server.add_file("a", &pattern(2 * PAGE));
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; PAGE];
+    file.read_at(&mut buf, 0).unwrap();
+    server.state().change(id, |data| data[0] ^= 1);
+    server.state().faults.extend([Some(AccessFault::Torn), Some(AccessFault::Torn)]);
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!((report.faults, report.inline), (2, 1));
+    assert_eq!(client.counters().fault(AccessFault::Bad), 0, "the page did change");
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!(report.ordma, 1);
+}
+
+#[test]
+fn a_page_torn_twice_that_did_not_change_is_bad() {
+    let server = Server::new();
+    server.add_file("a", &pattern(2 * PAGE));
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; PAGE];
+    file.read_at(&mut buf, 0).unwrap();
+    server.state().faults.extend([Some(AccessFault::Torn), Some(AccessFault::Torn)]);
+    file.read_at(&mut buf, 0).unwrap();
+    assert_eq!(client.counters().fault(AccessFault::Bad), 1);
+}
+
+#[test]
+fn several_pages_with_a_fault_each_come_out_right() {
+    let server = Server::new();
+    let data = pattern(64 * PAGE);
+    server.add_file("a", &data);
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; data.len()];
+    file.read_at(&mut buf, 0).unwrap();
+    for (place, fault) in AccessFault::ALL.iter().enumerate() {
+        let mut state = server.state();
+        state.faults.extend(std::iter::repeat_n(None, place));
+        state.faults.push_back(Some(*fault));
+    }
+    buf.fill(0xee);
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert!(buf == data);
+    assert_eq!(report.faults as usize, AccessFault::ALL.len());
+    assert_eq!(report.ordma as usize + report.inline as usize + report.direct as usize, 64);
+}
+
+#[test]
+fn changed_and_evicted_pages_show_their_newest_bytes() {
+    let server = Server::new();
+    let id = server.add_file("a", &pattern(2 * PAGE));
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; PAGE];
+    file.read_at(&mut buf, 0).unwrap();
+    server.state().change(id, |data| data[5] = 99);
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!((report.ordma, buf[5]), (1, 99), "changed in place, the reference stays good");
+    server.state().evict(id, 0);
+    server.state().change(id, |data| data[5] = 100);
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!((report.faults, report.inline, buf[5]), (1, 1, 100));
+}
+
+#[test]
+fn the_end_of_the_file_is_found_without_an_rpc() {
+    let server = Server::new();
+    let id = server.add_file("a", &pattern(2 * PAGE));
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; 4 * PAGE];
+    assert_eq!(file.read_at(&mut buf, 0).unwrap(), 2 * PAGE);
+    server.take_log();
+    assert_eq!(file.read_at(&mut buf, 0).unwrap(), 2 * PAGE, "stops at the last page");
+    assert_eq!(file.read_at(&mut buf, 2 * PAGE as u64).unwrap(), 0);
+    assert_eq!(file.read_at(&mut buf[..10], 7 * PAGE as u64).unwrap(), 0);
+    assert!(server.take_log().is_empty());
+    assert_eq!(client.counters().ends_without_rpc, 2);
+    // The file grows: the last page says so.
+    server.state().change(id, |data| data.resize(3 * PAGE + 1, 9));
+    assert_eq!(file.read_at(&mut buf, 2 * PAGE as u64).unwrap(), PAGE + 1);
+    assert_eq!(file.read_at(&mut buf, 0).unwrap(), 3 * PAGE + 1);
+}
+
+#[test]
+fn an_empty_file_has_an_empty_last_page() {
+    let server = Server::new();
+    server.add_file("a", b"");
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; PAGE];
+    assert_eq!(file.read_at(&mut buf, 0).unwrap(), 0);
+    server.take_log();
+    assert_eq!(file.read_at(&mut buf, 0).unwrap(), 0);
+    assert_eq!(file.read_at(&mut buf, 3 * PAGE as u64).unwrap(), 0);
+    assert!(server.take_log().is_empty());
+}
+
+#[test]
+fn references_can_be_fetched_beforehand() {
+    let server = Server::new();
+    server.add_file("a", &pattern(20 * PAGE));
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    file.prefetch(0, 20 * PAGE as u64, false).unwrap();
+    assert_eq!(client.references(), 0, "nothing is cached yet");
+    file.prefetch(0, u64::MAX, true).unwrap();
+    assert_eq!(client.references(), 20);
+    let mut buf = vec![0; 20 * PAGE];
+    assert_eq!(file.read_at_report(&mut buf, 0).unwrap().ordma, 20);
+}
+
+#[test]
+fn heat_is_reported_when_the_lease_is_renewed() {
+    let server = Server::new();
+    server.add_file("a", &pattern(PAGE));
+    let client = server.client_with(Options { background: false, ..options() });
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; PAGE];
+    for _ in 0..9 {
+        file.read_at(&mut buf, 0).unwrap();
+    }
+    client.tend();
+    let heat = server.state().heat.clone();
+    let blocks: Vec<u64> = dafs_proto::WireHeat::iter(&heat).unwrap().map(|h| h.block).collect();
+    assert_eq!(blocks, [0, 0]);
+}
+
+#[test]
+fn forced_paths_do_not_look_at_the_directory() {
+    let server = Server::new();
+    server.add_file("a", &pattern(2 * PAGE));
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; 2 * PAGE];
+    file.read_at(&mut buf, 0).unwrap();
+    assert_eq!(file.read_at_by(&mut buf, 0, Path::Inline).unwrap().inline, 2);
+    assert_eq!(file.read_at_by(&mut buf, 0, Path::Direct).unwrap().direct, 2);
+    assert_eq!(file.read_at_by(&mut buf, 0, Path::Ordma).unwrap().ordma, 2);
+    assert_eq!(client.counters().directory_misses, 2);
+}
+
+#[test]
+fn what_cannot_be_is_refused_without_a_request() {
+    let server = Server::new();
+    server.add_file("a", &pattern(PAGE));
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    server.take_log();
+    let mut buf = vec![0; PAGE];
+    let beyond = file.read_at(&mut buf, u64::MAX - 3).unwrap_err();
+    assert!(matches!(beyond, Error::InvalidArgument(_)), "{beyond}");
+    assert_eq!(file.write_at(b"x", 0).unwrap_err().errno(), 9);
+    assert_eq!(file.read_at(&mut [], 0).unwrap(), 0);
+    file.close().unwrap();
+    assert!(file.read_at(&mut buf, 0).is_err());
+    assert_eq!(server.take_log(), [Op::Close]);
+}

@@ -1,0 +1,296 @@
+//! A server in this process, over any engine, and clients of it.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use dafs_client::blocking::{Client, File};
+use dafs_client::{OpenOptions, Options, Path};
+use dafs_keys::Protection;
+use dafsd::cache::{Cache, CacheConfig};
+use dafsd::dispatch::Dispatcher;
+use dafsd::exporter::Listeners;
+use dafsd::runtime::Runtime;
+use dafsd::server::{Export, Limits, Server, Settings};
+use dafsd::session::SessionLimits;
+use dafsd::store::{LocalOptions, LocalStore};
+use ordma::arena::Geometry;
+use ordma::sim::{Sim, World};
+use ordma::{Connector, Engine, Listener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub const PAGE: usize = 4096;
+
+/// Which engine a suite runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Sim,
+    Tcp,
+    Shm,
+}
+
+/// Makes one test per engine out of a function that takes the engine.
+#[macro_export]
+macro_rules! over_every_engine {
+    ($($name:ident),* $(,)?) => {
+        mod sim { $( #[test] fn $name() { super::$name($crate::common::Over::Sim); } )* }
+        mod tcp { $( #[test] fn $name() { super::$name($crate::common::Over::Tcp); } )* }
+        mod shm { $( #[test] fn $name() { super::$name($crate::common::Over::Shm); } )* }
+    };
+}
+
+/// Sizes of a test's server.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub chunk_pages: usize,
+    pub chunks: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { chunk_pages: 256, chunks: 8 }
+    }
+}
+
+/// A running server and what it needs.
+pub struct TestServer {
+    pub over: Over,
+    pub directory: tempfile::TempDir,
+    pub world: Option<World>,
+    pub running: Option<Running>,
+    sizes: Sizes,
+    address: String,
+}
+
+pub struct Running {
+    pub server: Arc<Server>,
+    pub cache: Arc<Cache>,
+    listeners: Arc<Listeners>,
+    pump: Option<ordma::sim::PumpId>,
+}
+
+impl TestServer {
+    pub fn start(over: Over) -> Self {
+        Self::with(over, Sizes::default())
+    }
+
+    pub fn with(over: Over, sizes: Sizes) -> Self {
+        Self::in_world(over, sizes, (over == Over::Sim).then(|| World::new(1)))
+    }
+
+    pub fn in_world(over: Over, sizes: Sizes, world: Option<World>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("tree")).unwrap();
+        let address = match over {
+            Over::Sim => "server".to_owned(),
+            Over::Tcp => "127.0.0.1:0".to_owned(),
+            Over::Shm => directory.path().join("socket").to_str().unwrap().to_owned(),
+        };
+        let mut server = Self { over, directory, world, running: None, sizes, address };
+        server.run();
+        server
+    }
+
+    /// Starts the server, at the address it had before if any.
+    pub fn run(&mut self) {
+        let geometry = Geometry::new(PAGE, self.sizes.chunk_pages * PAGE).unwrap();
+        let runtime = match self.over {
+            Over::Sim => Runtime::inline(),
+            _ => Runtime::start(3).unwrap(),
+        };
+        let pages = self.sizes.chunks * self.sizes.chunk_pages;
+        let config = CacheConfig {
+            geometry,
+            budget: self.sizes.chunks * geometry.chunk_len() + pages * 256,
+            dirty_limit: pages * PAGE / 2,
+            writeback_interval: Duration::from_secs(1),
+            retire_patience: Duration::from_secs(2),
+        };
+        let listeners = Arc::new(Listeners::default());
+        let cache = Cache::new(config, listeners.clone(), runtime.clone()).unwrap();
+        let options = LocalOptions {
+            state: Some(self.directory.path().join("state")),
+            ..LocalOptions::default()
+        };
+        let store = LocalStore::new(&self.tree(), options).unwrap();
+        let export = Export {
+            name: "data".to_owned(),
+            store: Arc::new(store),
+            read_only: false,
+            protection: Protection::None,
+        };
+        let settings = Settings {
+            limits: Limits { page_size: PAGE, max_inline: 128 << 10, max_transfer: 2 << 20 },
+            session: SessionLimits { slots: 64, opens: 1000, lease: Duration::from_secs(30) },
+            max_sessions: 100,
+            connect_timeout: Duration::from_secs(10),
+            data_in_flight: 64 << 20,
+            transfers: 16,
+        };
+        let world = self.world.clone();
+        let clock: Box<dyn Fn() -> Instant + Send + Sync> = match world.clone() {
+            Some(world) => Box::new(move || world.now()),
+            None => Box::new(Instant::now),
+        };
+        let server =
+            Server::new(settings, vec![export], Arc::clone(&cache), runtime.clone(), clock).unwrap();
+        let service = Dispatcher::new(Arc::clone(&server));
+        let engine = self.engine();
+        let listener: Arc<dyn Listener> =
+            engine.listen(&self.address, service, cache.arena()).unwrap();
+        self.address = listener.address();
+        listeners.add(engine.name(), listener);
+        server.set_ready();
+        let pump = world.map(|world| world.on_pump(Box::new(move || runtime.run_queued())));
+        if self.over != Over::Sim {
+            cache.start_background().unwrap();
+        }
+        self.running = Some(Running { server, cache, listeners, pump });
+    }
+
+    fn engine(&self) -> Arc<dyn Engine> {
+        match (self.over, &self.world) {
+            (Over::Sim, Some(world)) => Arc::new(Sim::new(world)),
+            (Over::Sim, None) => unreachable!("sim has a world"),
+            (Over::Tcp, _) => Arc::new(ordma::tcp::Tcp::new(ordma::tcp::Settings::default())),
+            (Over::Shm, _) => Arc::new(ordma::shm::Shm::new(ordma::shm::Settings::default())),
+        }
+    }
+
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.running.as_ref().expect("the server runs").cache
+    }
+
+    pub fn server(&self) -> &Arc<Server> {
+        &self.running.as_ref().expect("the server runs").server
+    }
+
+    /// Requests that cost the file server work so far.
+    pub fn handler_calls(&self) -> u64 {
+        let counters = self.server().counters().list();
+        counters.iter().find(|(name, _)| name == "handler_calls").expect("counted").1
+    }
+
+    /// Stops the server as a crash would: nothing is flushed.
+    pub fn crash(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        running.listeners.stop();
+        if let (Some(world), Some(pump)) = (&self.world, running.pump) {
+            world.remove_pump(pump);
+        }
+        running.cache.close();
+        running.server.runtime().stop();
+    }
+
+    /// Where the export's files are.
+    pub fn tree(&self) -> PathBuf {
+        self.directory.path().join("tree")
+    }
+
+    pub fn connector(&self) -> Arc<dyn Connector> {
+        self.engine().connector(&self.address)
+    }
+
+    pub fn options(&self) -> Options {
+        Options {
+            protection: Some(dafs_client::Protection::None),
+            background: self.over != Over::Sim,
+            timeout: Duration::from_secs(10),
+            ..Options::default()
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        self.client_with(self.options())
+    }
+
+    pub fn client_with(&self, options: Options) -> Client {
+        Client::connect_over(self.connector(), "data", options).expect("connect")
+    }
+
+    /// Runs a future of the server's to its end.
+    pub fn wait<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let runtime = self.server().runtime().clone();
+        runtime.run(async move {
+            sender.send(future.await).unwrap();
+        });
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Ok(value) = receiver.recv_timeout(Duration::from_millis(1)) {
+                return value;
+            }
+            assert!(Instant::now() < end, "the server's future does not end");
+            if let Some(world) = &self.world {
+                world.advance(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.crash();
+    }
+}
+
+/// Opens for reading and writing, and creates.
+pub fn create(client: &Client, name: &str) -> File {
+    let options = OpenOptions::new().read(true).write(true).create(true);
+    client.open_with(name, options).expect("create")
+}
+
+/// Bytes that tell where they belong.
+pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    let word = |i: usize| (i as u64).wrapping_mul(0x9E37_79B9) ^ u64::from(seed) << 56;
+    (0..len).map(|i| word(i / 8).to_le_bytes()[i % 8]).collect()
+}
+
+/// Reads a file to its end with one read after the other, as `read(2)` would.
+pub fn read_to_end(file: &File, block: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0xEE; block];
+    loop {
+        let n = file.read_at(&mut buffer, bytes.len() as u64).expect("read");
+        if n == 0 {
+            return bytes;
+        }
+        bytes.extend(&buffer[..n]);
+    }
+}
+
+/// What a client did between two looks at its counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    pub ordma: u64,
+    pub rpc_pages: u64,
+    pub rpcs: u64,
+    pub faults: u64,
+}
+
+/// Runs `f` and says how its reads were served.
+pub fn served<T>(client: &Client, f: impl FnOnce() -> T) -> (T, Served) {
+    let before = client.counters();
+    let value = f();
+    let after = client.counters();
+    let served = Served {
+        ordma: after.ordma_pages - before.ordma_pages,
+        rpc_pages: after.inline_pages + after.direct_pages
+            - before.inline_pages
+            - before.direct_pages,
+        rpcs: after.inline_reads + after.direct_reads - before.inline_reads - before.direct_reads,
+        faults: after.faults.iter().sum::<u64>() - before.faults.iter().sum::<u64>(),
+    };
+    (value, served)
+}
+
+/// Reads one page by whatever path.
+pub fn read_page(file: &File, block: u64) -> Vec<u8> {
+    let mut page = vec![0; PAGE];
+    let n = file.read_at_by(&mut page, block * PAGE as u64, Path::Auto).expect("read").bytes;
+    page.truncate(n);
+    page
+}
