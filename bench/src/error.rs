@@ -42,7 +42,9 @@ pub enum Error {
         reason: String,
     },
     /// Bytes were not those of the file.
-    #[error("wrong bytes at offset {offset}: the word there is {found:#018x}, not {expected:#018x}")]
+    #[error(
+        "wrong bytes at offset {offset}: the word there is {found:#018x}, not {expected:#018x}"
+    )]
     Content {
         /// Where in the file.
         offset: u64,
@@ -64,18 +66,27 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Io { what: what(), source })
+        self.map_err(|source| Error::Io {
+            what: what(),
+            source,
+        })
     }
 }
 
 impl<T> Context<T> for rustix::io::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Io { what: what(), source: source.into() })
+        self.map_err(|source| Error::Io {
+            what: what(),
+            source: source.into(),
+        })
     }
 }
 
 impl<T> Context<T> for dafs_client::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Client { what: what(), source })
+        self.map_err(|source| Error::Client {
+            what: what(),
+            source,
+        })
     }
 }

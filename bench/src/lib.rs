@@ -43,6 +43,7 @@ pub use floor::Transport;
 use cli::{Cli, Command, Options};
 use error::{Context, Result};
 use experiments::{Experiment, Finding};
+use placement::Placement;
 use serde::Serialize;
 use signals::Stop;
 
@@ -60,7 +61,11 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Write(options) => one(Experiment::Write, options),
         Command::All(options) => all(options),
         Command::FloorPeer { transport, path } => floor::serve(*transport, path.as_deref()),
-        Command::Launch { parent, cpu, command } => placement::launch(*parent, *cpu, command),
+        Command::Launch {
+            parent,
+            cpu,
+            command,
+        } => placement::launch(*parent, *cpu, command),
         Command::Spin { parent, cpu } => placement::spin(*parent, *cpu),
         Command::Worker { location, wait } => experiments::work(location, *wait),
     }
@@ -68,17 +73,20 @@ pub fn run(cli: &Cli) -> Result<()> {
 
 fn one(experiment: Experiment, options: &Options) -> Result<()> {
     let stop = Stop::install()?;
-    let finding = experiment.run(options, &stop)?;
+    let placement = Placement::choose(options.place)?;
+    let finding = experiment.run(options, &placement, &stop)?;
     print!("{}", finding.to_table());
     write(options, &finding.report)
 }
 
 fn all(options: &Options) -> Result<()> {
     let stop = Stop::install()?;
+    // Once for all, as an experiment binds this process to a CPU.
+    let placement = Placement::choose(options.place)?;
     let mut findings: Vec<Finding> = Vec::new();
     for experiment in Experiment::ALL {
         let options = experiment.options_of_all(options);
-        let finding = experiment.run(&options, &stop)?;
+        let finding = experiment.run(&options, &placement, &stop)?;
         println!("{}", finding.to_table());
         findings.push(finding);
     }
@@ -88,7 +96,9 @@ fn all(options: &Options) -> Result<()> {
 
 /// Writes the JSON file, if one is wanted.
 fn write(options: &Options, what: &impl Serialize) -> Result<()> {
-    let Some(path) = &options.json else { return Ok(()) };
+    let Some(path) = &options.json else {
+        return Ok(());
+    };
     let mut text = serde_json::to_string_pretty(what)
         .map_err(std::io::Error::from)
         .context(|| "writing JSON".into())?;

@@ -6,7 +6,16 @@ use std::io;
 
 /// CPU time in nanoseconds that this process has used.
 pub(crate) fn own_cpu() -> u64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
+    nanos(ClockId::ProcessCPUTime)
+}
+
+/// The time in nanoseconds on a clock that is the same for all processes.
+pub(crate) fn common_clock() -> u64 {
+    nanos(ClockId::Monotonic)
+}
+
+fn nanos(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 

@@ -8,20 +8,22 @@ use super::{length, throughput};
 use crate::cli::Options;
 use crate::error::Result;
 use crate::lab::{Lab, Subjects};
-use crate::measure::{Block, Label, Subject, histogram};
+use crate::measure::{Block, Label, Subject};
 use crate::report::Row;
 use crate::session::{Session, path_name};
 use dafs_client::Path;
 use std::cell::RefCell;
 use std::time::Duration;
-use worker::{Order, Worker};
+use worker::{Done, Order, Worker};
 
 /// 4 KiB to 64 KiB.
 const BLOCKS: [u64; 5] = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10];
 const CLIENTS: [u64; 4] = [1, 2, 3, 4];
 
 fn clients(options: &Options) -> Vec<u64> {
-    options.clients.map_or(CLIENTS.to_vec(), |clients| vec![clients])
+    options
+        .clients
+        .map_or(CLIENTS.to_vec(), |clients| vec![clients])
 }
 
 pub(super) fn most_clients(options: &Options) -> usize {
@@ -42,9 +44,17 @@ pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>> {
         }
         let workers = RefCell::new(&mut workers[..]);
         for &block in &blocks {
-            let several = |path| Several { session: &session, workers: &workers, path, block, depth };
-            let subjects: Subjects<'_> =
-                vec![Box::new(several(Path::Direct)), Box::new(several(Path::Ordma))];
+            let several = |path| Several {
+                session: &session,
+                workers: &workers,
+                path,
+                block,
+                depth,
+            };
+            let subjects: Subjects<'_> = vec![
+                Box::new(several(Path::Direct)),
+                Box::new(several(Path::Ordma)),
+            ];
             rows.extend(lab.measure(subjects)?);
         }
     }
@@ -67,7 +77,12 @@ struct Several<'a, 'w> {
 impl Subject for Several<'_, '_> {
     fn label(&self) -> Label {
         let clients = self.workers.borrow().len() as u64;
-        Label { path: path_name(self.path), block: self.block, depth: self.depth, clients }
+        Label {
+            path: path_name(self.path),
+            block: self.block,
+            depth: self.depth,
+            clients,
+        }
     }
 
     fn block(&mut self, time: Duration) -> Result<Block> {
@@ -77,18 +92,8 @@ impl Subject for Several<'_, '_> {
             for worker in workers.iter_mut() {
                 worker.begin(&order)?;
             }
-            let mut total = Block {
-                times: histogram(),
-                ops: 0,
-                bytes: 0,
-                elapsed: Duration::ZERO,
-                client_cpu: 0,
-                server: None,
-            };
-            for worker in workers {
-                worker.result()?.add_to(&mut total);
-            }
-            Ok(total)
+            let done: Result<Vec<Done>> = workers.iter_mut().map(Worker::result).collect();
+            Ok(Done::together(&done?))
         })
     }
 }

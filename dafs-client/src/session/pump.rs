@@ -182,15 +182,16 @@ impl Session {
 
     /// Drives the connection once for a thread that waits, or replaces it.
     fn drive_once(&self, me: &ThreadWaker, wanted: u8, timeout: Duration) {
-        let endpoint: Option<Arc<dyn Endpoint>> = match &lock(&self.state).link {
-            Link::Up(endpoint) if wanted != 0 => Some(Arc::clone(endpoint)),
-            Link::Up(_) | Link::Recovering(_) | Link::Closed => None,
-            Link::Down(outage) if outage.deadline.is_none() => None,
-            Link::Down(_) => {
-                // Looked at again by `reconnect`.
-                return self.connect_again(me, timeout);
-            }
+        // The lock ends with this statement: connecting again takes it anew.
+        let (endpoint, down) = match &lock(&self.state).link {
+            Link::Up(endpoint) if wanted != 0 => (Some(Arc::clone(endpoint)), false),
+            Link::Up(_) | Link::Recovering(_) | Link::Closed => (None, false),
+            Link::Down(outage) => (None, outage.deadline.is_some()),
         };
+        if down {
+            // Looked at again by `reconnect`.
+            return self.connect_again(me, timeout);
+        }
         match endpoint {
             Some(endpoint) => {
                 let interest =

@@ -302,6 +302,12 @@ impl Endpoint for ShmEndpoint {
 
     fn close(&self) {
         self.client.core.close();
+        self.end_thread();
+    }
+}
+
+impl ShmEndpoint {
+    fn end_thread(&self) {
         self.client.chunks.stop();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
@@ -313,6 +319,7 @@ impl Endpoint for ShmEndpoint {
 
 impl Drop for ShmEndpoint {
     fn drop(&mut self) {
-        self.close();
+        self.client.core.abandon();
+        self.end_thread();
     }
 }

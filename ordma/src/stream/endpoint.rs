@@ -139,8 +139,13 @@ impl Core {
     }
 
     pub(crate) fn close(&self) {
-        self.lose(LinkError::Closed("closed by this side".to_owned()));
+        self.abandon();
         self.tell();
+    }
+
+    /// Closes where no one is left to be told.
+    pub(crate) fn abandon(&self) {
+        self.lose(LinkError::Closed("closed by this side".to_owned()));
     }
 }
 

@@ -275,7 +275,7 @@ impl Endpoint for TcpEndpoint {
 
 impl Drop for TcpEndpoint {
     fn drop(&mut self) {
-        self.core.close();
+        self.core.abandon();
     }
 }
 

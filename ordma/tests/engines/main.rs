@@ -3,6 +3,7 @@
 mod harness;
 mod hostile;
 mod host_local;
+mod simulated;
 mod suite;
 
 use harness::Row;
@@ -51,4 +52,5 @@ macro_rules! rows {
 rows! {
     tcp: Row::tcp();
     shm: Row::shm();
+    sim: simulated::row();
 }

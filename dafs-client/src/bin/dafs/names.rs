@@ -1,9 +1,9 @@
 //! Names are bytes. Here they become text: for URLs, for people, and back.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt::Write;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Bytes that need no encoding in the path of a URL.
 fn is_plain(byte: u8) -> bool {
@@ -96,11 +96,6 @@ pub fn show_path(path: &Path) -> String {
 /// A path's bytes.
 pub fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
-}
-
-/// The path with these bytes.
-pub fn path_buf(bytes: Vec<u8>) -> PathBuf {
-    OsString::from_vec(bytes).into()
 }
 
 /// The last name of a path, if it ends with one: not with a slash alone, `.` or `..`.
