@@ -15,6 +15,7 @@ over_every_engine!(
     replacement,
     chunk_drop,
     restart,
+    mappings_that_are_kept,
 );
 
 /// A server, one client that changes a file, and another one that holds references to all of it.
@@ -186,4 +187,29 @@ fn restart(over: Over) {
     // The writer's open file lives on as well.
     world.write(0, b"after the restart");
     world.all_one_sided();
+}
+
+/// A client that keeps what it was handed: the memory counts, so that the server stays within its
+/// budget, and goes on with what is left.
+fn mappings_that_are_kept(over: Over) {
+    let world = world_with(over, Sizes { chunk_pages: 16, chunks: 4 });
+    let cache = world.server.cache().clone();
+    let arena = cache.arena();
+    let budget = 4 * arena.geometry().chunk_len();
+    let mut kept = Vec::new();
+    for round in 0..6 {
+        // What a rogue client has: read-only descriptors of every chunk, kept for ever.
+        kept.extend(arena.chunks().iter().map(|chunk| chunk.reader().unwrap()));
+        let cache = cache.clone();
+        // `false` once there is only one chunk left.
+        world.server.wait(async move { cache.retire_chunk().await }).unwrap();
+        let large = create(&world.writer, "large");
+        large.write_all_at(&pattern(100 * PAGE, round), 0).unwrap();
+        assert!(read_to_end(&large, 1 << 16) == pattern(100 * PAGE, round));
+        assert!(arena.bytes() <= budget, "{} bytes of {budget}", arena.bytes());
+    }
+    world.check();
+    assert!(arena.bytes() > arena.geometry().chunk_len(), "what is kept counts");
+    drop(kept);
+    assert!(arena.bytes() <= budget);
 }

@@ -19,6 +19,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub mod process;
+
 pub const PAGE: usize = 4096;
 
 /// Which engine a suite runs over.

@@ -1,0 +1,120 @@
+//! A server as a process of its own.
+
+use dafs_client::blocking::Client;
+use dafs_client::{Options, Protection};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running `dafsd`, killed when it is dropped.
+pub struct Daemon {
+    child: Child,
+    pub directory: tempfile::TempDir,
+    pub tcp: String,
+    flags: Vec<String>,
+}
+
+impl Daemon {
+    /// Starts a server with one export, `data`, and what else `flags` say.
+    pub fn start(flags: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("tree")).unwrap();
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let (child, tcp) = spawn(&directory, &flags, "127.0.0.1:0");
+        Self { child, directory, tcp, flags }
+    }
+
+    pub fn tree(&self) -> PathBuf {
+        self.directory.path().join("tree")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it the hard way.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends it with SIGTERM; the exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "the server does not stop");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts it again, at the same addresses and over the same files.
+    pub fn restart(&mut self) {
+        let (child, tcp) = spawn(&self.directory, &self.flags, &self.tcp);
+        (self.child, self.tcp) = (child, tcp);
+    }
+
+    pub fn client(&self, engine: &str) -> Client {
+        let options = Options { protection: Some(Protection::None), ..Options::default() };
+        let location = match engine {
+            "shm" => {
+                let socket = self.socket();
+                format!("dafs://{}/data?engine=shm&socket={}", self.tcp, socket.display())
+            }
+            engine => format!("dafs://{}/data?engine={engine}", self.tcp),
+        };
+        Client::connect(&location, options).expect("connect")
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident(&self) -> usize {
+        let path = format!("/proc/{}/statm", self.pid());
+        let text = std::fs::read_to_string(path).unwrap();
+        text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    /// One of the server's own counters.
+    pub fn counter(client: &Client, name: &str) -> u64 {
+        let stats = client.server_stats().unwrap();
+        stats.iter().find(|(counter, _)| counter == name).unwrap_or_else(|| panic!("{name}")).1
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Gone already where the test ended it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(directory: &tempfile::TempDir, flags: &[String], tcp: &str) -> (Child, String) {
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dafsd"))
+        .args(["--protection", "none", "--export", &format!("data={}", path("tree"))])
+        .args(["--listen", &format!("tcp:{tcp}")])
+        .args(["--listen", &format!("shm:{}", path("socket"))])
+        .args(["--state-dir", &path("state")])
+        .args(flags)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start dafsd");
+    let stdout = child.stdout.take().unwrap();
+    let mut lines = BufReader::new(stdout).lines();
+    let prefix = "dafsd: listening on tcp:";
+    let address = lines
+        .find_map(|line| Some(line.ok()?.strip_prefix(prefix)?.to_owned()))
+        .expect("dafsd says where it listens");
+    // Keeps the pipe open and empty as long as the server lives.
+    std::thread::spawn(move || lines.for_each(drop));
+    (child, address)
+}

@@ -1,0 +1,208 @@
+//! The server as a process: crashes, graceful stops, memory, and peers that misbehave.
+
+mod common;
+
+use common::process::Daemon;
+use common::{PAGE, create, pattern, read_to_end, served};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+const ENGINES: [&str; 2] = ["tcp", "shm"];
+const MIB: usize = 1 << 20;
+
+#[test]
+fn second_pass_costs_the_server_nothing() {
+    let daemon = Daemon::start(&[]);
+    let content = pattern(8 * MIB, 1);
+    std::fs::write(daemon.tree().join("file"), &content).unwrap();
+    for engine in ENGINES {
+        let client = daemon.client(engine);
+        let file = client.open("file").unwrap();
+        assert!(read_to_end(&file, MIB) == content, "{engine}, first pass");
+        let calls = Daemon::counter(&client, "handler_calls");
+        let cpu = cpu_time(daemon.pid());
+        let (bytes, by) = served(&client, || read_to_end(&file, MIB));
+        let cpu = cpu_time(daemon.pid()) - cpu;
+        assert!(bytes == content, "{engine}, second pass");
+        assert_eq!((by.rpcs, by.faults), (0, 0), "{engine}: {by:?}");
+        assert!(by.ordma >= (8 * MIB / PAGE) as u64, "{engine}: {by:?}");
+        assert_eq!(Daemon::counter(&client, "handler_calls"), calls, "{engine}: handler calls");
+        if engine == "shm" {
+            // Its housekeeping alone; 2 048 pages by RPC would take it milliseconds.
+            assert!(cpu < Duration::from_millis(2), "{engine}: the server used {cpu:?}");
+        }
+    }
+}
+
+/// Time on a CPU of all threads of a process, to the nanosecond.
+fn cpu_time(pid: u32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of = |thread: std::fs::DirEntry| -> Option<u64> {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse().ok()
+    };
+    Duration::from_nanos(threads.filter_map(|thread| of(thread.ok()?)).sum())
+}
+
+#[test]
+fn a_crash_loses_nothing_that_was_committed_and_nothing_the_client_still_has() {
+    for engine in ENGINES {
+        let mut daemon = Daemon::start(&[]);
+        let (writer, reader) = (daemon.client(engine), daemon.client(engine));
+        let file = create(&writer, "file");
+        let stable = pattern(100 * PAGE, 1);
+        file.write_all_at(&stable, 0).unwrap();
+        file.sync().unwrap();
+        let read = reader.open("file").unwrap();
+        assert!(read_to_end(&read, MIB) == stable, "{engine}");
+        let unstable = pattern(10 * PAGE, 2);
+        file.write_all_at(&unstable, 0).unwrap();
+        daemon.kill();
+        assert!(std::fs::read(daemon.tree().join("file")).unwrap()[10 * PAGE..] == stable[10 * PAGE..]);
+        daemon.restart();
+        // The next commit sends again what the crash took.
+        file.sync().unwrap();
+        let mut expected = stable.clone();
+        expected[..10 * PAGE].copy_from_slice(&unstable);
+        assert!(std::fs::read(daemon.tree().join("file")).unwrap() == expected, "{engine}: on disk");
+        assert!(read_to_end(&read, MIB) == expected, "{engine}: the reader's open file lives on");
+        assert!(read_to_end(&read, MIB) == expected, "{engine}");
+    }
+}
+
+#[test]
+fn what_a_dead_server_left_in_memory_is_not_read() {
+    let mut daemon = Daemon::start(&[]);
+    std::fs::write(daemon.tree().join("file"), pattern(PAGE, 1)).unwrap();
+    let (old, other) = (daemon.client("shm"), daemon.client("tcp"));
+    let file = old.open("file").unwrap();
+    read_to_end(&file, PAGE);
+    assert_eq!(served(&old, || read_to_end(&file, PAGE)).1.rpcs, 0);
+    daemon.kill();
+    daemon.restart();
+    // The new server acknowledges a write; the old one's memory is still mapped.
+    let written = create(&other, "file");
+    written.write_all_at(&pattern(PAGE, 2), 0).unwrap();
+    assert!(read_to_end(&file, PAGE) == pattern(PAGE, 2));
+}
+
+#[test]
+fn a_graceful_stop_makes_everything_stable() {
+    for engine in ENGINES {
+        let mut daemon = Daemon::start(&[]);
+        let client = daemon.client(engine);
+        let file = create(&client, "file");
+        let content = pattern(300 * PAGE + 17, 3);
+        file.write_all_at(&content, 0).unwrap();
+        assert_eq!(daemon.stop(), Some(0), "{engine}");
+        assert!(std::fs::read(daemon.tree().join("file")).unwrap() == content, "{engine}");
+        assert!(!daemon.socket().exists(), "the socket is gone");
+    }
+}
+
+#[test]
+fn memory_stays_within_the_budget() {
+    let budget = 128 * MIB;
+    let daemon = Daemon::start(&["--memory", "128MiB"]);
+    for engine in ENGINES {
+        let client = daemon.client(engine);
+        let file = create(&client, engine);
+        let block = pattern(MIB, 1);
+        let mut buffer = vec![0; MIB];
+        // Three times the budget, written and read.
+        for i in 0..384 {
+            file.write_all_at(&block, i * MIB as u64).unwrap();
+            if i % 16 == 0 {
+                check_memory(&daemon, budget);
+            }
+        }
+        for i in 0..384 {
+            file.read_exact_at(&mut buffer, i * MIB as u64).unwrap();
+            assert!(buffer == block, "{engine}: MiB {i}");
+            if i % 16 == 0 {
+                check_memory(&daemon, budget);
+            }
+        }
+        client.unlink(engine).unwrap();
+    }
+}
+
+fn check_memory(daemon: &Daemon, budget: usize) {
+    let resident = daemon.resident();
+    assert!(
+        resident < budget + 64 * MIB,
+        "{} MiB resident with a budget of {} MiB",
+        resident / MIB,
+        budget / MIB
+    );
+}
+
+#[test]
+fn many_idle_connections_hold_no_memory() {
+    let daemon = Daemon::start(&[]);
+    let client = daemon.client("tcp");
+    let file = create(&client, "file");
+    file.write_all_at(&pattern(PAGE, 1), 0).unwrap();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    let most = limit.maximum.map_or(10_000, |most| usize::try_from(most).unwrap() - 200).min(10_000);
+    let before = daemon.resident();
+    let mut idle = Vec::new();
+    for _ in 0..most {
+        // Refused ones count as idle too: the server must stand both.
+        idle.extend(TcpStream::connect(&daemon.tcp));
+    }
+    assert!(idle.len() > most / 2, "only {} connections", idle.len());
+    // The client is still served, and is not slow.
+    let begin = Instant::now();
+    let mut page = vec![0; PAGE];
+    for _ in 0..100 {
+        file.read_exact_at(&mut page, 0).unwrap();
+    }
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    let grown = daemon.resident().saturating_sub(before);
+    println!("{} idle connections: {} KiB", idle.len(), grown >> 10);
+    assert!(grown < 64 * MIB, "{} idle connections cost {} MiB", idle.len(), grown / MIB);
+}
+
+#[test]
+fn nonsense_on_the_port_is_cut_off_and_disturbs_nobody() {
+    let daemon = Daemon::start(&[]);
+    let client = daemon.client("tcp");
+    let file = create(&client, "file");
+    file.write_all_at(&pattern(PAGE, 1), 0).unwrap();
+    let mut random = fastrand::Rng::with_seed(7);
+    for len in [1, 16, 64, 4096, 100_000] {
+        let mut stream = TcpStream::connect(&daemon.tcp).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let bytes: Vec<u8> = (0..len).map(|_| random.u8(..)).collect();
+        // The server may close before it has taken everything.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let ended = stream.read_to_end(&mut answer);
+        assert!(
+            ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset),
+            "the server closes the connection"
+        );
+    }
+    assert!(read_to_end(&file, PAGE) == pattern(PAGE, 1));
+}
+
+#[test]
+fn a_second_server_on_the_same_state_is_refused() {
+    let daemon = Daemon::start(&[]);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_dafsd"))
+        .args(["--protection", "none", "--listen", "tcp:127.0.0.1:0"])
+        .arg("--export")
+        .arg(format!("data={}", daemon.tree().display()))
+        .arg("--state-dir")
+        .arg(daemon.directory.path().join("state"))
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("in use by another dafsd"), "{error}");
+}
