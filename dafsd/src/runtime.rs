@@ -212,13 +212,16 @@ mod tests {
     fn a_task_begins_here_and_ends_on_a_worker() {
         let runtime = Runtime::start(2).unwrap();
         let (sender, receiver) = mpsc::channel();
+        let (go, wait) = mpsc::channel();
         let inner = runtime.clone();
         let here = std::thread::current().id();
         runtime.run(async move {
             assert_eq!(std::thread::current().id(), here);
-            let number = inner.blocking(|| 7).await;
+            // Not done before the task has been suspended.
+            let number = inner.blocking(move || wait.recv().unwrap()).await;
             sender.send((number, std::thread::current().id())).unwrap();
         });
+        go.send(7).unwrap();
         let (number, there) = receiver.recv().unwrap();
         assert_eq!(number, 7);
         assert_ne!(there, here);

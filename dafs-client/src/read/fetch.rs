@@ -69,8 +69,22 @@ fn runs(wants: &[Want]) -> Vec<(u64, usize)> {
     runs
 }
 
-/// Reads pages with one request. What does not verify is not left in their places.
+/// Reads pages with one request. Where that fails their places are zeroed.
 pub(super) async fn fetch(
+    file: &Arc<OpenFile>,
+    wants: &[Want],
+    placement: Placement,
+) -> Result<Fetched> {
+    let result = request(file, wants, placement).await;
+    if result.is_err() {
+        for want in wants {
+            want.dest.with(|bytes| bytes.fill(0));
+        }
+    }
+    result
+}
+
+async fn request(
     file: &Arc<OpenFile>,
     wants: &[Want],
     placement: Placement,
@@ -144,9 +158,6 @@ struct Taken<'a> {
 
 impl Taken<'_> {
     fn violation(&self, reply: &Reply, reason: &str) -> Error {
-        for want in self.wants {
-            want.dest.with(|bytes| bytes.fill(0));
-        }
         self.file.session().violation(reply.epoch, reason)
     }
 

@@ -4,8 +4,8 @@ use super::read::MAX_WANT_REFS;
 use super::{OpContext, OpError, Reply};
 use dafs_proto::{GetRefsReply, GetRefsRequest, Status};
 
-/// Most references of one reply, a multiple of what READ adds: asking for them is the point here.
-const MAX_REFS: u32 = MAX_WANT_REFS * 4;
+/// Most references of one reply: 48 KiB of them, for a reply's head is at most 64 KiB.
+const MAX_REFS: u32 = MAX_WANT_REFS * 2;
 
 /// Serves GET_REFS.
 ///

@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most chunks that a server may hand over: 4 TiB of the default size.
 const MOST_CHUNKS: usize = 1 << 16;
+/// Pages that are read before the lock of their region is given back.
+const AT_ONCE: usize = 64;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -129,26 +131,63 @@ impl Chunks {
         self.boot.alive()
     }
 
-    /// Copies a page to its place and judges it. The page must not be accepted before the server
-    /// was found alive after this.
-    pub(crate) fn read(&self, page: &PageRead) -> Result<Footer, AccessFault> {
-        if page.dest.len != self.geometry.page_size {
-            // The caller's mistake; nothing can be put there.
+    /// Copies pages to their places and judges them. None must be accepted before the server was
+    /// found alive after this.
+    pub(crate) fn read(&self, pages: &[PageRead]) -> Vec<Result<Footer, AccessFault>> {
+        let mut outcomes = Vec::with_capacity(pages.len());
+        let together = |a: &PageRead, b: &PageRead| {
+            a.dest.region.same(&b.dest.region) && a.reference.chunk == b.reference.chunk
+        };
+        // A region is locked for a limited time only.
+        for run in pages.chunk_by(together).flat_map(|run| run.chunks(AT_ONCE)) {
+            self.read_run(run, &mut outcomes);
+        }
+        outcomes
+    }
+
+    /// Reads pages of one chunk to places in one region.
+    fn read_run(&self, run: &[PageRead], outcomes: &mut Vec<Result<Footer, AccessFault>>) {
+        let chunk = run[0].reference.chunk;
+        let mut table = self.table.load();
+        if table.find(chunk).is_none() {
+            // The announcement was sent before whatever told the caller of the chunk.
+            if self.receive_all().is_err() {
+                outcomes.extend(run.iter().map(|_| Err(AccessFault::Unreachable)));
+                return;
+            }
+            table = self.table.load();
+        }
+        let found = table.find(chunk).and_then(|mapped| mapped.chunk.as_ref());
+        let Some(chunk) = found else {
+            let fault = if table.allowed { AccessFault::Gone } else { AccessFault::Revoked };
+            outcomes.extend(run.iter().map(|_| Err(fault)));
+            return;
+        };
+        let start = outcomes.len();
+        run[0].dest.region.with(|bytes| {
+            outcomes.extend(run.iter().map(|page| self.copy_page(chunk, page, bytes)));
+        });
+        // A place that is gone gets nothing.
+        outcomes.resize(start + run.len(), Err(AccessFault::Unreachable));
+    }
+
+    fn copy_page(
+        &self,
+        chunk: &PeerChunk,
+        page: &PageRead,
+        bytes: &mut [u8],
+    ) -> Result<Footer, AccessFault> {
+        let (start, size) = (page.dest.start, self.geometry.page_size);
+        let place = start.checked_add(page.dest.len).and_then(|end| bytes.get_mut(start..end));
+        // A place of another size is the caller's mistake: nothing can be put there.
+        let Some(place) = place.filter(|place| place.len() == size) else {
+            return Err(AccessFault::Stale);
+        };
+        let mut footer = [0; FOOTER_LEN];
+        if !chunk.copy_out(page.reference.slot, place, &mut footer) {
             return Err(AccessFault::Stale);
         }
-        let table = self.table.load();
-        if let Some(mapped) = table.find(page.reference.chunk) {
-            return mapped.read(page);
-        }
-        drop(table);
-        // The announcement was sent before whatever told the caller of the chunk.
-        self.receive_all().map_err(|_| AccessFault::Unreachable)?;
-        let table = self.table.load();
-        match table.find(page.reference.chunk) {
-            Some(mapped) => mapped.read(page),
-            None if table.allowed => Err(AccessFault::Gone),
-            None => Err(AccessFault::Revoked),
-        }
+        verify(&footer, place, &page.reference, page.floor)
     }
 
     /// Acts upon all messages that have arrived. The error says why no more will.
@@ -227,20 +266,5 @@ impl Chunks {
     pub(crate) fn close(&self) {
         self.table.store(Arc::default());
         crate::stream::io::shut_down(self.control.socket.as_fd());
-    }
-}
-
-impl Mapped {
-    fn read(&self, page: &PageRead) -> Result<Footer, AccessFault> {
-        let Some(chunk) = &self.chunk else { return Err(AccessFault::Gone) };
-        let copy = |payload: &mut [u8]| {
-            let mut footer = [0; FOOTER_LEN];
-            if !chunk.copy_out(page.reference.slot, payload, &mut footer) {
-                return Err(AccessFault::Stale);
-            }
-            verify(&footer, payload, &page.reference, page.floor)
-        };
-        // A place that is gone gets nothing.
-        page.dest.with(copy).unwrap_or(Err(AccessFault::Unreachable))
     }
 }

@@ -280,7 +280,7 @@ impl Endpoint for ShmEndpoint {
             batch.fail(AccessFault::Unreachable);
             return batch;
         }
-        let outcomes = batch.pages.iter().map(|page| chunks.read(page)).collect();
+        let outcomes = chunks.read(&batch.pages);
         // Looked at after the copies: whatever a dead server's successor has changed since, these
         // were copied before.
         if chunks.server_alive() {

@@ -71,9 +71,15 @@ impl Context {
             EngineArg::Tcp => EngineChoice::Tcp,
             EngineArg::Shm => EngineChoice::Shm,
         });
-        let protection = global.protection.map(|ProtectionArg::None| Protection::None);
+        let protection = global
+            .protection
+            .map(|ProtectionArg::None| Protection::None);
         Self {
-            wishes: Wishes { engine, socket: global.socket.clone(), protection },
+            wishes: Wishes {
+                engine,
+                socket: global.socket.clone(),
+                protection,
+            },
             timeout: Duration::from_secs(global.timeout),
             default: std::env::var_os(DEFAULT_VARIABLE),
             clients: RefCell::default(),
@@ -125,7 +131,12 @@ impl Context {
         let choice = client.path_choice();
         if wants_shm && choice.engine != "shm" {
             let advice = "use --engine tcp, or name the server's socket with --socket";
-            return Err(Failure::new("connect by shm to", &location, choice.why.clone(), advice));
+            return Err(Failure::new(
+                "connect by shm to",
+                &location,
+                choice.why.clone(),
+                advice,
+            ));
         }
         Ok(client)
     }

@@ -20,11 +20,18 @@ pub struct Args {
 
 /// Runs the subcommand.
 pub fn run(cx: &Context, args: &Args) -> Result {
-    let paths = if args.paths.is_empty() { &[OsString::new()][..] } else { &args.paths };
+    let paths = if args.paths.is_empty() {
+        &[OsString::new()][..]
+    } else {
+        &args.paths
+    };
     let mut output = Output::new();
     if !args.json {
         let [size, used, free] = ["size", "used", "free"];
-        output.line(format_args!("{size:>10} {used:>10} {free:>10} {:>5} {:>12}  export", "used", "files free"))?;
+        output.line(format_args!(
+            "{size:>10} {used:>10} {free:>10} {:>5} {:>12}  export",
+            "used", "files free"
+        ))?;
     }
     let result = each(paths, |path| {
         let target = cx.target(path)?;
@@ -46,7 +53,11 @@ pub fn run(cx: &Context, args: &Args) -> Result {
             ]));
         }
         let usable = used.saturating_add(statfs.blocks_available);
-        let percent = if usable == 0 { 0 } else { u128::from(used) * 100 / u128::from(usable) };
+        let percent = if usable == 0 {
+            0
+        } else {
+            u128::from(used) * 100 / u128::from(usable)
+        };
         output.line(format_args!(
             "{:>10} {:>10} {:>10} {percent:>4}% {:>12}  {target}",
             format::size(bytes(statfs.blocks)),

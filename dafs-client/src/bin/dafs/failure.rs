@@ -1,6 +1,7 @@
 //! What went wrong, as it is told: `dafs: cannot VERB WHAT: WHY; WHAT TO DO`.
 
 use crate::names;
+use dafs_client::ordma::LinkError;
 use dafs_client::{Error, Status};
 use std::fmt;
 use std::io;
@@ -47,14 +48,29 @@ impl Failure {
         advice: impl Into<String>,
     ) -> Self {
         let (what, why, advice) = (what.to_string(), why.into(), advice.into());
-        Self::Failed(Box::new(Report { verb, what, why, advice, hopeless: false }))
+        Self::Failed(Box::new(Report {
+            verb,
+            what,
+            why,
+            advice,
+            hopeless: false,
+        }))
     }
 
     /// An error of the client.
     pub fn client(verb: &'static str, what: impl fmt::Display, error: &Error) -> Self {
         let (what, why, advice) = (what.to_string(), reason(error), advice(error).to_owned());
-        let hopeless = matches!(error, Error::Link(_) | Error::Timeout { .. } | Error::Closed(_));
-        Self::Failed(Box::new(Report { verb, what, why, advice, hopeless }))
+        let hopeless = matches!(
+            error,
+            Error::Link(_) | Error::Timeout { .. } | Error::Closed(_)
+        );
+        Self::Failed(Box::new(Report {
+            verb,
+            what,
+            why,
+            advice,
+            hopeless,
+        }))
     }
 
     /// Whether whatever else is tried will fail too.
@@ -64,7 +80,12 @@ impl Failure {
 
     /// An error of the local system about a path.
     pub fn local(verb: &'static str, path: &Path, error: &io::Error) -> Self {
-        Self::new(verb, names::show_path(path), local_reason(error), local_advice(error.kind()))
+        Self::new(
+            verb,
+            names::show_path(path),
+            local_reason(error),
+            local_advice(error.kind()),
+        )
     }
 
     /// Tells it, unless that was done, and gives the exit code.
@@ -88,7 +109,13 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(report) => {
-                let Report { verb, what, why, advice, .. } = &**report;
+                let Report {
+                    verb,
+                    what,
+                    why,
+                    advice,
+                    ..
+                } = &**report;
                 write!(f, "cannot {verb} {what}: {why}; {advice}")
             }
             Self::Usage(message) => f.write_str(message),
@@ -126,16 +153,28 @@ pub fn each<T>(operands: &[T], mut action: impl FnMut(&T) -> Result) -> Result {
 
 /// What the local system says, without its error number.
 pub fn local_reason(error: &io::Error) -> String {
-    let text = error.to_string();
+    without_number(&error.to_string())
+}
+
+fn without_number(text: &str) -> String {
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut chars = text.chars();
-    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+    chars
+        .next()
+        .map(|first| first.to_lowercase().chain(chars).collect())
+        .unwrap_or_default()
 }
 
 fn reason(error: &Error) -> String {
     match error {
-        Error::Status { status, message, .. } if message.is_empty() => status.to_string(),
-        Error::Status { status, message, .. } => format!("{status} ({message})"),
+        Error::Status {
+            status, message, ..
+        } if message.is_empty() => status.to_string(),
+        Error::Status {
+            status, message, ..
+        } => format!("{status} ({message})"),
+        // The target is known already.
+        Error::Link(LinkError::Connect { reason, .. }) => without_number(reason),
         _ => error.to_string(),
     }
 }
@@ -164,7 +203,9 @@ fn status_advice(status: Status) -> &'static str {
         Status::NotDirectory => "see what is there with dafs ls -l",
         Status::IsDirectory => "name a file, or add -r where the command has it",
         Status::NotEmpty => "remove what is in it too with dafs rm -r",
-        Status::NoSpace | Status::Quota => "make room on the server; dafs df tells how much there is",
+        Status::NoSpace | Status::Quota => {
+            "make room on the server; dafs df tells how much there is"
+        }
         Status::ReadOnly => "export it writable, or use another export",
         Status::NameTooLong | Status::BadName => "choose another name",
         Status::Loop => "look at the symbolic links with dafs ls -l",

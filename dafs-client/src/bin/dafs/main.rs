@@ -87,8 +87,13 @@ fn main() -> ExitCode {
 
 /// Starts logging to standard error, if `DAFS_LOG` asks for it.
 fn log() {
-    let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("DAFS_LOG") else { return };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("DAFS_LOG") else {
+        return;
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 #[cfg(test)]

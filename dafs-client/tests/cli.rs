@@ -1,0 +1,12 @@
+//! The command `dafs` against a real server: each subcommand, odd names, and what goes wrong.
+
+#[path = "cli/copies.rs"]
+mod copies;
+#[path = "cli/errors.rs"]
+mod errors;
+#[path = "cli/files.rs"]
+mod files;
+#[path = "cli/harness.rs"]
+mod harness;
+#[path = "cli/paths.rs"]
+mod paths;

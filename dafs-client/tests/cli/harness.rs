@@ -1,0 +1,263 @@
+//! A server in a directory of its own, and the command.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Longest that a command may take.
+const LIMIT: Duration = Duration::from_secs(30);
+/// A user that owns nothing.
+const NOBODY: u32 = 65534;
+
+/// The server program, which is built if it is not there.
+fn server_program() -> PathBuf {
+    static BUILD: Once = Once::new();
+    let program = Path::new(env!("CARGO_BIN_EXE_dafs")).with_file_name("dafsd");
+    BUILD.call_once(|| {
+        if program.exists() {
+            return;
+        }
+        let profile = program.parent().unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "-p", "dafsd", "--bin", "dafsd"]);
+        build.arg("--target-dir").arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "dafsd cannot be built");
+    });
+    program
+}
+
+/// How to start a server.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setup {
+    /// Its export takes no changes.
+    pub read_only: bool,
+    /// It runs as a user who may not do everything.
+    pub powerless: bool,
+    /// It does not listen for shared memory.
+    pub without_shm: bool,
+}
+
+/// A running server; it is stopped, and its directory removed, at the end.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    /// For whatever a test needs, besides the export.
+    pub dir: TempDir,
+    /// The exported directory.
+    pub export: PathBuf,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl Server {
+    /// Starts a server that offers an empty export `data`.
+    pub fn start() -> Self {
+        Self::start_with(Setup::default())
+    }
+
+    /// The same, set up in another way.
+    pub fn start_with(setup: Setup) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (export, state) = (dir.path().join("export"), dir.path().join("state"));
+        std::fs::create_dir(&export).unwrap();
+        std::fs::create_dir(&state).unwrap();
+        let mut program = server_program();
+        let mut powerless = None;
+        if setup.powerless && rustix::process::geteuid().is_root() {
+            // Everything that the server needs must be within the reach of its user.
+            let copy = dir.path().join("dafsd");
+            std::fs::copy(&program, &copy).unwrap();
+            program = copy;
+            for path in [dir.path(), &export, &state] {
+                std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+            powerless = Some(NOBODY);
+        }
+        let mut command = Command::new(program);
+        if let Some(user) = powerless {
+            command.uid(user).gid(user);
+        }
+        let mut offer = OsString::from("data=");
+        offer.push(&export);
+        if setup.read_only {
+            offer.push(",ro");
+        }
+        command.arg("--export").arg(offer);
+        command.args([
+            "--listen",
+            "tcp:127.0.0.1:0",
+            "--memory",
+            "64MiB",
+            "--protection",
+            "none",
+        ]);
+        if !setup.without_shm {
+            let mut listen = OsString::from("shm:");
+            listen.push(dir.path().join("socket"));
+            command.arg("--listen").arg(listen);
+        }
+        command.arg("--state-dir").arg(&state).stdin(Stdio::null());
+        let log = dir.path().join("log");
+        command
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).unwrap());
+        let mut child = command.spawn().unwrap();
+        let mut port = None;
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            let tcp = line.strip_prefix("dafsd: listening on tcp:127.0.0.1:");
+            port = port.or_else(|| tcp.map(|port| port.parse().unwrap()));
+            if line.contains("ready") {
+                break;
+            }
+        }
+        let Some(port) = port else {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            let ended = child.wait();
+            panic!("dafsd does not listen: {ended:?}\n{log}");
+        };
+        Self {
+            child,
+            dir,
+            export,
+            port,
+        }
+    }
+
+    /// The export's URL, without a query.
+    pub fn url(&self) -> String {
+        format!("dafs://127.0.0.1:{}/data", self.port)
+    }
+
+    /// A path outside the export.
+    pub fn local(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a file in the export.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.export.join(name), content).unwrap();
+    }
+
+    /// The command, with this server as the default one.
+    pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dafs"));
+        command
+            .args(args)
+            .env("DAFS_URL", format!("{}?protection=none", self.url()));
+        command.env_remove("DAFS_LOG").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the command.
+    pub fn dafs<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
+        run(&mut self.command(args))
+    }
+
+    /// Runs the command, which must do its work in silence, and gives its output.
+    #[track_caller]
+    pub fn ok<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
+        let run = self.dafs(args);
+        assert_eq!((run.code, run.error.as_str()), (0, ""), "{}", run.text());
+        run.text()
+    }
+
+    /// Runs the command, which must fail with this exit code, and gives what it says.
+    #[track_caller]
+    pub fn fails<A: AsRef<OsStr>>(&self, code: i32, args: impl IntoIterator<Item = A>) -> String {
+        let run = self.dafs(args);
+        assert_eq!(run.code, code, "{}{}", run.text(), run.error);
+        assert!(!run.error.contains("panicked"), "{}", run.error);
+        run.error
+    }
+
+    /// Ends the server without letting it finish anything.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait()
+            && let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed())
+        {
+            _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let end = Instant::now() + Duration::from_secs(10);
+            while let Ok(None) = self.child.try_wait() {
+                if Instant::now() > end {
+                    _ = self.child.kill();
+                    _ = self.child.wait();
+                    if !std::thread::panicking() {
+                        panic!("dafsd did not stop");
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Run {
+    /// The exit code.
+    pub code: i32,
+    /// Its standard output.
+    pub output: Vec<u8>,
+    /// Its standard error.
+    pub error: String,
+}
+
+impl Run {
+    /// The standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.output).into()
+    }
+}
+
+/// Runs a command to its end, which must come soon.
+pub fn run(command: &mut Command) -> Run {
+    let (output, error) = (
+        tempfile::NamedTempFile::new().unwrap(),
+        tempfile::NamedTempFile::new(),
+    );
+    let error = error.unwrap();
+    command
+        .stdout(output.reopen().unwrap())
+        .stderr(error.reopen().unwrap());
+    let mut child = command.spawn().unwrap();
+    let code = wait(&mut child);
+    let error = String::from_utf8_lossy(&std::fs::read(error.path()).unwrap()).into();
+    Run {
+        code,
+        output: std::fs::read(output.path()).unwrap(),
+        error,
+    }
+}
+
+/// Waits for a command's end, which must come soon.
+pub fn wait(child: &mut Child) -> i32 {
+    let end = Instant::now() + LIMIT;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code().expect("ended by a signal");
+        }
+        if Instant::now() > end {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("the command did not end in {LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
