@@ -58,7 +58,9 @@ pub enum Error {
     },
     /// The session was lost after the request had been sent and before its reply came, and doing
     /// it again could do harm: it may or may not have been done.
-    #[error("{op} {what}: the session was lost before the reply came; whether it was done is unknown")]
+    #[error(
+        "{op} {what}: the session was lost before the reply came; whether it was done is unknown"
+    )]
     OutcomeUnknown {
         /// The operation.
         op: Op,

@@ -1,7 +1,8 @@
 //! Open files, and what it takes to open them again in a new session.
 
 use crate::error::{Error, Result};
-use crate::session::rpc::{Body, CallError, Lane, Reply, Request, repeatable};
+use crate::session::outstanding::Reply;
+use crate::session::rpc::{Body, CallError, Lane, Request, repeatable};
 use crate::session::{Owner, Session};
 use crate::sync::lock;
 use crate::write::Uncommitted;
@@ -182,7 +183,10 @@ impl OpenFile {
 
     /// Does an operation on the open file, again in a new session where that can do no harm. `make`
     /// gets the server's number for the open.
-    pub(crate) async fn call<C: Call>(&self, make: impl Fn(u64) -> C + Send + Sync) -> Result<C::Reply> {
+    pub(crate) async fn call<C: Call>(
+        &self,
+        make: impl Fn(u64) -> C + Send + Sync,
+    ) -> Result<C::Reply> {
         self.call_in(Lane::Normal, Vec::new(), make).await.map(|(reply, _)| reply)
     }
 
@@ -225,13 +229,11 @@ impl OpenFile {
         match (result, lane) {
             (Ok(taken), _) => Ok(Some(taken)),
             (Err(CallError::Failed(error)), _) => Err(error),
-            (Err(CallError::SessionLost { .. }), Lane::Recovery { .. }) => {
-                Err(LinkError::Lost {
-                    peer: self.owner.peer(),
-                    reason: "lost again while files were being opened".into(),
-                }
-                .into())
+            (Err(CallError::SessionLost { .. }), Lane::Recovery { .. }) => Err(LinkError::Lost {
+                peer: self.owner.peer(),
+                reason: "lost again while files were being opened".into(),
             }
+            .into()),
             (Err(CallError::SessionLost { sent }), Lane::Normal) => {
                 if sent && !repeatable(C::OP) {
                     return Err(Error::OutcomeUnknown { op: C::OP, what: self.name.clone() });

@@ -76,8 +76,9 @@ impl FromStr for Location {
                  &socket=/path&protection=none]"
             ))
         };
-        let rest =
-            text.strip_prefix("dafs://").ok_or_else(|| invalid("must begin with dafs://".into()))?;
+        let rest = text
+            .strip_prefix("dafs://")
+            .ok_or_else(|| invalid("must begin with dafs://".into()))?;
         let (rest, query) = rest.split_once('?').map_or((rest, ""), |(a, b)| (a, b));
         let (authority, export) =
             rest.split_once('/').ok_or_else(|| invalid("names no export".into()))?;

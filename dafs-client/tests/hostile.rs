@@ -16,15 +16,16 @@ fn opened() -> (Server, Client, File) {
     server.add_file("a", &pattern(8 * PAGE));
     let options = Options { timeout: Duration::from_secs(2), ..options() };
     let client = server.client_with(options);
-    let file = client
-        .open_with("a", OpenOptions::new().read(true).write(true))
-        .unwrap();
+    let file = client.open_with("a", OpenOptions::new().read(true).write(true)).unwrap();
     (server, client, file)
 }
 
 /// The READ is answered wrongly once: the read fails, its buffer keeps no byte of the answer, and
 /// the client goes on with another connection.
-fn read_fails(path: Path, change: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) + Send + 'static) -> String {
+fn read_fails(
+    path: Path,
+    change: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) + Send + 'static,
+) -> String {
     let (server, client, file) = opened();
     server.once(Op::Read, || Verdict::Change(Box::new(change)));
     let mut buf = vec![0; 4 * PAGE];
@@ -50,7 +51,8 @@ fn wrong_counts_are_refused() {
         assert!(error.contains("another number of extents"), "{error}");
         let error = read_fails(path, |head, _| with_reply(head, |_, reply| reply.counts[0] = 5));
         assert!(error.contains("more pages than were asked for"), "{error}");
-        let error = read_fails(path, |head, _| with_reply(head, |_, reply| reply.counts[0] = u32::MAX));
+        let error =
+            read_fails(path, |head, _| with_reply(head, |_, reply| reply.counts[0] = u32::MAX));
         assert!(error.contains("more pages than were asked for"), "{error}");
         read_fails(path, |head, _| with_reply(head, |_, reply| reply.counts[0] = 3));
         read_fails(path, |head, _| with_reply(head, |_, reply| reply.file += 1));
@@ -155,7 +157,12 @@ fn bogus_references_fault_and_are_dropped() {
                     wire.push(&mut reply.refs);
                 }
                 for block in 0..100_000 {
-                    let wire = dafs_proto::WireRef { block, generation: u64::MAX, chunk: 1, slot: u32::MAX };
+                    let wire = dafs_proto::WireRef {
+                        block,
+                        generation: u64::MAX,
+                        chunk: 1,
+                        slot: u32::MAX,
+                    };
                     wire.push(&mut reply.refs);
                 }
             });
@@ -259,7 +266,8 @@ fn noise_on_the_connection_never_panics() {
         server.once(Op::Read, move || {
             Verdict::Change(Box::new(move |head, data| {
                 for _ in 0..noise.usize(1..4) {
-                    let bytes: &mut Vec<u8> = if noise.bool() || data.is_empty() { &mut *head } else { &mut *data };
+                    let bytes: &mut Vec<u8> =
+                        if noise.bool() || data.is_empty() { &mut *head } else { &mut *data };
                     match noise.u8(0..3) {
                         0 => bytes.truncate(noise.usize(0..bytes.len())),
                         1 => bytes.push(noise.u8(..)),

@@ -6,8 +6,8 @@ use common::{PAGE, Server, Verdict, options, pattern};
 use dafs_client::{Error, OpenOptions, Options, Path};
 use dafs_proto::Op;
 use ordma::AccessFault;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 fn rw() -> OpenOptions {
@@ -49,7 +49,8 @@ fn direct_transfers_survive_a_lost_connection() {
         assert_eq!(report.direct, 100);
         assert!(buf == data);
     }
-    for (byte, verdict) in [(1, (|| Verdict::ServeAndCut) as fn() -> Verdict), (2, || Verdict::Cut)] {
+    for (byte, verdict) in [(1, (|| Verdict::ServeAndCut) as fn() -> Verdict), (2, || Verdict::Cut)]
+    {
         server.once(Op::Write, verdict);
         let new = vec![byte; data.len()];
         assert_eq!(file.write_at(&new, 0).unwrap(), new.len());

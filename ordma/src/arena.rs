@@ -112,7 +112,7 @@ impl Chunk {
     pub fn footer(&self, slot: u32) -> Option<[u8; FOOTER_LEN]> {
         let mut footer = [0; FOOTER_LEN];
         (slot < self.geometry.slots).then(|| {
-            self.memory.copy_out(self.geometry.footer_at(slot), &mut footer);
+            self.memory.copy_words_out(self.geometry.footer_at(slot), &mut footer);
             footer
         })
     }
@@ -161,7 +161,9 @@ impl Chunk {
     }
 }
 
-/// Copies a slot out of a chunk's mapping, payload first; `false` where there is no such slot.
+/// Copies a slot out of a chunk's mapping; `false` where there is no such slot. The footer comes
+/// first, so that waiting for its bytes overlaps with the long copy: the check over both tells in
+/// any order whether they belong together.
 fn copy_slot(
     memory: &Mapping,
     geometry: Geometry,
@@ -172,6 +174,8 @@ fn copy_slot(
     if slot >= geometry.slots {
         return false;
     }
+    schedule_point("read: footer");
+    memory.copy_words_out(geometry.footer_at(slot), footer);
     let at = geometry.payload_at(slot);
     schedule_point("read: payload");
     if cfg!(feature = "explore") {
@@ -183,8 +187,6 @@ fn copy_slot(
     } else {
         memory.copy_out(at, payload);
     }
-    schedule_point("read: footer");
-    memory.copy_out(geometry.footer_at(slot), footer);
     true
 }
 

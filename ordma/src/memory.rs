@@ -66,6 +66,18 @@ impl Mapping {
         unsafe { raw_copy(into.as_mut_ptr(), self.base.as_ptr().add(offset), into.len()) }
     }
 
+    /// Copies out a few words, for which starting a long copy takes longer than the copy.
+    ///
+    /// # Panics
+    /// If the range is not aligned to 8 bytes or lies outside the mapping.
+    #[inline]
+    pub(crate) fn copy_words_out<const N: usize>(&self, offset: usize, into: &mut [u8; N]) {
+        assert!(offset % 8 == 0 && offset.checked_add(N).is_some_and(|end| end <= self.len));
+        for (i, bytes) in into.chunks_exact_mut(8).enumerate() {
+            bytes.copy_from_slice(&self.word(offset + i * 8).load(Ordering::Relaxed).to_ne_bytes());
+        }
+    }
+
     /// Copies private bytes into the mapping.
     ///
     /// # Panics
@@ -122,6 +134,60 @@ impl Drop for Mapping {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 unsafe fn raw_copy(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: the caller's promise, and the processor has what is used.
+    unsafe {
+        if len % 256 == 0 && len > 0 && is_x86_feature_detected!("avx") {
+            copy_avx(to, from, len);
+        } else {
+            copy_bytes(to, from, len);
+        }
+    }
+}
+
+/// # Safety
+/// As for `raw_copy`; `len` is a multiple of 256 and not 0.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx")]
+unsafe fn copy_avx(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            "vmovdqu {a}, [{from}]",
+            "vmovdqu {b}, [{from} + 32]",
+            "vmovdqu {c}, [{from} + 64]",
+            "vmovdqu {d}, [{from} + 96]",
+            "vmovdqu {e}, [{from} + 128]",
+            "vmovdqu {f}, [{from} + 160]",
+            "vmovdqu {g}, [{from} + 192]",
+            "vmovdqu {h}, [{from} + 224]",
+            "vmovdqu [{to}], {a}",
+            "vmovdqu [{to} + 32], {b}",
+            "vmovdqu [{to} + 64], {c}",
+            "vmovdqu [{to} + 96], {d}",
+            "vmovdqu [{to} + 128], {e}",
+            "vmovdqu [{to} + 160], {f}",
+            "vmovdqu [{to} + 192], {g}",
+            "vmovdqu [{to} + 224], {h}",
+            "add {from}, 256",
+            "add {to}, 256",
+            "sub {len}, 256",
+            "jnz 2b",
+            from = inout(reg) from => _,
+            to = inout(reg) to => _,
+            len = inout(reg) len => _,
+            a = out(ymm_reg) _, b = out(ymm_reg) _, c = out(ymm_reg) _, d = out(ymm_reg) _,
+            e = out(ymm_reg) _, f = out(ymm_reg) _, g = out(ymm_reg) _, h = out(ymm_reg) _,
+            options(nostack),
+        );
+    }
+}
+
+/// # Safety
+/// As for `raw_copy`.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn copy_bytes(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: the caller's promise. The copy is an instruction of its own, so the compiler cannot
     // split, repeat or reason about the racing loads; `rep movsb` is the fast one on every CPU that
     // has ERMS.

@@ -101,7 +101,8 @@ impl Policy {
                 now: 0,
                 // The distance between two uses of a warm page is about a few passes over what
                 // fits. Kept below 2^31 so that wrapped differences stay ordered.
-                lifetime: u32::try_from(capacity.saturating_mul(4)).map_or(1 << 30, |n| n.min(1 << 30)),
+                lifetime: u32::try_from(capacity.saturating_mul(4))
+                    .map_or(1 << 30, |n| n.min(1 << 30)),
                 history: History::new((capacity / 4).max(1)),
             }),
         };
@@ -131,7 +132,8 @@ impl Policy {
         node.uses = uses;
         node.queue = 0;
         if let Some(aging) = &self.aging {
-            let rank = usize::try_from(uses.max(1).ilog2()).map_or(QUEUES - 1, |r| r.min(QUEUES - 1));
+            let rank =
+                usize::try_from(uses.max(1).ilog2()).map_or(QUEUES - 1, |r| r.min(QUEUES - 1));
             node.queue = u16::try_from(rank).unwrap_or(0);
             node.expires = aging.now.wrapping_add(aging.lifetime);
         }

@@ -70,7 +70,10 @@ fn a_fault_of_an_older_generation_leaves_the_newer_reference() {
 fn chunks_files_and_everything_can_be_dropped() {
     let mut directory = Directory::new(8, Replacement::MultiQueue);
     for (file, block) in [(1, 0), (1, 1), (2, 0)] {
-        directory.install(RemoteRef { chunk: u32::try_from(block).unwrap(), ..reference(file, block, 7) }, None);
+        directory.install(
+            RemoteRef { chunk: u32::try_from(block).unwrap(), ..reference(file, block, 7) },
+            None,
+        );
     }
     directory.drop_chunk(1);
     assert!(directory.peek(1, 1).is_none());

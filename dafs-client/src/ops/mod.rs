@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::file::OpenFile;
 use crate::session::Owner;
 use crate::session::rpc::CallError;
+use crate::sync::lock;
 use dafs_proto::{
     Attr, FileType, GetAttrRequest, LinkRequest, LookupRequest, MkdirRequest, Op, ReaddirRequest,
     ReadlinkRequest, RenameRequest, RmdirRequest, SetAttr, SetAttrRequest, StatfsReply,
@@ -85,8 +86,12 @@ impl Core {
         self.attr(reply.attr, Op::SetAttr)
     }
 
-    /// Sets attributes of an open file.
-    pub(crate) async fn set_attr_of(&self, file: &OpenFile, set: SetAttr) -> Result<Attr> {
+    /// Sets attributes of an open file. What was written before a change of the size is committed
+    /// first: sent again after it, should the server restart, it would undo the change.
+    pub(crate) async fn set_attr_of(&self, file: &Arc<OpenFile>, set: SetAttr) -> Result<Attr> {
+        if set.size.is_some() && lock(&file.uncommitted).bytes() > 0 {
+            crate::write::commit(file, 0, 0).await?;
+        }
         let attr = self.setattr_of(&file.handle, set, &file.name).await?;
         if set.size.is_some() {
             file.saw_size(attr.size, self.owner.grant()?.page_size);

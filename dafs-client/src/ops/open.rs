@@ -158,8 +158,7 @@ impl Core {
         let opened = Opened { open: reply.open, number: reply.file, session };
         let size = reply.attr.as_ref().map(|attr| attr.size);
         let name = what.to_owned();
-        let file =
-            OpenFile::new(&self.owner, reply.handle, options.access(), name, opened, size);
+        let file = OpenFile::new(&self.owner, reply.handle, options.access(), name, opened, size);
         if options.read
             && let Some((live, _)) = self.owner.live()
             && live.session == session

@@ -3,7 +3,8 @@
 use crate::directory::Known;
 use crate::error::{Error, Result};
 use crate::file::OpenFile;
-use crate::session::rpc::{Body, EncodeDirect, Lane, Reply, Request, Sink};
+use crate::session::outstanding::{Reply, Sink};
+use crate::session::rpc::{Body, EncodeDirect, Lane, Request};
 use crate::sync::lock;
 use crate::write::install;
 use dafs_proto::{Buffer, Extent, Op, Placement, ReadReply, ReadRequest, encode_message};
@@ -84,11 +85,7 @@ pub(super) async fn fetch(
     result
 }
 
-async fn request(
-    file: &Arc<OpenFile>,
-    wants: &[Want],
-    placement: Placement,
-) -> Result<Fetched> {
+async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> Result<Fetched> {
     let session = file.session();
     let size = session.grant()?.page_size;
     let runs = runs(wants);
@@ -273,7 +270,9 @@ impl Taken<'_> {
                 && known.reference.generation == footer.generation
                 && footer.version < known.floor()
             {
-                return Err(self.violation(reply, "a reply brings an older page than was seen before"));
+                return Err(
+                    self.violation(reply, "a reply brings an older page than was seen before")
+                );
             }
             if (footer.valid as usize) < self.size && !footer.last {
                 return Err(self.violation(reply, "a short page is not the last"));
@@ -299,7 +298,10 @@ mod tests {
     #[test]
     fn requests_are_filled_and_bounded_in_pages_and_extents() {
         let places: Vec<usize> = (0..10).collect();
-        assert_eq!(groups(&places, |p| p as u64, 4).iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 2]);
+        assert_eq!(
+            groups(&places, |p| p as u64, 4).iter().map(Vec::len).collect::<Vec<_>>(),
+            [4, 4, 2]
+        );
         assert_eq!(groups(&places, |p| p as u64 * 2, 100).len(), 1);
         let many: Vec<usize> = (0..MAX_EXTENTS + 5).collect();
         let lens: Vec<_> = groups(&many, |p| p as u64 * 2, 1 << 20).iter().map(Vec::len).collect();

@@ -71,18 +71,11 @@ async fn read_windows(
         let part = to.region.segment(to.start + report.bytes, len);
         let prior = prior.filter(|_| report.bytes == 0);
         let offset = offset + report.bytes as u64;
-        match window::read(file, &part, offset, path, prior).await {
-            Ok(window) => {
-                report.add(&window);
-                if window.bytes < len {
-                    break;
-                }
-            }
-            Err(error) if report.bytes == 0 => return Err(error),
-            Err(error) => {
-                tracing::debug!(%error, report.bytes, "a read was cut short");
-                break;
-            }
+        // A read that fails later on fails as a whole: fewer bytes would say that the file ends.
+        let window = window::read(file, &part, offset, path, prior).await?;
+        report.add(&window);
+        if window.bytes < len {
+            break;
         }
     }
     file.session().counters.copied_bytes.add(report.copied);

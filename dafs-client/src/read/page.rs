@@ -63,7 +63,11 @@ pub(super) async fn read_one(file: &OpenFile, to: &Segment, offset: u64) -> Sing
 
 /// A page that ends before its size must be the last one.
 pub(super) fn whole(footer: Footer, page_size: usize) -> Result<Footer, AccessFault> {
-    if footer.valid as usize == page_size || footer.last { Ok(footer) } else { Err(AccessFault::Stale) }
+    if footer.valid as usize == page_size || footer.last {
+        Ok(footer)
+    } else {
+        Err(AccessFault::Stale)
+    }
 }
 
 /// Counts a fault, and drops the reference where the fault says so.

@@ -229,9 +229,8 @@ impl Window<'_> {
         if let Some((live, _)) = live {
             self.post_batches(limit, &live, &mut under_way);
         }
-        let rpc: Vec<usize> = (0..limit)
-            .filter(|&place| matches!(self.pages[place].state, State::Rpc))
-            .collect();
+        let rpc: Vec<usize> =
+            (0..limit).filter(|&place| matches!(self.pages[place].state, State::Rpc)).collect();
         let (placement, most) = self.placement(rpc.len());
         let file = self.file;
         for places in fetch::groups(&rpc, |place| self.pages[place].block, most) {
@@ -262,9 +261,8 @@ impl Window<'_> {
         Self: 'f,
     {
         let session: &'f crate::session::Session = self.session();
-        let places: Vec<usize> = (0..limit)
-            .filter(|&place| matches!(self.pages[place].state, State::Ordma))
-            .collect();
+        let places: Vec<usize> =
+            (0..limit).filter(|&place| matches!(self.pages[place].state, State::Ordma)).collect();
         if places.is_empty() {
             return;
         }
@@ -287,7 +285,9 @@ impl Window<'_> {
         let page = self.grant.page_size + FOOTER_LEN;
         let options = &self.file.session().options;
         let inline = match self.path {
-            Path::Auto | Path::Ordma => pages * page <= options.inline_read.min(self.grant.max_inline),
+            Path::Auto | Path::Ordma => {
+                pages * page <= options.inline_read.min(self.grant.max_inline)
+            }
             Path::Inline => page <= self.grant.max_inline,
             Path::Direct => false,
         };

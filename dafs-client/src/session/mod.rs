@@ -9,11 +9,11 @@
 pub(crate) mod batch;
 mod connect;
 mod keeper;
+pub(crate) mod outstanding;
 pub(crate) mod pump;
 mod receive;
 pub(crate) mod rpc;
 
-pub(crate) use keeper::Owner;
 use crate::counters::Counters;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
@@ -23,9 +23,11 @@ use crate::options::Options;
 use crate::slots::Slots;
 use crate::sync::lock;
 use dafs_proto::{Attr, WireHeat};
+pub(crate) use keeper::Owner;
 use ordma::{Connector, Endpoint, LinkError, Region};
+use outstanding::Outstanding;
 use pump::Pump;
-use rpc::{CallError, Outstanding};
+use rpc::CallError;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};

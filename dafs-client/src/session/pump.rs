@@ -11,7 +11,7 @@
 //! of these threads notices.
 
 use super::{Link, Session, lock};
-use ordma::{Endpoint, Interest};
+use ordma::Interest;
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};

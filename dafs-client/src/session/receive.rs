@@ -1,6 +1,6 @@
 //! What arrives from the server. All of it is taken to come from a hostile peer.
 
-use super::rpc::Reply;
+use super::outstanding::Reply;
 use super::{Session, lock};
 use crate::slots::Ticket;
 use dafs_proto::{Header, Kind};

@@ -43,14 +43,16 @@ pub(crate) async fn write(
     let session = file.session();
     let grant = session.grant()?;
     let inline = from.len <= session.options.inline_write.min(grant.max_inline);
-    let most = if inline { from.len } else { grant.max_transfer };
+    // Half of the budget is in flight at a time, so that what is kept stays below it.
+    let half = (session.options.retained_bytes / 2).max(grant.page_size);
+    let most = if inline { from.len } else { grant.max_transfer.min(half) };
+    let window = half.max(most);
     let mut written = 0;
-    // Parts of the budget are in flight at a time, so that what is kept stays below it.
-    let window = (session.options.retained_bytes / 2).max(most);
     while written < from.len {
         let end = from.len.min(written.saturating_add(window));
         if stability == Stability::Unstable {
-            make_room(file, end - written).await?;
+            let len = end - written;
+            make_room(file, len + len.div_ceil(most) * uncommitted::OVERHEAD).await?;
         }
         let starts = (written..end).step_by(most);
         let pieces = starts.map(|start| {
@@ -177,8 +179,7 @@ pub(crate) fn install(file: &OpenFile, refs: &[u8], pages: u64, epoch: u64) -> R
         return Ok(());
     }
     let session = file.session();
-    let refs = WireRef::iter(refs)
-        .map_err(|error| session.violation(epoch, &error.to_string()))?;
+    let refs = WireRef::iter(refs).map_err(|error| session.violation(epoch, &error.to_string()))?;
     let most = pages.saturating_add(u64::from(session.options.neighbours));
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let number = file.number();

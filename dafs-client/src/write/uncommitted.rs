@@ -5,7 +5,7 @@ use ordma::Region;
 use std::collections::VecDeque;
 
 /// What a kept write costs besides its bytes.
-const OVERHEAD: usize = 96;
+pub(super) const OVERHEAD: usize = 96;
 
 /// A write that may have to be sent again.
 #[derive(Clone, Debug)]
@@ -76,7 +76,13 @@ impl Uncommitted {
 
     /// A range was committed under `verifier`: writes up to `latest` that lie in it and were made
     /// under the same verifier are stable. How many bytes fewer are kept.
-    pub(super) fn committed(&mut self, offset: u64, length: u64, latest: u64, verifier: u64) -> usize {
+    pub(super) fn committed(
+        &mut self,
+        offset: u64,
+        length: u64,
+        latest: u64,
+        verifier: u64,
+    ) -> usize {
         let end = range_end(offset, length);
         self.drop_where(|kept| {
             kept.id <= latest

@@ -234,7 +234,11 @@ impl State {
     }
 
     /// What a one-sided read of a slot finds.
-    pub fn read_slot(&mut self, reference: &RemoteRef, floor: u64) -> Result<(Footer, Vec<u8>), AccessFault> {
+    pub fn read_slot(
+        &mut self,
+        reference: &RemoteRef,
+        floor: u64,
+    ) -> Result<(Footer, Vec<u8>), AccessFault> {
         self.one_sided += 1;
         if let Some(Some(fault)) = self.faults.pop_front() {
             return Err(fault);

@@ -148,9 +148,10 @@ impl Endpoint for FakeEndpoint {
         };
         let mut script = self.server.state().script.take();
         let verdict = script.as_mut().map_or(Verdict::Serve, |script| script(&header, body));
-        self.server.state().script.get_or_insert_with(|| {
-            script.unwrap_or_else(|| Box::new(|_, _| Verdict::Serve))
-        });
+        self.server
+            .state()
+            .script
+            .get_or_insert_with(|| script.unwrap_or_else(|| Box::new(|_, _| Verdict::Serve)));
         let serve = || {
             let served = ops::serve(&self.server, self, session, &header, body, &inline);
             if let Some(session) = served.session {

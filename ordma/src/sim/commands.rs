@@ -108,10 +108,8 @@ impl State {
     fn hold(&mut self, id: u64) {
         let heal = self.heals_at(id);
         let its = self.queue.iter().filter(|(_, event)| event.conn == id);
-        let keys: Vec<_> = its
-            .filter(|(_, event)| event.channel.is_some())
-            .map(|(key, _)| *key)
-            .collect();
+        let keys: Vec<_> =
+            its.filter(|(_, event)| event.channel.is_some()).map(|(key, _)| *key).collect();
         let mut last = [Duration::ZERO; 4];
         for key in keys {
             let delay = self.latency(id);
@@ -133,12 +131,7 @@ impl State {
         conn.last = last;
         if heal > give_up && !conn.severed {
             let (client, server) = (self.latency(id), self.latency(id));
-            self.sever_at(
-                id,
-                give_up + client,
-                give_up + server,
-                "no answer for too long",
-            );
+            self.sever_at(id, give_up + client, give_up + server, "no answer for too long");
         }
     }
 }

@@ -142,16 +142,9 @@ impl State {
         let Some(conn) = self.conns.get_mut(&id).filter(|conn| !conn.severed) else {
             return;
         };
-        let host = self
-            .hosts
-            .iter()
-            .find(|(_, host)| host.address == conn.address);
+        let host = self.hosts.iter().find(|(_, host)| host.address == conn.address);
         let Some((listener, host)) = host.filter(|_| !unlucky) else {
-            let reason = if unlucky {
-                "refused"
-            } else {
-                "no one listens there"
-            };
+            let reason = if unlucky { "refused" } else { "no one listens there" };
             self.post(id, Channel::Down, What::Refused(reason.to_owned()));
             return;
         };
@@ -218,20 +211,16 @@ impl State {
         };
         let Some(server) = &conn.server else { return };
         let (service, link) = (Arc::clone(&server.service), Arc::clone(&server.link));
-        self.calls
-            .push(Box::new(move || service.message(&link, &head, &data)));
+        self.calls.push(Box::new(move || service.message(&link, &head, &data)));
     }
 
     pub(super) fn deliver_down(&mut self, id: u64, head: Vec<u8>, data: Vec<u8>) {
         let Some(conn) = self.conns.get(&id).filter(|conn| conn.client.is_open()) else {
             return;
         };
-        let (receiver, progress) = (
-            Arc::clone(&conn.client.receiver),
-            Arc::clone(&conn.client.progress),
-        );
-        self.calls
-            .push(Box::new(move || receiver.message(&head, &data)));
+        let (receiver, progress) =
+            (Arc::clone(&conn.client.receiver), Arc::clone(&conn.client.progress));
+        self.calls.push(Box::new(move || receiver.message(&head, &data)));
         self.calls.push(Box::new(move || progress.message()));
     }
 }

@@ -83,12 +83,7 @@ impl Core {
             match state.turn {
                 None => break false,
                 Some(thread) if thread == me => break true,
-                Some(_) => {
-                    state = self
-                        .turn
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
+                Some(_) => state = self.turn.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         };
         state.turn = Some(me);
@@ -127,20 +122,14 @@ impl Core {
 
     pub(super) fn add_pump(&self, pump: Pump) -> u64 {
         let id = self.with(State::next_id);
-        let hook = Arc::new(Hook {
-            pump,
-            running: AtomicBool::new(false),
-        });
+        let hook = Arc::new(Hook { pump, running: AtomicBool::new(false) });
         self.pumps().push((id, hook));
         id
     }
 
     pub(super) fn remove_pump(&self, id: u64) {
         let mut pumps = self.pumps();
-        let removed = pumps
-            .iter()
-            .position(|(other, _)| *other == id)
-            .map(|at| pumps.remove(at));
+        let removed = pumps.iter().position(|(other, _)| *other == id).map(|at| pumps.remove(at));
         drop(pumps);
         // Dropped without the lock: it may own anything.
         drop(removed);
@@ -148,11 +137,7 @@ impl Core {
 
     /// Runs all hooks until none has anything left to do.
     fn run_pumps(&self) {
-        let hooks: Vec<_> = self
-            .pumps()
-            .iter()
-            .map(|(_, hook)| Arc::clone(hook))
-            .collect();
+        let hooks: Vec<_> = self.pumps().iter().map(|(_, hook)| Arc::clone(hook)).collect();
         let mut ran = !hooks.is_empty();
         while ran {
             ran = false;
@@ -210,11 +195,7 @@ impl Drop for Core {
             state.abandon(id, &error);
         }
         let hosts: Vec<_> = state.hosts.keys().copied().collect();
-        hosts
-            .into_iter()
-            .for_each(|host| state.stop_listener(host, true));
-        std::mem::take(&mut state.calls)
-            .into_iter()
-            .for_each(|call| call());
+        hosts.into_iter().for_each(|host| state.stop_listener(host, true));
+        std::mem::take(&mut state.calls).into_iter().for_each(|call| call());
     }
 }

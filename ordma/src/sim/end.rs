@@ -139,14 +139,12 @@ impl State {
         let service = Arc::clone(&server.service);
         for pending in transfers.into_values() {
             let error = error.clone();
-            self.calls
-                .push(Box::new(move || pending.transfer.complete(Err(error))));
+            self.calls.push(Box::new(move || pending.transfer.complete(Err(error))));
         }
         self.forget_in_retires(listener, id);
         if tell {
             let error = error.clone();
-            self.calls
-                .push(Box::new(move || service.closed(&link, &error)));
+            self.calls.push(Box::new(move || service.closed(&link, &error)));
         } else {
             self.calls.push(Box::new(move || drop((service, link))));
         }
@@ -175,8 +173,5 @@ impl State {
 }
 
 pub(super) fn lost(peer: &str, reason: &str) -> LinkError {
-    LinkError::Lost {
-        peer: peer.to_owned(),
-        reason: reason.to_owned(),
-    }
+    LinkError::Lost { peer: peer.to_owned(), reason: reason.to_owned() }
 }

@@ -28,11 +28,7 @@ pub(super) struct SimConnector {
 
 impl SimConnector {
     pub(super) fn new(core: &Arc<Core>, name: &str, address: &str) -> Self {
-        Self {
-            core: Arc::clone(core),
-            name: name.to_owned(),
-            address: address.to_owned(),
-        }
+        Self { core: Arc::clone(core), name: name.to_owned(), address: address.to_owned() }
     }
 }
 
@@ -48,19 +44,12 @@ impl Connector for SimConnector {
             (id, state.now + timeout.clamp(LEAST_WAIT, MOST_WAIT))
         });
         let settled = |state: &State| {
-            state
-                .conns
-                .get(&id)
-                .is_none_or(|conn| conn.client.stage != Stage::Dialling)
+            state.conns.get(&id).is_none_or(|conn| conn.client.stage != Stage::Dialling)
         };
         while self.core.step(end, settled) == Step::Ran {}
-        let geometry = self
-            .core
-            .with(|state| state.take_dialled(id))
-            .map_err(|reason| LinkError::Connect {
-                target: format!("sim {}", self.address),
-                reason,
-            })?;
+        let geometry = self.core.with(|state| state.take_dialled(id)).map_err(|reason| {
+            LinkError::Connect { target: format!("sim {}", self.address), reason }
+        })?;
         Ok(Arc::new(SimEndpoint {
             core: Arc::clone(&self.core),
             id,
@@ -107,20 +96,14 @@ impl Endpoint for SimEndpoint {
         for segment in data {
             // What was withdrawn meanwhile is not the peer's to see, but the message still has the
             // length that its head may tell.
-            if segment
-                .with_ref(|from| bytes.extend_from_slice(from))
-                .is_none()
-            {
+            if segment.with_ref(|from| bytes.extend_from_slice(from)).is_none() {
                 bytes.resize(bytes.len() + segment.len, 0);
             }
         }
         if let Some(reason) = super::too_long(head.len(), bytes.len()) {
             return Err(LinkError::Closed(reason));
         }
-        let what = What::ToServer {
-            head: head.to_vec(),
-            data: bytes,
-        };
+        let what = What::ToServer { head: head.to_vec(), data: bytes };
         if self.core.with(|state| state.send_up(self.id, what)) {
             return Ok(());
         }
@@ -134,13 +117,7 @@ impl Endpoint for SimEndpoint {
         self.core.with(|state| {
             let tag = state.next_id();
             if let Some(conn) = state.conns.get_mut(&self.id) {
-                conn.client.adverts.insert(
-                    tag,
-                    Advert {
-                        segments: buffer,
-                        placed: 0,
-                    },
-                );
+                conn.client.adverts.insert(tag, Advert { segments: buffer, placed: 0 });
             }
             tag
         })
@@ -153,9 +130,7 @@ impl Endpoint for SimEndpoint {
 
     fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
         assert!(
-            pages
-                .iter()
-                .all(|page| page.dest.len == self.geometry.page_size),
+            pages.iter().all(|page| page.dest.len == self.geometry.page_size),
             "a destination is not of page size"
         );
         let batch = ReadBatch::new(pages);
@@ -172,11 +147,7 @@ impl Endpoint for SimEndpoint {
             return;
         };
         // On a connection that is over nothing will come, but time passes.
-        let timeout = if self.progress.has_ended() {
-            LEAST_WAIT
-        } else {
-            timeout
-        };
+        let timeout = if self.progress.has_ended() { LEAST_WAIT } else { timeout };
         let timeout = timeout.clamp(LEAST_WAIT, MOST_WAIT);
         let end = self.core.with(|state| state.now + timeout);
         let enough = |_: &State| self.progress.since(&start, interest);
@@ -198,11 +169,7 @@ impl Endpoint for SimEndpoint {
 impl State {
     /// Sends a message to the server; `false` where the client's side is over.
     fn send_up(&mut self, id: u64, what: What) -> bool {
-        if !self
-            .conns
-            .get(&id)
-            .is_some_and(|conn| conn.client.is_open())
-        {
+        if !self.conns.get(&id).is_some_and(|conn| conn.client.is_open()) {
             return false;
         }
         self.post(id, Channel::Up, what);
@@ -219,11 +186,6 @@ impl Drop for SimEndpoint {
 
 impl fmt::Debug for SimEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "sim endpoint {} to {}",
-            super::number(self.id),
-            self.peer
-        )
+        write!(f, "sim endpoint {} to {}", super::number(self.id), self.peer)
     }
 }

@@ -20,12 +20,7 @@ pub(super) struct SimLink {
 
 impl SimLink {
     pub(super) fn new(core: Weak<Core>, id: u64, peer: String, host: &Host) -> Self {
-        Self {
-            core,
-            id,
-            peer,
-            geometry: host.geometry,
-        }
+        Self { core, id, peer, geometry: host.geometry }
     }
 
     fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> Option<R> {
@@ -33,9 +28,7 @@ impl SimLink {
     }
 
     fn transfer(&self, task: Task, buffer: Vec<u8>) -> Transfer {
-        let begun = self
-            .with(|state| state.begin_transfer(self.id, task, buffer))
-            .flatten();
+        let begun = self.with(|state| state.begin_transfer(self.id, task, buffer)).flatten();
         begun.unwrap_or_else(|| {
             let over = Transfer::new();
             over.complete(Err(LinkError::Lost {
@@ -94,21 +87,14 @@ impl State {
             let what = format!("the client does not take its replies: {limit} bytes wait for it");
             return self.close_server(id, &what);
         }
-        let what = What::ToClient {
-            head: head.to_vec(),
-            data: data.to_vec(),
-        };
+        let what = What::ToClient { head: head.to_vec(), data: data.to_vec() };
         self.post(id, Channel::Down, what);
         self.risk(id);
     }
 
     /// Lets a link's reads pass, or refuses those that reach the slots from now on.
     pub(super) fn allow_reads(&mut self, id: u64, allow: bool) {
-        if let Some(server) = self
-            .conns
-            .get_mut(&id)
-            .and_then(|conn| conn.server.as_mut())
-        {
+        if let Some(server) = self.conns.get_mut(&id).and_then(|conn| conn.server.as_mut()) {
             server.may_read = allow;
         }
     }

@@ -32,11 +32,7 @@ impl Host {
     /// The chunks that a new client may learn of.
     pub(super) fn readable(&self) -> BTreeSet<ChunkId> {
         let retiring = |id: &ChunkId| self.retires.values().any(|retire| retire.chunk == *id);
-        self.exported
-            .keys()
-            .copied()
-            .filter(|id| !retiring(id))
-            .collect()
+        self.exported.keys().copied().filter(|id| !retiring(id)).collect()
     }
 }
 
@@ -49,20 +45,13 @@ impl State {
     ) -> Result<u64, LinkError> {
         if self.hosts.values().any(|host| host.address == address) {
             let reason = "the address is in use".to_owned();
-            return Err(LinkError::Listen {
-                address: address.to_owned(),
-                reason,
-            });
+            return Err(LinkError::Listen { address: address.to_owned(), reason });
         }
         let host = Host {
             address: address.to_owned(),
             service,
             geometry: arena.geometry(),
-            exported: arena
-                .chunks()
-                .into_iter()
-                .map(|chunk| (chunk.id(), chunk))
-                .collect(),
+            exported: arena.chunks().into_iter().map(|chunk| (chunk.id(), chunk)).collect(),
             retires: BTreeMap::new(),
         };
         let id = self.next_id();
@@ -73,15 +62,9 @@ impl State {
     /// The links that a listener took and that are not over, oldest first.
     pub(super) fn links_of(&self, listener: u64) -> Vec<u64> {
         let is_its = |conn: &&super::conn::Conn| {
-            conn.server
-                .as_ref()
-                .is_some_and(|server| server.listener == listener && !server.told)
+            conn.server.as_ref().is_some_and(|server| server.listener == listener && !server.told)
         };
-        self.conns
-            .iter()
-            .filter(|(_, conn)| is_its(conn))
-            .map(|(id, _)| *id)
-            .collect()
+        self.conns.iter().filter(|(_, conn)| is_its(conn)).map(|(id, _)| *id).collect()
     }
 
     fn export(&mut self, listener: u64, chunk: &Arc<Chunk>) {
@@ -100,23 +83,12 @@ impl State {
             self.post(*link, Channel::Down, What::Retire { chunk });
         }
         let number = self.next_id();
-        let retire = Retire {
-            chunk,
-            waiting: links.into_iter().collect(),
-            done,
-        };
+        let retire = Retire { chunk, waiting: links.into_iter().collect(), done };
         match self.hosts.get_mut(&listener) {
             Some(host) => {
                 host.retires.insert(number, retire);
                 let end = self.now.saturating_add(patience);
-                self.schedule_local(
-                    end,
-                    0,
-                    What::Patience {
-                        listener,
-                        retire: number,
-                    },
-                );
+                self.schedule_local(end, 0, What::Patience { listener, retire: number });
                 self.end_retires(listener);
             }
             // A listener that stopped has no links that could hold anything.
@@ -150,11 +122,7 @@ impl State {
             return;
         };
         if let Some(host) = self.hosts.get_mut(&listener) {
-            for retire in host
-                .retires
-                .values_mut()
-                .filter(|retire| retire.chunk == chunk)
-            {
+            for retire in host.retires.values_mut().filter(|retire| retire.chunk == chunk) {
                 retire.waiting.remove(&id);
             }
         }
@@ -180,10 +148,7 @@ impl State {
         };
         let chunk = retire.chunk;
         for link in std::mem::take(&mut retire.waiting) {
-            self.close_server(
-                link,
-                &format!("the client did not let go of chunk {chunk} in time"),
-            );
+            self.close_server(link, &format!("the client did not let go of chunk {chunk} in time"));
         }
         self.end_retires(listener);
     }
@@ -224,9 +189,7 @@ impl State {
             }
         }
         self.calls.push(Box::new(move || {
-            host.retires
-                .values()
-                .for_each(|retire| done_with(&retire.done));
+            host.retires.values().for_each(|retire| done_with(&retire.done));
             drop(host);
         }));
     }
@@ -245,11 +208,7 @@ pub(super) struct SimListener {
 
 impl SimListener {
     pub(super) fn new(core: &Arc<Core>, id: u64, address: &str) -> Self {
-        Self {
-            core: Arc::downgrade(core),
-            id,
-            address: address.to_owned(),
-        }
+        Self { core: Arc::downgrade(core), id, address: address.to_owned() }
     }
 
     /// Weak: a server holds its listener, and the world holds the server. No world, nothing to do.

@@ -77,10 +77,7 @@ impl Sim {
     /// The engine on the machine `name`, by which [`World::partition`] knows its connections.
     #[must_use]
     pub fn named(world: &World, name: &str) -> Self {
-        Self {
-            world: world.clone(),
-            name: name.to_owned(),
-        }
+        Self { world: world.clone(), name: name.to_owned() }
     }
 
     /// The world.
@@ -112,12 +109,7 @@ impl Engine for Sim {
 }
 
 fn capabilities(geometry: Option<Geometry>) -> Capabilities {
-    Capabilities {
-        engine: "sim",
-        geometry,
-        local_reads: false,
-        read_batch: 64,
-    }
+    Capabilities { engine: "sim", geometry, local_reads: false, read_batch: 64 }
 }
 
 /// Most bytes of a message's head.

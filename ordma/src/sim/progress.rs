@@ -100,12 +100,7 @@ impl Progress {
     }
 
     fn total(&self) -> u64 {
-        let Seen {
-            messages,
-            reads,
-            ended,
-            ..
-        } = self.seen();
+        let Seen { messages, reads, ended, .. } = self.seen();
         messages + reads + ended
     }
 

@@ -32,11 +32,7 @@ impl Batch {
             outcome: None,
         };
         let copies: Vec<_> = batch.pages.iter().map(copy).collect();
-        Self {
-            left: copies.len(),
-            batch,
-            copies,
-        }
+        Self { left: copies.len(), batch, copies }
     }
 
     /// Ends the batch: what has not arrived never will.
@@ -73,25 +69,10 @@ impl State {
         for (page, known) in known.into_iter().enumerate() {
             if known {
                 for part in parts {
-                    self.post(
-                        id,
-                        Channel::Reads,
-                        What::Read {
-                            batch: number,
-                            page,
-                            part: *part,
-                        },
-                    );
+                    self.post(id, Channel::Reads, What::Read { batch: number, page, part: *part });
                 }
             } else {
-                self.schedule_local(
-                    self.now,
-                    id,
-                    What::Copied {
-                        batch: number,
-                        page,
-                    },
-                );
+                self.schedule_local(self.now, id, What::Copied { batch: number, page });
             }
         }
         true
@@ -146,10 +127,7 @@ impl State {
             (None, Some(stray)) => Err(STRAY[usize::from(stray) % STRAY.len()]),
             (None, None) => deliver(read, copy),
         });
-        let outcome = copy
-            .outcome
-            .and_then(Result::err)
-            .map_or("page read", AccessFault::name);
+        let outcome = copy.outcome.and_then(Result::err).map_or("page read", AccessFault::name);
         batch.left -= 1;
         let done = batch.left == 0;
         self.trace.add(self.now, id, outcome, page);
@@ -162,12 +140,8 @@ impl State {
 }
 
 /// The faults that the weather may bring: those that an engine can report of itself.
-const STRAY: [AccessFault; 4] = [
-    AccessFault::Stale,
-    AccessFault::Torn,
-    AccessFault::Revoked,
-    AccessFault::Gone,
-];
+const STRAY: [AccessFault; 4] =
+    [AccessFault::Stale, AccessFault::Torn, AccessFault::Revoked, AccessFault::Gone];
 
 /// Copies a part of a slot.
 fn copy_part(chunk: &Chunk, slot: u32, part: Part, copy: &mut PageCopy) -> Option<AccessFault> {
@@ -189,8 +163,6 @@ fn copy_part(chunk: &Chunk, slot: u32, part: Part, copy: &mut PageCopy) -> Optio
 fn deliver(read: &PageRead, copy: &PageCopy) -> Result<Footer, AccessFault> {
     let footer = verify(&copy.footer, &copy.payload, &read.reference, read.floor)?;
     // A buffer withdrawn meanwhile: no one is left to see the page.
-    read.dest
-        .with(|bytes| bytes.copy_from_slice(&copy.payload))
-        .ok_or(AccessFault::Unreachable)?;
+    read.dest.with(|bytes| bytes.copy_from_slice(&copy.payload)).ok_or(AccessFault::Unreachable)?;
     Ok(footer)
 }

@@ -66,14 +66,7 @@ impl State {
 
     /// Queues something that a side does or notices by itself.
     pub(super) fn schedule_local(&mut self, at: Duration, conn: u64, what: What) {
-        self.schedule(
-            at,
-            Event {
-                conn,
-                channel: None,
-                what,
-            },
-        );
+        self.schedule(at, Event { conn, channel: None, what });
     }
 
     /// Sends something over a connection, behind what is already on its way there; `false` if the
@@ -89,24 +82,14 @@ impl State {
         let last = &mut conn.last[channel as usize];
         let at = (now.max(heal) + delay).max(*last);
         *last = at;
-        self.schedule(
-            at,
-            Event {
-                conn: id,
-                channel: Some(channel),
-                what,
-            },
-        );
+        self.schedule(at, Event { conn: id, channel: Some(channel), what });
         true
     }
 
     /// How long the next message of a connection takes.
     pub(super) fn latency(&mut self, id: u64) -> Duration {
         let (least, most) = (self.faults.latency_min, self.faults.latency_max);
-        let extra = self
-            .conns
-            .get(&id)
-            .map_or(Duration::ZERO, |conn| conn.extra);
+        let extra = self.conns.get(&id).map_or(Duration::ZERO, |conn| conn.extra);
         least + self.random(most.saturating_sub(least)) + extra
     }
 
@@ -127,18 +110,12 @@ impl State {
             return Duration::ZERO;
         };
         let until = |name: &str| self.partitions.get(name).copied().unwrap_or_default();
-        conn.partition
-            .max(until(&conn.address))
-            .max(until(&conn.client.name))
+        conn.partition.max(until(&conn.address)).max(until(&conn.client.name))
     }
 
     /// An event happens.
     pub(super) fn execute(&mut self, event: Event) {
-        let Event {
-            conn: id,
-            channel,
-            what,
-        } = event;
+        let Event { conn: id, channel, what } = event;
         let (name, size) = what.describe();
         self.trace.add(self.now, id, name, size);
         if channel.is_some()
@@ -152,20 +129,10 @@ impl State {
             What::Refused(reason) => self.refused(id, reason),
             What::ToServer { head, data } => self.deliver_up(id, head, data),
             What::ToClient { head, data } => self.deliver_down(id, head, data),
-            What::Place {
-                transfer,
-                tag,
-                data,
-                range,
-            } => {
+            What::Place { transfer, tag, data, range } => {
                 self.place(id, transfer, tag, &data, range);
             }
-            What::Fetch {
-                transfer,
-                tag,
-                offset,
-                len,
-            } => {
+            What::Fetch { transfer, tag, offset, len } => {
                 self.fetch(id, transfer, tag, offset, len);
             }
             What::TransferDone { transfer, result } => self.transfer_done(id, transfer, result),

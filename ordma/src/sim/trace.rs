@@ -37,12 +37,7 @@ impl Trace {
         if self.last.len() == KEPT {
             self.last.pop_front();
         }
-        self.last.push_back(Line {
-            at,
-            conn,
-            what,
-            size,
-        });
+        self.last.push_back(Line { at, conn, what, size });
     }
 
     fn mix(&mut self, word: u64) {
@@ -64,19 +59,8 @@ impl Trace {
 
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Line {
-            at,
-            conn,
-            what,
-            size,
-        } in &self.last
-        {
-            writeln!(
-                f,
-                "  {:>14.3?} link {}: {what}, {size}",
-                at,
-                super::number(*conn)
-            )?;
+        for Line { at, conn, what, size } in &self.last {
+            writeln!(f, "  {:>14.3?} link {}: {what}, {size}", at, super::number(*conn))?;
         }
         Ok(())
     }

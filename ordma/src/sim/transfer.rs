@@ -29,50 +29,24 @@ impl State {
         let transfer = Transfer::new();
         let (pending, len) = (transfer.clone(), buffer.len());
         if len == 0 {
-            self.calls
-                .push(Box::new(move || pending.complete(Ok(buffer))));
+            self.calls.push(Box::new(move || pending.complete(Ok(buffer))));
             return Some(transfer);
         }
         match task {
             Task::Place(tag) => {
                 let data = Arc::new(buffer.clone());
-                server.transfers.insert(
-                    number,
-                    Pending {
-                        transfer: pending,
-                        buffer,
-                    },
-                );
+                server.transfers.insert(number, Pending { transfer: pending, buffer });
                 let middle = if tear { len / 2 } else { 0 };
-                let place = |range| What::Place {
-                    transfer: number,
-                    tag,
-                    data: Arc::clone(&data),
-                    range,
-                };
+                let place =
+                    |range| What::Place { transfer: number, tag, data: Arc::clone(&data), range };
                 if middle > 0 {
                     self.post(id, Channel::Down, place(0..middle));
                 }
                 self.post(id, Channel::Down, place(middle..len));
             }
             Task::Fetch(tag, offset) => {
-                server.transfers.insert(
-                    number,
-                    Pending {
-                        transfer: pending,
-                        buffer,
-                    },
-                );
-                self.post(
-                    id,
-                    Channel::Down,
-                    What::Fetch {
-                        transfer: number,
-                        tag,
-                        offset,
-                        len,
-                    },
-                );
+                server.transfers.insert(number, Pending { transfer: pending, buffer });
+                self.post(id, Channel::Down, What::Fetch { transfer: number, tag, offset, len });
             }
         }
         self.risk(id);
@@ -106,14 +80,7 @@ impl State {
             self.calls.push(Box::new(move || progress.message()));
         }
         if last {
-            self.post(
-                id,
-                Channel::Up,
-                What::TransferDone {
-                    transfer,
-                    result: Ok(None),
-                },
-            );
+            self.post(id, Channel::Up, What::TransferDone { transfer, result: Ok(None) });
         }
     }
 
@@ -127,10 +94,7 @@ impl State {
             Some(advert) => copy_out(&advert.segments, offset, len)
                 .ok_or_else(|| format!("the client's buffer {tag} has no {len} bytes at {offset}")),
         };
-        let what = What::TransferDone {
-            transfer,
-            result: result.map(Some),
-        };
+        let what = What::TransferDone { transfer, result: result.map(Some) };
         self.post(id, Channel::Up, what);
         self.risk(id);
     }
@@ -145,15 +109,8 @@ impl State {
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
-        let pending = conn
-            .server
-            .as_mut()
-            .and_then(|server| server.transfers.remove(&transfer));
-        let Some(Pending {
-            transfer,
-            mut buffer,
-        }) = pending
-        else {
+        let pending = conn.server.as_mut().and_then(|server| server.transfers.remove(&transfer));
+        let Some(Pending { transfer, mut buffer }) = pending else {
             return;
         };
         self.calls.push(Box::new(move || {
@@ -179,10 +136,7 @@ fn copy_in(segments: &[Segment], mut at: usize, mut from: &[u8]) -> usize {
         }
         let len = from.len().min(segment.len - at);
         let (now, later) = from.split_at(len);
-        if segment
-            .with(|bytes| bytes[at..at + len].copy_from_slice(now))
-            .is_some()
-        {
+        if segment.with(|bytes| bytes[at..at + len].copy_from_slice(now)).is_some() {
             copied += len;
         }
         (at, from) = (0, later);

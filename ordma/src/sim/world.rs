@@ -47,9 +47,7 @@ impl World {
     /// A world in fair weather, at time zero.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self {
-            core: Core::new(seed),
-        }
+        Self { core: Core::new(seed) }
     }
 
     /// A world with this weather from its beginning.
@@ -135,9 +133,8 @@ impl World {
         let mut future = pin!(future);
         let mut result = None;
         self.run_until(time, || {
-            if let Poll::Ready(value) = future
-                .as_mut()
-                .poll(&mut Context::from_waker(Waker::noop()))
+            if let Poll::Ready(value) =
+                future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
             {
                 result = Some(value);
             }
@@ -150,14 +147,7 @@ impl World {
     pub fn after(&self, time: Duration, f: impl FnOnce() + Send + 'static) {
         self.core.with(|state| {
             let at = state.now.saturating_add(time);
-            state.schedule(
-                at,
-                Event {
-                    conn: 0,
-                    channel: None,
-                    what: What::Call(Box::new(f)),
-                },
-            );
+            state.schedule(at, Event { conn: 0, channel: None, what: What::Call(Box::new(f)) });
         });
     }
 
@@ -206,11 +196,7 @@ impl World {
             let servers = || conns().filter_map(|conn| conn.server.as_ref());
             Outstanding {
                 connections: conns().count(),
-                flying: state
-                    .queue
-                    .values()
-                    .filter(|event| event.channel.is_some())
-                    .count(),
+                flying: state.queue.values().filter(|event| event.channel.is_some()).count(),
                 queued: conns().map(|conn| conn.queued).sum(),
                 transfers: servers().map(|server| server.transfers.len()).sum(),
                 reads: conns().map(|conn| conn.client.batches.len()).sum(),
@@ -235,9 +221,7 @@ impl fmt::Display for World {
 
 impl fmt::Debug for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("World")
-            .field("seed", &self.core.seed)
-            .finish_non_exhaustive()
+        f.debug_struct("World").field("seed", &self.core.seed).finish_non_exhaustive()
     }
 }
 

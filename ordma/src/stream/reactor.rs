@@ -274,6 +274,8 @@ struct Hot {
     token: u64,
     since: Instant,
     budget: Duration,
+    /// It was looked at in vain.
+    spun: bool,
 }
 
 /// What the thread of a loop has.
@@ -355,8 +357,8 @@ impl Loop<'_> {
         let mut hot = match (hot, served) {
             (None, None) => return None,
             (None, Some(token)) => self.heat(token)?,
-            (Some(_), Some(token)) => {
-                self.waiter.hit();
+            (Some(hot), Some(token)) => {
+                self.learn(&hot);
                 self.heat(token)?
             }
             (Some(hot), None) => hot,
@@ -364,11 +366,14 @@ impl Loop<'_> {
         for _ in 0..LOOKS {
             match self.ask(hot.token, |source, room| source.readable(room)) {
                 Step::Served => {
-                    self.waiter.hit();
+                    self.learn(&hot);
                     hot = self.heat(hot.token)?;
                 }
                 Step::Close => return None,
-                Step::Idle => std::hint::spin_loop(),
+                Step::Idle => {
+                    hot.spun = true;
+                    std::hint::spin_loop();
+                }
             }
         }
         if hot.since.elapsed() < hot.budget {
@@ -378,9 +383,16 @@ impl Loop<'_> {
         None
     }
 
+    fn learn(&mut self, hot: &Hot) {
+        // What was there at once says nothing of what spinning is worth.
+        if hot.spun {
+            self.waiter.hit();
+        }
+    }
+
     fn heat(&mut self, token: u64) -> Option<Hot> {
         let budget = self.waiter.budget();
-        (!budget.is_zero()).then(|| Hot { token, since: Instant::now(), budget })
+        (!budget.is_zero()).then(|| Hot { token, since: Instant::now(), budget, spun: false })
     }
 
     /// Does what is due, and returns how long it is until the next.

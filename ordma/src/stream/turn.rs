@@ -193,16 +193,21 @@ impl Turn {
         let budget = self.waiter(first).budget();
         if !budget.is_zero() {
             let start = Instant::now();
+            let mut spun = false;
             loop {
                 let mut progress = [false; LANES];
                 for lane in lanes_of(mine) {
                     progress[lane] = self.look(lanes[lane])?;
                 }
                 if progress.contains(&true) {
-                    self.waiter(first).hit();
+                    // What was there at once says nothing of what spinning is worth.
+                    if spun {
+                        self.waiter(first).hit();
+                    }
                     self.progress(progress);
                     return Ok(());
                 }
+                spun = true;
                 let now = Instant::now();
                 if self.news(wanted, seen) || deadline.is_some_and(|deadline| now >= deadline) {
                     return Ok(());

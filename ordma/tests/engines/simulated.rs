@@ -29,16 +29,8 @@ pub fn row() -> Row {
             std::thread::sleep(Duration::from_micros(200));
         }
     });
-    let engine = Pumped {
-        sim: Sim::new(&world),
-        done,
-        pump: Some(pump),
-    };
-    Row {
-        engine: Arc::new(engine),
-        address: "server".to_owned(),
-        _directory: None,
-    }
+    let engine = Pumped { sim: Sim::new(&world), done, pump: Some(pump) };
+    Row { engine: Arc::new(engine), address: "server".to_owned(), directory: None }
 }
 
 /// The engine with a thread that lets virtual time pass at least as fast as real time: where the

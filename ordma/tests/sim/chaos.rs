@@ -79,14 +79,7 @@ impl Play {
         let stage = Stage::new(seed);
         stage.world.set_faults(Faults::foul());
         let (slot, reference) = stage.page(0);
-        Self {
-            stage,
-            actors: Vec::new(),
-            version: 0,
-            slot,
-            reference,
-            dead: Vec::new(),
-        }
+        Self { stage, actors: Vec::new(), version: 0, slot, reference, dead: Vec::new() }
     }
 
     fn link_of(&self, client: usize) -> Option<Arc<dyn Link>> {
@@ -102,24 +95,12 @@ impl Play {
                 if let Ok(client) = Client::named(&world, &name) {
                     let (region, tag) = (Region::owned(vec![7; 5000]), None);
                     let batches = Vec::new();
-                    self.actors.push(Actor {
-                        client,
-                        name,
-                        region,
-                        tag,
-                        sent: 0,
-                        batches,
-                    });
+                    self.actors.push(Actor { client, name, region, tag, sent: 0, batches });
                 }
             }
             Command::Rewrite => {
                 self.version += 1;
-                write(
-                    &self.slot,
-                    self.reference.generation,
-                    self.version,
-                    self.version as u8,
-                );
+                write(&self.slot, self.reference.generation, self.version, self.version as u8);
             }
             Command::Advance { micros } => world.advance(Duration::from_micros(micros)),
             Command::Retire => {
@@ -130,8 +111,7 @@ impl Play {
                 self.stage.listener.stop();
                 let (server, listener) = serve(&world, &self.stage.arena);
                 self.stage.listener = listener;
-                self.dead
-                    .push(std::mem::replace(&mut self.stage.server, server));
+                self.dead.push(std::mem::replace(&mut self.stage.server, server));
             }
             Command::Cut { client }
             | Command::Revoke { client }
@@ -176,11 +156,7 @@ impl Play {
                     Command::Read { .. } => {
                         let region = Region::owned(vec![0xEE; PAGE]);
                         let dest = region.segment(0, PAGE);
-                        let page = PageRead {
-                            reference,
-                            floor: 0,
-                            dest,
-                        };
+                        let page = PageRead { reference, floor: 0, dest };
                         actor.batches.push((endpoint.read(vec![page]), region));
                     }
                     Command::Drive { micros, .. } => {
@@ -197,23 +173,12 @@ impl Play {
 
     /// Lets all come to its end, and looks at what everyone was told.
     fn end(self) -> u64 {
-        let Self {
-            stage,
-            actors,
-            dead,
-            version,
-            ..
-        } = self;
+        let Self { stage, actors, dead, version, .. } = self;
         stage.world.run_until_idle();
         let connections = stage.world.outstanding().connections;
-        let idle = Outstanding {
-            connections,
-            ..Outstanding::default()
-        };
+        let idle = Outstanding { connections, ..Outstanding::default() };
         assert_eq!(stage.world.outstanding(), idle, "something never arrives");
-        actors
-            .iter()
-            .for_each(|actor| actor.client.endpoint.close());
+        actors.iter().for_each(|actor| actor.client.endpoint.close());
         stage.world.run_until_idle();
         assert_eq!(stage.world.outstanding(), Outstanding::default());
         for server in dead.iter().chain([&stage.server]) {
@@ -248,15 +213,9 @@ fn judge(outcome: Result<Footer, AccessFault>, bytes: &[u8], newest: u64) {
     match outcome {
         Ok(footer) => {
             assert!(footer.version <= newest);
-            assert!(
-                bytes.iter().all(|byte| *byte == footer.version as u8),
-                "a torn page passed"
-            );
+            assert!(bytes.iter().all(|byte| *byte == footer.version as u8), "a torn page passed");
         }
-        Err(_) => assert!(
-            bytes.iter().all(|byte| *byte == 0),
-            "a fault left bytes behind"
-        ),
+        Err(_) => assert!(bytes.iter().all(|byte| *byte == 0), "a fault left bytes behind"),
     }
 }
 
@@ -285,11 +244,7 @@ fn a_seed_decides_all() {
     for seed in 0..100 {
         let commands = commands().new_tree(&mut runner).unwrap().current();
         let first = play(seed, &commands);
-        assert_eq!(
-            first,
-            play(seed, &commands),
-            "seed {seed} gave two different runs"
-        );
+        assert_eq!(first, play(seed, &commands), "seed {seed} gave two different runs");
         hashes.insert(first);
     }
     assert_eq!(hashes.len(), 100);

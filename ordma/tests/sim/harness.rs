@@ -15,10 +15,7 @@ use std::time::Duration;
 
 pub const PAGE: usize = 4096;
 pub const SECOND: Duration = Duration::from_secs(1);
-pub const ANYTHING: Interest = Interest {
-    messages: true,
-    reads: true,
-};
+pub const ANYTHING: Interest = Interest { messages: true, reads: true };
 
 /// What the first byte of a message asks the server for.
 pub const ECHO: u8 = b'e';
@@ -162,10 +159,7 @@ pub struct Inbox {
 impl Receiver for Inbox {
     fn message(&self, head: &[u8], data: &[u8]) {
         assert!(!self.is_closed(), "a message after the end");
-        self.messages
-            .lock()
-            .unwrap()
-            .push((head.to_vec(), data.to_vec()));
+        self.messages.lock().unwrap().push((head.to_vec(), data.to_vec()));
     }
 
     fn closed(&self, error: LinkError) {
@@ -197,10 +191,7 @@ impl Client {
         let inbox = Arc::new(Inbox::default());
         let connector = Sim::named(world, name).connector("server");
         let receiver: Arc<dyn Receiver> = Arc::<Inbox>::clone(&inbox);
-        Ok(Self {
-            endpoint: connector.connect(receiver, SECOND)?,
-            inbox,
-        })
+        Ok(Self { endpoint: connector.connect(receiver, SECOND)?, inbox })
     }
 
     /// Sends a request and waits for its answer; `None` if the connection is lost.
@@ -220,32 +211,19 @@ impl Client {
     pub fn read(&self, reference: RemoteRef) -> Result<(Footer, Vec<u8>), ordma::AccessFault> {
         let region = Region::owned(vec![0xEE; PAGE]);
         let dest = region.segment(0, PAGE);
-        let batch = self.endpoint.read(vec![PageRead {
-            reference,
-            floor: 0,
-            dest,
-        }]);
+        let batch = self.endpoint.read(vec![PageRead { reference, floor: 0, dest }]);
         let mut cx = Context::from_waker(Waker::noop());
         let outcome = loop {
             match batch.poll(&mut cx) {
                 Poll::Ready(outcome) => break outcome,
                 Poll::Pending => {
-                    self.endpoint.drive(
-                        Interest {
-                            messages: false,
-                            reads: true,
-                        },
-                        SECOND,
-                    );
+                    self.endpoint.drive(Interest { messages: false, reads: true }, SECOND);
                 }
             }
         };
         let bytes = region.take().unwrap();
         if outcome[0].is_err() {
-            assert!(
-                bytes.iter().all(|byte| *byte == 0),
-                "a fault leaves bytes behind"
-            );
+            assert!(bytes.iter().all(|byte| *byte == 0), "a fault leaves bytes behind");
         }
         outcome[0].map(|footer| (footer, bytes))
     }
@@ -265,12 +243,7 @@ impl Stage {
         let arena = Arc::new(Arena::new(Geometry::new(PAGE, 8 * PAGE).unwrap()));
         arena.grow().unwrap();
         let (server, listener) = serve(&world, &arena);
-        Self {
-            world,
-            server,
-            arena,
-            listener,
-        }
+        Self { world, server, arena, listener }
     }
 
     /// Fills a slot with a page of the file 5.
@@ -278,13 +251,8 @@ impl Stage {
         let slot = self.arena.take().unwrap();
         let generation = self.arena.next_generation();
         write(&slot, generation, 0, byte);
-        let reference = RemoteRef {
-            chunk: slot.chunk.id(),
-            slot: slot.index,
-            file: 5,
-            block: 6,
-            generation,
-        };
+        let reference =
+            RemoteRef { chunk: slot.chunk.id(), slot: slot.index, file: 5, block: 6, generation };
         (slot, reference)
     }
 }
@@ -293,13 +261,8 @@ impl Stage {
 pub fn serve(world: &World, arena: &Arc<Arena>) -> (Arc<Server>, Arc<dyn Listener>) {
     let server = Arc::new(Server::default());
     let service = Arc::new(Front(Arc::clone(&server)));
-    let listener = Sim::new(world)
-        .listen("server", service, Arc::clone(arena))
-        .unwrap();
-    arena
-        .chunks()
-        .iter()
-        .for_each(|chunk| listener.export(chunk));
+    let listener = Sim::new(world).listen("server", service, Arc::clone(arena)).unwrap();
+    arena.chunks().iter().for_each(|chunk| listener.export(chunk));
     let queue = Arc::clone(&server);
     world.on_pump(Box::new(move || queue.run_queued()));
     (server, listener)
@@ -309,15 +272,7 @@ pub fn serve(world: &World, arena: &Arc<Arena>) -> (Arc<Server>, Arc<dyn Listene
 pub fn write(slot: &Slot, generation: u64, version: u64, byte: u8) {
     let valid = PAGE as u32;
     let kind = Kind::Data;
-    let footer = Footer {
-        kind,
-        last: false,
-        valid,
-        file: 5,
-        block: 6,
-        generation,
-        version,
-    };
+    let footer = Footer { kind, last: false, valid, file: 5, block: 6, generation, version };
     let payload = [byte; PAGE];
     slot.write(&payload, &footer.encode(&payload));
 }

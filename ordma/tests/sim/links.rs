@@ -13,10 +13,7 @@ fn a_message_comes_back_after_the_time_it_takes() {
     let stage = Stage::new(1);
     let client = Client::connect(&stage.world).unwrap();
     assert_eq!(client.endpoint.capabilities().engine, "sim");
-    assert_eq!(
-        client.endpoint.capabilities().geometry,
-        Some(stage.arena.geometry())
-    );
+    assert_eq!(client.endpoint.capabilities().geometry, Some(stage.arena.geometry()));
     let start = stage.world.elapsed();
     let head = request(ECHO, 0, 42);
     assert_eq!(client.call(&head).unwrap().0, head);
@@ -27,10 +24,7 @@ fn a_message_comes_back_after_the_time_it_takes() {
 #[test]
 fn messages_keep_their_order_whatever_each_takes() {
     let stage = Stage::new(2);
-    let weather = Faults {
-        latency_max: Duration::from_millis(20),
-        ..Faults::default()
-    };
+    let weather = Faults { latency_max: Duration::from_millis(20), ..Faults::default() };
     stage.world.set_faults(weather);
     let client = Client::connect(&stage.world).unwrap();
     for n in 0..200 {
@@ -120,12 +114,7 @@ fn what_was_sent_before_the_end_arrives_whole_or_from_the_front() {
         stage.world.run_until_idle();
         let told = stage.server.told();
         let heard = &told.values().next().unwrap().messages;
-        assert!(
-            heard
-                .iter()
-                .map(|head| number(head))
-                .eq(0..heard.len() as u64)
-        );
+        assert!(heard.iter().map(|head| number(head)).eq(0..heard.len() as u64));
         outcomes.insert(heard.len() == 10);
     }
     assert_eq!(outcomes, BTreeSet::from([false, true]));
@@ -204,10 +193,7 @@ fn a_partition_delays_and_a_long_one_ends_the_link() {
 #[test]
 fn a_client_that_takes_nothing_is_cut_off() {
     let stage = Stage::new(8);
-    stage.world.set_faults(Faults {
-        queue_limit: 1000,
-        ..Faults::default()
-    });
+    stage.world.set_faults(Faults { queue_limit: 1000, ..Faults::default() });
     let client = Client::connect(&stage.world).unwrap();
     let link = stage.server.links().pop().unwrap();
     stage.world.partition_link(link.id(), SECOND);
@@ -270,10 +256,7 @@ fn a_world_tells_its_seed() {
     let stage = Stage::new(12345);
     Client::connect(&stage.world).unwrap();
     let text = stage.world.to_string();
-    assert!(
-        text.contains("seed 12345") && text.contains("accepted"),
-        "{text}"
-    );
+    assert!(text.contains("seed 12345") && text.contains("accepted"), "{text}");
 }
 
 #[test]
@@ -307,21 +290,14 @@ fn a_hook_that_waits_is_not_entered_again() {
     }));
     stage.world.advance(SECOND);
     stage.world.remove_pump(hook);
-    assert_eq!(
-        stage.server.told().values().next().unwrap().messages.len(),
-        1
-    );
+    assert_eq!(stage.server.told().values().next().unwrap().messages.len(), 1);
 }
 
 #[test]
 fn a_client_that_gives_up_connecting_leaves_nothing_behind() {
     let stage = Stage::new(15);
     let slow = Duration::from_millis(600);
-    let weather = Faults {
-        latency_min: slow,
-        latency_max: slow,
-        ..Faults::default()
-    };
+    let weather = Faults { latency_min: slow, latency_max: slow, ..Faults::default() };
     stage.world.set_faults(weather);
     assert!(Client::connect(&stage.world).is_err());
     stage.world.run_until_idle();
@@ -336,11 +312,8 @@ fn a_connection_that_is_given_up_while_it_is_made_ends_on_both_sides() {
     for seed in 0..200 {
         let stage = Stage::new(seed);
         let millisecond = Duration::from_millis(1);
-        let weather = Faults {
-            latency_max: millisecond,
-            give_up: millisecond,
-            ..Faults::default()
-        };
+        let weather =
+            Faults { latency_max: millisecond, give_up: millisecond, ..Faults::default() };
         stage.world.set_faults(weather);
         let world = stage.world.clone();
         stage.world.after(Duration::from_micros(seed), move || {
@@ -350,19 +323,8 @@ fn a_connection_that_is_given_up_while_it_is_made_ends_on_both_sides() {
             client.endpoint.close();
         }
         stage.world.run_until_idle();
-        assert!(
-            stage
-                .server
-                .told()
-                .values()
-                .all(|told| told.closed.len() == 1),
-            "seed {seed}"
-        );
-        assert_eq!(
-            stage.world.outstanding(),
-            Outstanding::default(),
-            "seed {seed}"
-        );
+        assert!(stage.server.told().values().all(|told| told.closed.len() == 1), "seed {seed}");
+        assert_eq!(stage.world.outstanding(), Outstanding::default(), "seed {seed}");
     }
 }
 

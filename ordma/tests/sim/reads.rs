@@ -14,14 +14,8 @@ fn pages_are_read_without_the_server_hearing_of_it() {
     let (_, second) = stage.page(4);
     let client = Client::connect(&stage.world).unwrap();
     let region = Region::owned(vec![0; 2 * 4096]);
-    let page = |reference, at| PageRead {
-        reference,
-        floor: 0,
-        dest: region.segment(at, 4096),
-    };
-    let batch = client
-        .endpoint
-        .read(vec![page(first, 0), page(second, 4096)]);
+    let page = |reference, at| PageRead { reference, floor: 0, dest: region.segment(at, 4096) };
+    let batch = client.endpoint.read(vec![page(first, 0), page(second, 4096)]);
     stage.world.run_until_idle();
     let Poll::Ready(outcome) = batch.poll(&mut Context::from_waker(Waker::noop())) else {
         panic!("not done");
@@ -29,13 +23,7 @@ fn pages_are_read_without_the_server_hearing_of_it() {
     assert!(outcome.iter().all(Result::is_ok));
     let bytes = region.take().unwrap();
     assert!(bytes[..4096].iter().all(|b| *b == 3) && bytes[4096..].iter().all(|b| *b == 4));
-    assert!(
-        stage
-            .server
-            .told()
-            .values()
-            .all(|told| told.messages.is_empty())
-    );
+    assert!(stage.server.told().values().all(|told| told.messages.is_empty()));
 }
 
 #[test]
@@ -46,27 +34,9 @@ fn every_refusal_has_its_name() {
     let link = stage.server.links().pop().unwrap();
     assert!(client.read(reference).is_ok());
 
-    assert_eq!(
-        client.read(RemoteRef {
-            file: 9,
-            ..reference
-        }),
-        Err(AccessFault::Stale)
-    );
-    assert_eq!(
-        client.read(RemoteRef {
-            slot: 8,
-            ..reference
-        }),
-        Err(AccessFault::Stale)
-    );
-    assert_eq!(
-        client.read(RemoteRef {
-            chunk: 1,
-            ..reference
-        }),
-        Err(AccessFault::Gone)
-    );
+    assert_eq!(client.read(RemoteRef { file: 9, ..reference }), Err(AccessFault::Stale));
+    assert_eq!(client.read(RemoteRef { slot: 8, ..reference }), Err(AccessFault::Stale));
+    assert_eq!(client.read(RemoteRef { chunk: 1, ..reference }), Err(AccessFault::Gone));
     stage.world.revoke(link.id());
     assert_eq!(client.read(reference), Err(AccessFault::Revoked));
     link.allow_reads(true);
@@ -85,18 +55,11 @@ fn a_page_below_the_floor_is_stale() {
     let (_, reference) = stage.page(3);
     let client = Client::connect(&stage.world).unwrap();
     let dest = Region::owned(vec![1; 4096]).segment(0, 4096);
-    let batch = client.endpoint.read(vec![PageRead {
-        reference,
-        floor: 1,
-        dest: dest.clone(),
-    }]);
+    let batch = client.endpoint.read(vec![PageRead { reference, floor: 1, dest: dest.clone() }]);
     stage.world.run_until_idle();
     let outcome = batch.poll(&mut Context::from_waker(Waker::noop()));
     assert_eq!(outcome, Poll::Ready(vec![Err(AccessFault::Stale)]));
-    assert_eq!(
-        dest.with_ref(|bytes| bytes.iter().all(|b| *b == 0)),
-        Some(true)
-    );
+    assert_eq!(dest.with_ref(|bytes| bytes.iter().all(|b| *b == 0)), Some(true));
 }
 
 #[test]
@@ -104,10 +67,7 @@ fn torn_copies_appear_and_are_never_accepted() {
     let (mut torn, mut good) = (0, 0);
     for seed in 0..20 {
         let stage = Stage::new(seed);
-        stage.world.set_faults(Faults {
-            tear: true,
-            ..Faults::default()
-        });
+        stage.world.set_faults(Faults { tear: true, ..Faults::default() });
         let (slot, reference) = stage.page(0);
         let client = Client::connect(&stage.world).unwrap();
         for n in 0..200u64 {
@@ -150,10 +110,7 @@ fn without_tearing_no_copy_is_torn() {
 #[test]
 fn stray_faults_come_as_often_as_they_should() {
     let stage = Stage::new(5);
-    stage.world.set_faults(Faults {
-        stray_fault: 0.5,
-        ..Faults::default()
-    });
+    stage.world.set_faults(Faults { stray_fault: 0.5, ..Faults::default() });
     let (_, reference) = stage.page(3);
     let client = Client::connect(&stage.world).unwrap();
     let faults = (0..200).filter(|_| client.read(reference).is_err()).count();
@@ -179,9 +136,7 @@ fn a_new_chunk_is_known_before_the_first_message_that_refers_to_it() {
 fn a_retired_chunk_is_let_go_by_all() {
     let stage = Stage::new(7);
     let (slot, reference) = stage.page(9);
-    let clients: Vec<_> = (0..3)
-        .map(|_| Client::connect(&stage.world).unwrap())
-        .collect();
+    let clients: Vec<_> = (0..3).map(|_| Client::connect(&stage.world).unwrap()).collect();
     assert!(stage.arena.begin_retire(0));
     slot.kill();
     let start = stage.world.elapsed();
@@ -199,31 +154,18 @@ fn a_retired_chunk_is_let_go_by_all() {
 #[test]
 fn who_does_not_let_go_in_time_is_closed() {
     let stage = Stage::new(8);
-    let (deaf, good) = (
-        Client::connect(&stage.world).unwrap(),
-        Client::connect(&stage.world).unwrap(),
-    );
+    let (deaf, good) =
+        (Client::connect(&stage.world).unwrap(), Client::connect(&stage.world).unwrap());
     let link = stage.world.links()[0];
     stage.world.deafen(link);
     let start = stage.world.elapsed();
     let (_, reference) = stage.page(1);
     let retired = stage.listener.retire(0, 5 * SECOND);
     stage.world.advance(SECOND);
-    assert_eq!(
-        good.read(reference),
-        Err(AccessFault::Gone),
-        "it has let go"
-    );
-    assert!(
-        deaf.read(reference).is_ok(),
-        "it has not, and the chunk is still there"
-    );
+    assert_eq!(good.read(reference), Err(AccessFault::Gone), "it has let go");
+    assert!(deaf.read(reference).is_ok(), "it has not, and the chunk is still there");
     let late = Client::connect(&stage.world).unwrap();
-    assert_eq!(
-        late.read(reference),
-        Err(AccessFault::Gone),
-        "it never learns of it"
-    );
+    assert_eq!(late.read(reference), Err(AccessFault::Gone), "it never learns of it");
     assert!(stage.world.block_on(10 * SECOND, retired).is_some());
     assert_eq!(stage.world.elapsed() - start, 5 * SECOND);
     stage.world.run_until_idle();
@@ -247,20 +189,10 @@ fn a_lost_link_does_not_hold_up_a_retirement() {
     stage.world.run_until_idle();
     assert!(client.inbox.is_closed());
     // With nobody there it is over at once.
-    assert!(
-        stage
-            .world
-            .block_on(Duration::ZERO, stage.listener.retire(0, SECOND))
-            .is_some()
-    );
+    assert!(stage.world.block_on(Duration::ZERO, stage.listener.retire(0, SECOND)).is_some());
     let listener = Arc::clone(&stage.listener);
     listener.stop();
-    assert!(
-        stage
-            .world
-            .block_on(Duration::ZERO, listener.retire(0, SECOND))
-            .is_some()
-    );
+    assert!(stage.world.block_on(Duration::ZERO, listener.retire(0, SECOND)).is_some());
 }
 
 #[test]
@@ -269,11 +201,7 @@ fn reads_end_with_the_world() {
     let (_, reference) = stage.page(1);
     let client = Client::connect(&stage.world).unwrap();
     let dest = Region::owned(vec![1; 4096]).segment(0, 4096);
-    let batch = client.endpoint.read(vec![PageRead {
-        reference,
-        floor: 0,
-        dest,
-    }]);
+    let batch = client.endpoint.read(vec![PageRead { reference, floor: 0, dest }]);
     drop((client, stage));
     let outcome = batch.poll(&mut Context::from_waker(Waker::noop()));
     assert_eq!(outcome, Poll::Ready(vec![Err(AccessFault::Unreachable)]));

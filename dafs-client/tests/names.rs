@@ -1,0 +1,143 @@
+//! Operations on names.
+
+mod common;
+
+use common::{Node, ROOT, Server, options};
+use dafs_client::blocking::Client;
+use dafs_client::{Error, FileType, OpenOptions, Options, Status};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn directory() -> Node {
+    Node { directory: Some(BTreeMap::new()), ..Node::default() }
+}
+
+fn link(target: &str) -> Node {
+    Node { target: Some(target.into()), ..Node::default() }
+}
+
+fn file(data: &str) -> Node {
+    Node { data: data.into(), stable: data.into(), ..Node::default() }
+}
+
+/// `/dir/sub/file`, `/other`, and links to them.
+fn tree() -> (Server, Client) {
+    let server = Server::new();
+    let dir = server.add(ROOT, "dir", directory());
+    let sub = server.add(dir, "sub", directory());
+    server.add(sub, "file", file("hello"));
+    server.add(sub, "up", link("../../other"));
+    server.add(ROOT, "other", file("other"));
+    server.add(ROOT, "short", link("dir/sub"));
+    server.add(ROOT, "absolute", link("/dir/sub/file"));
+    server.add(ROOT, "chain", link("short/../../absolute"));
+    server.add(ROOT, "loop", link("loop"));
+    server.add(ROOT, "nowhere", link("dir/new"));
+    let client = server.client();
+    (server, client)
+}
+
+fn read(client: &Client, path: &str) -> String {
+    let file = client.open(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let mut buf = [0; 100];
+    let count = file.read_at(&mut buf, 0).unwrap();
+    String::from_utf8(buf[..count].to_vec()).unwrap()
+}
+
+#[test]
+fn paths_lead_through_dots_and_links() {
+    let (_server, client) = tree();
+    for path in [
+        "dir/sub/file",
+        "/dir/./sub//file",
+        "../dir/sub/../sub/file",
+        "short/file",
+        "absolute",
+        "chain",
+        "short/../sub/file",
+    ] {
+        assert_eq!(read(&client, path), "hello", "{path}");
+    }
+    assert_eq!(read(&client, "short/up"), "other");
+    assert_eq!(read(&client, "dir/sub/up"), "other");
+    assert_eq!(client.metadata("short").unwrap().r#type(), FileType::Directory);
+    assert_eq!(client.symlink_metadata("short").unwrap().r#type(), FileType::Symlink);
+    assert_eq!(client.read_link("absolute").unwrap(), Path::new("/dir/sub/file"));
+}
+
+#[test]
+fn links_that_lead_in_a_circle_are_refused() {
+    let (_server, client) = tree();
+    for error in [
+        client.metadata("loop").unwrap_err(),
+        client.metadata("loop/x").unwrap_err(),
+        client.open("loop").unwrap_err(),
+    ] {
+        assert_eq!(error.errno(), 40, "{error}");
+    }
+}
+
+#[test]
+fn creating_through_a_link_creates_its_target() {
+    let (_server, client) = tree();
+    let new = OpenOptions::new().write(true);
+    assert_eq!(client.open_with("nowhere", new).unwrap_err().errno(), 2);
+    client.open_with("nowhere", new.create(true)).unwrap().write_at(b"made", 0).unwrap();
+    assert_eq!(read(&client, "dir/new"), "made");
+    let exclusive = client.open_with("absolute", new.create_new(true)).unwrap_err();
+    assert_eq!(exclusive.status(), Some(Status::Exists));
+}
+
+#[test]
+fn a_directory_is_listed_whole_although_it_comes_in_parts() {
+    let server = Server::new();
+    for i in 0..20 {
+        server.add_file(&format!("file{i:02}"), b"x");
+    }
+    let client = server.client();
+    let names: Vec<PathBuf> = client.read_dir("/").unwrap().into_iter().map(|e| e.name).collect();
+    let expected: Vec<PathBuf> = (0..20).map(|i| format!("file{i:02}").into()).collect();
+    assert_eq!(names, expected);
+    assert!(client.read_dir("file00").is_err());
+}
+
+#[test]
+fn names_are_made_and_removed() {
+    let (_server, client) = tree();
+    client.mkdir("dir/d", 0o700).unwrap();
+    assert_eq!(client.mkdir("dir/d", 0o700).unwrap_err().errno(), 17);
+    client.unlink("dir/sub/file").unwrap();
+    let error = client.open("absolute").unwrap_err();
+    assert_eq!(error.errno(), 2);
+    assert!(error.to_string().contains("\"absolute\""), "names what was asked for: {error}");
+    for path in ["", "/", "..", "dir/.."] {
+        assert!(matches!(client.unlink(path), Err(Error::InvalidArgument(_))), "{path}");
+    }
+    assert_eq!(client.open("/").unwrap_err().errno(), 21);
+    assert_eq!(client.server_stats().unwrap()[0].0, "one_sided");
+}
+
+#[test]
+fn open_options_that_contradict_each_other_are_refused() {
+    let (server, client) = tree();
+    server.take_log();
+    for options in [
+        OpenOptions::new(),
+        OpenOptions::new().read(true).create(true),
+        OpenOptions::new().read(true).truncate(true),
+    ] {
+        assert!(matches!(client.open_with("other", options), Err(Error::InvalidArgument(_))));
+    }
+    assert!(server.take_log().is_empty());
+    client.open_with("other", OpenOptions::new().write(true).truncate(true)).unwrap();
+    assert_eq!(client.metadata("other").unwrap().size, 0);
+}
+
+#[test]
+fn protection_must_be_named() {
+    let server = Server::new();
+    let options = Options { protection: None, ..options() };
+    let error = Client::connect_over(server.connector(), "data", options).unwrap_err();
+    assert!(error.to_string().contains("?protection=none"), "{error}");
+    assert_eq!(server.state().connects, 0);
+}

@@ -1,0 +1,119 @@
+//! Writing and committing.
+
+mod common;
+
+use common::{PAGE, Server, options, pattern};
+use dafs_client::blocking::{Client, File};
+use dafs_client::{OpenOptions, Options, Stability, Status};
+use dafs_proto::Op;
+
+fn opened(options: Options) -> (Server, Client, File) {
+    let server = Server::new();
+    let client = server.client_with(options);
+    let file =
+        client.open_with("a", OpenOptions::new().read(true).write(true).create(true)).unwrap();
+    server.take_log();
+    (server, client, file)
+}
+
+fn content(server: &Server) -> Vec<u8> {
+    server.state().nodes[&2].data.clone()
+}
+
+#[test]
+fn small_writes_travel_inline_and_large_ones_are_fetched_in_parts() {
+    let (server, client, file) = opened(options());
+    assert_eq!(file.write_at(b"hello", 3).unwrap(), 5);
+    assert_eq!(content(&server), b"\0\0\0hello");
+    let data = pattern((3 << 20) + 17);
+    assert_eq!(file.write_at(&data, 0).unwrap(), data.len());
+    assert!(content(&server) == data);
+    let counters = client.counters();
+    assert_eq!((counters.inline_writes, counters.direct_writes), (1, 4));
+    assert_eq!(counters.written_bytes, 5 + data.len() as u64);
+    assert_eq!(server.take_log(), [Op::Write; 5]);
+}
+
+#[test]
+fn a_written_page_is_read_at_once_and_one_sidedly() {
+    let (_server, _client, file) = opened(options());
+    let data = pattern(2 * PAGE);
+    file.write_all_at(&data, 0).unwrap();
+    let mut buf = vec![0; 2 * PAGE];
+    file.read_exact_at(&mut buf, 0).unwrap();
+    file.write_all_at(b"new", PAGE as u64 - 1).unwrap();
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!(report.ordma, 2);
+    assert_eq!(&buf[PAGE - 1..PAGE + 2], b"new");
+}
+
+#[test]
+fn uncommitted_bytes_are_kept_until_the_commit() {
+    let (server, _client, file) = opened(options());
+    file.write_all_at(b"hello", 0).unwrap();
+    file.write_all_at(b"world", 100).unwrap();
+    assert!(file.uncommitted() >= 10);
+    file.commit(0, 50).unwrap();
+    let rest = file.uncommitted();
+    assert!((5..200).contains(&rest), "only what lies in the range is let go");
+    file.sync().unwrap();
+    assert_eq!(file.uncommitted(), 0);
+    assert_eq!(server.state().nodes[&2].stable.len(), 105);
+}
+
+#[test]
+fn stable_writes_keep_nothing() {
+    let (server, _client, file) = opened(options());
+    for stability in [Stability::Data, Stability::File] {
+        file.write_at_stable(b"hello", 0, stability).unwrap();
+        assert_eq!(file.uncommitted(), 0);
+    }
+    assert_eq!(server.state().nodes[&2].stable, b"hello");
+}
+
+#[test]
+fn the_budget_of_uncommitted_bytes_is_kept_by_committing() {
+    let budget = 1 << 20;
+    let (server, client, file) = opened(Options { retained_bytes: budget, ..options() });
+    let other = client.open_with("b", OpenOptions::new().write(true).create(true)).unwrap();
+    other.write_all_at(&pattern(budget / 2), 0).unwrap();
+    let data = pattern(100 << 10);
+    for i in 0..50u64 {
+        file.write_all_at(&data, i * data.len() as u64).unwrap();
+        assert!(file.uncommitted() + other.uncommitted() <= budget);
+    }
+    assert!(server.take_log().contains(&Op::Commit));
+    // More than the budget at once.
+    let large = pattern(3 * budget);
+    file.write_all_at(&large, 0).unwrap();
+    assert!(file.uncommitted() <= budget);
+}
+
+#[test]
+fn attributes_and_size_can_be_set() {
+    let (server, client, file) = opened(options());
+    file.write_all_at(&pattern(3 * PAGE), 0).unwrap();
+    let mut buf = vec![0; 4 * PAGE];
+    assert_eq!(file.read_at(&mut buf, 0).unwrap(), 3 * PAGE);
+    file.set_len(PAGE as u64 + 10).unwrap();
+    assert_eq!(file.read_at(&mut buf, 0).unwrap(), PAGE + 10);
+    assert_eq!(file.attr().unwrap().size, PAGE as u64 + 10);
+    assert_eq!(client.metadata("a").unwrap().size, PAGE as u64 + 10);
+    assert_eq!(content(&server).len(), PAGE + 10);
+}
+
+#[test]
+fn a_refused_write_says_what_and_why() {
+    let (server, _client, file) = opened(options());
+    server.once(Op::Write, || {
+        common::Verdict::Change(Box::new(|head, _| {
+            let (header, _) = dafs_proto::Header::decode(head).unwrap();
+            let body = dafs_proto::ErrorReply { message: "the disk is full".into() };
+            *head = common::reply(&header, Status::NoSpace, 16, &body);
+        }))
+    });
+    let error = file.write_at(b"hello", 0).unwrap_err();
+    assert_eq!(error.errno(), 28);
+    let text = error.to_string();
+    assert!(text.contains("\"a\"") && text.contains("the disk is full"), "{text}");
+}
