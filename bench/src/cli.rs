@@ -158,9 +158,7 @@ pub enum Switch {
 
 /// The name of a value on the command line.
 pub(crate) fn name(value: &impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map_or_else(String::new, |value| value.get_name().to_owned())
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 impl Options {
@@ -173,11 +171,9 @@ impl Options {
             name(&self.protection)
         );
         // Writing to a string does not fail.
-        for (option, value) in [
-            ("block", self.block),
-            ("clients", self.clients),
-            ("depth", self.depth),
-        ] {
+        for (option, value) in
+            [("block", self.block), ("clients", self.clients), ("depth", self.depth)]
+        {
             if let Some(value) = value {
                 let _ = write!(text, " --{option} {value}");
             }
@@ -197,9 +193,7 @@ impl Options {
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit {
         "" | "B" => 1,
@@ -208,11 +202,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "GiB" => 1 << 30,
         _ => 0,
     };
-    match number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(factor))
-    {
+    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)) {
         Some(size) if size > 0 => Ok(size),
         _ => Err("must be a whole number above 0, of B, KiB, MiB or GiB".into()),
     }
@@ -259,10 +249,7 @@ mod tests {
             "dafs-bench response-time --engine shm --protection none --block 8192 --seconds 2 \
              --blocks 20 --file-size 67108864 --place same --keep-awake on --wait adaptive"
         );
-        assert_eq!(
-            options(&command).command("response-time", Place::Same),
-            command
-        );
+        assert_eq!(options(&command).command("response-time", Place::Same), command);
     }
 
     #[test]

@@ -33,9 +33,7 @@ pub(crate) fn fill_any(bytes: &mut [u8]) {
 
 /// The first word of `bytes`.
 pub(crate) fn first_word(bytes: &[u8]) -> u64 {
-    bytes
-        .first_chunk()
-        .map_or(0, |word| u64::from_le_bytes(*word))
+    bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
 }
 
 /// Checks that `bytes` are what the file holds at `offset`, a multiple of [`STEP`].
@@ -44,11 +42,7 @@ pub(crate) fn check(bytes: &[u8], offset: u64) -> Result<()> {
         let offset = offset + (i * STEP) as u64;
         let (found, expected) = (first_word(step), word(offset));
         if found != expected {
-            return Err(Error::Content {
-                offset,
-                found,
-                expected,
-            });
+            return Err(Error::Content { offset, found, expected });
         }
     }
     Ok(())
@@ -120,11 +114,7 @@ impl Offsets {
     }
 
     fn new(file: u64, block: usize, order: Order) -> Self {
-        Self {
-            block,
-            blocks: (file / block as u64).max(1),
-            order,
-        }
+        Self { block, blocks: (file / block as u64).max(1), order }
     }
 
     /// Bytes of a block.
@@ -167,11 +157,7 @@ mod tests {
         let mut sequential = Offsets::sequential(10_000, 4096);
         assert_eq!([0; 3].map(|_| sequential.next()), [0, 4096, 0]);
         let mut random = Offsets::random(1 << 20, 8192);
-        assert!(
-            (0..100)
-                .map(|_| random.next())
-                .all(|at| at % 8192 == 0 && at < 1 << 20)
-        );
+        assert!((0..100).map(|_| random.next()).all(|at| at % 8192 == 0 && at < 1 << 20));
     }
 
     #[test]

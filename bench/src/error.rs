@@ -66,27 +66,18 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Io {
-            what: what(),
-            source,
-        })
+        self.map_err(|source| Error::Io { what: what(), source })
     }
 }
 
 impl<T> Context<T> for rustix::io::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Io {
-            what: what(),
-            source: source.into(),
-        })
+        self.map_err(|source| Error::Io { what: what(), source: source.into() })
     }
 }
 
 impl<T> Context<T> for dafs_client::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Client {
-            what: what(),
-            source,
-        })
+        self.map_err(|source| Error::Client { what: what(), source })
     }
 }

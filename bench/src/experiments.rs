@@ -130,11 +130,7 @@ impl Experiment {
             command: options.command(self.name(), placement.place),
             rows,
         };
-        Ok(Finding {
-            report,
-            notes,
-            measure,
-        })
+        Ok(Finding { report, notes, measure })
     }
 }
 
@@ -174,17 +170,9 @@ fn hold_against_floors(rows: &mut [Row], measure: Measure) {
         };
         let ratio = |floor: Option<f64>| Some(round(value(row)? / floor?));
         let by_copy = row.path == "ordma";
-        let floor = if by_copy {
-            ["floor", "floor-socket"]
-        } else {
-            ["floor-socket", "floor"]
-        };
+        let floor = if by_copy { ["floor", "floor-socket"] } else { ["floor-socket", "floor"] };
         let copied = by_copy && floors.iter().any(|floor| floor.path == "floor-socket");
-        let spin = if copied {
-            None
-        } else {
-            among(["floor-socket-spin", "floor-spin"])
-        };
+        let spin = if copied { None } else { among(["floor-socket-spin", "floor-spin"]) };
         let (ratio, ratio_spin) = (ratio(among(floor)), ratio(spin));
         (row.ratio, row.ratio_spin) = (ratio, ratio_spin);
     }
@@ -205,28 +193,12 @@ fn reads<'b>(
     let block = offsets.block();
     let mut subjects: Subjects<'b> = Vec::new();
     if let Some(memory) = memory {
-        let label = Label {
-            path: "floor",
-            block: block as u64,
-            depth,
-            clients: 1,
-        };
-        subjects.push(Box::new(CopyCheck::new(
-            label,
-            memory,
-            offsets.clone(),
-            lab.stop,
-        )));
+        let label = Label { path: "floor", block: block as u64, depth, clients: 1 };
+        subjects.push(Box::new(CopyCheck::new(label, memory, offsets.clone(), lab.stop)));
     }
     subjects.extend(lab.ping_pongs(block as u64, depth, Exchange::read(block))?);
     for path in PATHS {
-        subjects.push(Box::new(Reads::new(
-            session,
-            path,
-            depth,
-            offsets.clone(),
-            lab.stop,
-        )));
+        subjects.push(Box::new(Reads::new(session, path, depth, offsets.clone(), lab.stop)));
     }
     Ok(subjects)
 }
@@ -262,11 +234,8 @@ mod tests {
 
     #[test]
     fn over_tcp_rows_are_held_against_the_ping_pongs() {
-        let mut rows = [
-            row("floor", 10.0, 400.0),
-            row("floor-spin", 5.0, 800.0),
-            row("ordma", 12.0, 300.0),
-        ];
+        let mut rows =
+            [row("floor", 10.0, 400.0), row("floor-spin", 5.0, 800.0), row("ordma", 12.0, 300.0)];
         hold_against_floors(&mut rows, Measure::Time);
         assert_eq!(ratios(&rows)[2], (Some(1.2), Some(2.4)));
         hold_against_floors(&mut rows, Measure::Rate);
@@ -284,10 +253,7 @@ mod tests {
             row("ordma", 1.0, 4000.0),
         ];
         hold_against_floors(&mut rows, Measure::Time);
-        assert_eq!(
-            ratios(&rows)[3..],
-            [(Some(2.0), Some(2.5)), (Some(2.0), None)]
-        );
+        assert_eq!(ratios(&rows)[3..], [(Some(2.0), Some(2.5)), (Some(2.0), None)]);
     }
 
     #[test]

@@ -49,26 +49,12 @@ impl<'a> Lab<'a> {
             Switch::Off => Awake::none(),
         };
         let (awake, notes) = (RefCell::new(awake), RefCell::default());
-        Ok(Self {
-            options,
-            placement,
-            stop,
-            server,
-            peer,
-            awake,
-            notes,
-        })
+        Ok(Self { options, placement, stop, server, peer, awake, notes })
     }
 
     /// Ends it all; gives the notes.
     pub(crate) fn end(self) -> Result<Vec<String>> {
-        let Self {
-            server,
-            peer,
-            awake,
-            notes,
-            ..
-        } = self;
+        let Self { server, peer, awake, notes, .. } = self;
         drop((peer, awake));
         server.stop()?;
         Ok(notes.into_inner())
@@ -96,10 +82,7 @@ impl<'a> Lab<'a> {
     /// Measures subjects in turn.
     pub(crate) fn measure(&self, mut subjects: Subjects<'_>) -> Result<Vec<Row>> {
         let blocks = usize::try_from(self.options.blocks).unwrap_or(usize::MAX);
-        let plan = Plan {
-            blocks,
-            time: Duration::from_secs_f64(self.options.seconds),
-        };
+        let plan = Plan { blocks, time: Duration::from_secs_f64(self.options.seconds) };
         measure(&mut subjects, plan, &mut self.awake.borrow_mut())
     }
 
@@ -118,12 +101,7 @@ impl<'a> Lab<'a> {
         for waiting in [Waiting::Blocking, Waiting::Spinning] {
             if waiting == Waiting::Blocking || spins {
                 let path = PingPong::name(self.peer.transport, waiting);
-                let label = Label {
-                    path,
-                    block,
-                    depth,
-                    clients: 1,
-                };
+                let label = Label { path, block, depth, clients: 1 };
                 let ping_pong = PingPong::connect(&self.peer, label, exchange, waiting, self.stop)?;
                 subjects.push(Box::new(ping_pong));
             }

@@ -61,11 +61,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Write(options) => one(Experiment::Write, options),
         Command::All(options) => all(options),
         Command::FloorPeer { transport, path } => floor::serve(*transport, path.as_deref()),
-        Command::Launch {
-            parent,
-            cpu,
-            command,
-        } => placement::launch(*parent, *cpu, command),
+        Command::Launch { parent, cpu, command } => placement::launch(*parent, *cpu, command),
         Command::Spin { parent, cpu } => placement::spin(*parent, *cpu),
         Command::Worker { location, wait } => experiments::work(location, *wait),
     }

@@ -25,11 +25,7 @@ impl Machine {
         let (system, release) = (uname.sysname().to_string_lossy(), uname.release());
         Self {
             cpu: cpu_model(&info).unwrap_or_else(|| uname.machine().to_string_lossy().into_owned()),
-            cores: info
-                .lines()
-                .filter(|line| field(line, "processor").is_some())
-                .count()
-                .max(1),
+            cores: info.lines().filter(|line| field(line, "processor").is_some()).count().max(1),
             kernel: format!("{system} {}", release.to_string_lossy()),
         }
     }
@@ -41,9 +37,7 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn cpu_model(info: &str) -> Option<String> {
-    info.lines()
-        .find_map(|line| field(line, "model name"))
-        .map(str::to_owned)
+    info.lines().find_map(|line| field(line, "model name")).map(str::to_owned)
 }
 
 /// The commit that the bench was built from, with `+dirty` where files differ from it; `None` where
@@ -53,32 +47,19 @@ pub fn commit() -> Option<String> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
     let git = |args: &[&str]| {
         let mut command = Command::new("git");
-        command
-            .arg("-C")
-            .arg(sources)
-            .args(args)
-            .stdin(Stdio::null());
-        let output = command
-            .output()
-            .ok()
-            .filter(|output| output.status.success())?;
+        command.arg("-C").arg(sources).args(args).stdin(Stdio::null());
+        let output = command.output().ok().filter(|output| output.status.success())?;
         String::from_utf8(output.stdout).ok()
     };
     let commit = git(&["rev-parse", "HEAD"])?;
     let dirty = !git(&["status", "--porcelain"])?.trim().is_empty();
-    Some(format!(
-        "{}{}",
-        commit.trim(),
-        if dirty { "+dirty" } else { "" }
-    ))
+    Some(format!("{}{}", commit.trim(), if dirty { "+dirty" } else { "" }))
 }
 
 /// The date and time now, `2025-01-31T23:59:59Z`.
 #[must_use]
 pub fn date() -> String {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format_date(now.as_secs())
 }
 
@@ -94,10 +75,7 @@ fn format_date(seconds: u64) -> String {
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = era * 400 + year + u64::from(month <= 2);
     let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z",
-        second % 60
-    )
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z", second % 60)
 }
 
 #[cfg(test)]

@@ -37,12 +37,7 @@ pub(crate) struct Label {
 impl Label {
     /// The row's name in messages.
     pub(crate) fn name(&self) -> String {
-        let Self {
-            path,
-            block,
-            depth,
-            clients,
-        } = self;
+        let Self { path, block, depth, clients } = self;
         format!("{path} (block {block}, depth {depth}, clients {clients})")
     }
 }
@@ -128,15 +123,7 @@ impl<'a> Recorder<'a> {
     /// Begins a block.
     pub(crate) fn begin(time: Duration, stop: &'a Stop) -> Self {
         let (clock, times) = (clock_cost(), histogram());
-        Self {
-            stop,
-            time,
-            clock,
-            times,
-            bytes: 0,
-            cpu: own_cpu(),
-            begun: Instant::now(),
-        }
+        Self { stop, time, clock, times, bytes: 0, cpu: own_cpu(), begun: Instant::now() }
     }
 
     /// When the block began.
@@ -158,14 +145,7 @@ impl<'a> Recorder<'a> {
         let elapsed = self.begun.elapsed();
         let client_cpu = own_cpu() - self.cpu;
         let (times, bytes) = (self.times, self.bytes);
-        Block {
-            ops: times.len(),
-            times,
-            bytes,
-            elapsed,
-            client_cpu,
-            server: None,
-        }
+        Block { ops: times.len(), times, bytes, elapsed, client_cpu, server: None }
     }
 }
 
@@ -233,9 +213,7 @@ fn row(label: &Label, blocks: &[Block]) -> Row {
         mean_us: over(&|block| block.times.mean() / 1000.0),
         ops_per_s: over(&|block| block.ops as f64 / block.elapsed.as_secs_f64()),
         mb_per_s: over(&|block| block.bytes as f64 / 1e6 / block.elapsed.as_secs_f64()),
-        handler_calls: server
-            .as_ref()
-            .map(|s| s.iter().map(|work| work.handler_calls).sum()),
+        handler_calls: server.as_ref().map(|s| s.iter().map(|work| work.handler_calls).sum()),
         server_cpu_us_per_op: server.map(|s| per_op(s.iter().map(|work| work.cpu).sum())),
         client_cpu_us_per_op: Some(per_op(client_cpu)),
         ratio: None,
@@ -246,11 +224,7 @@ fn row(label: &Label, blocks: &[Block]) -> Row {
 fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
-    let lower = if values.len() % 2 == 0 {
-        values[values.len() / 2 - 1]
-    } else {
-        upper
-    };
+    let lower = if values.len().is_multiple_of(2) { values[values.len() / 2 - 1] } else { upper };
     Some(round((lower + upper) / 2.0))
 }
 
@@ -260,13 +234,8 @@ mod tests {
 
     fn block(times: &[u64], cpu: u64) -> Block {
         let mut histogram = histogram();
-        times
-            .iter()
-            .for_each(|time| histogram.record(*time).unwrap());
-        let server = Some(ServerWork {
-            cpu: 10 * cpu,
-            handler_calls: 7,
-        });
+        times.iter().for_each(|time| histogram.record(*time).unwrap());
+        let server = Some(ServerWork { cpu: 10 * cpu, handler_calls: 7 });
         Block {
             ops: histogram.len(),
             times: histogram,
@@ -279,47 +248,21 @@ mod tests {
 
     #[test]
     fn a_row_is_the_median_of_its_blocks_and_the_sum_of_their_cost() {
-        let label = Label {
-            path: "inline",
-            block: 4096,
-            depth: 1,
-            clients: 1,
-        };
-        let blocks = [
-            block(&[1000, 1000, 9000], 3000),
-            block(&[2000], 0),
-            block(&[500_000], 2000),
-        ];
+        let label = Label { path: "inline", block: 4096, depth: 1, clients: 1 };
+        let blocks = [block(&[1000, 1000, 9000], 3000), block(&[2000], 0), block(&[500_000], 2000)];
         let row = row(&label, &blocks);
-        assert_eq!(
-            (row.path.as_str(), row.block, row.depth),
-            ("inline", Some(4096), Some(1))
-        );
+        assert_eq!((row.path.as_str(), row.block, row.depth), ("inline", Some(4096), Some(1)));
         assert!((row.p50_us.unwrap() - 2.0).abs() < 0.01, "{row:?}");
         assert_eq!(row.ops_per_s, Some(0.5));
         assert_eq!(row.mb_per_s, Some(1.0));
         assert_eq!(row.handler_calls, Some(21));
-        assert_eq!(
-            (row.client_cpu_us_per_op, row.server_cpu_us_per_op),
-            (Some(1.0), Some(10.0))
-        );
+        assert_eq!((row.client_cpu_us_per_op, row.server_cpu_us_per_op), (Some(1.0), Some(10.0)));
     }
 
     #[test]
     fn without_a_server_there_is_no_server_cost() {
-        let label = Label {
-            path: "floor",
-            block: 4096,
-            depth: 1,
-            clients: 1,
-        };
-        let row = row(
-            &label,
-            &[Block {
-                server: None,
-                ..block(&[1000], 1000)
-            }],
-        );
+        let label = Label { path: "floor", block: 4096, depth: 1, clients: 1 };
+        let row = row(&label, &[Block { server: None, ..block(&[1000], 1000) }]);
         assert_eq!((row.handler_calls, row.server_cpu_us_per_op), (None, None));
     }
 
@@ -335,12 +278,7 @@ mod tests {
         struct Counting<'a>(&'a std::cell::RefCell<Vec<u32>>, u32);
         impl Subject for Counting<'_> {
             fn label(&self) -> Label {
-                Label {
-                    path: "floor",
-                    block: 1,
-                    depth: 1,
-                    clients: 1,
-                }
+                Label { path: "floor", block: 1, depth: 1, clients: 1 }
             }
             fn block(&mut self, time: Duration) -> Result<Block> {
                 self.0.borrow_mut().push(self.1);
@@ -350,10 +288,7 @@ mod tests {
         let order = std::cell::RefCell::new(Vec::new());
         let mut subjects: Vec<Box<dyn Subject + '_>> =
             vec![Box::new(Counting(&order, 0)), Box::new(Counting(&order, 1))];
-        let plan = Plan {
-            blocks: 3,
-            time: Duration::from_millis(3),
-        };
+        let plan = Plan { blocks: 3, time: Duration::from_millis(3) };
         let rows = measure(&mut subjects, plan, &mut Awake::none()).unwrap();
         drop(subjects);
         assert_eq!(*order.borrow(), [0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1]);

@@ -57,19 +57,13 @@ impl Placement {
     fn among(cpus: &[usize], wish: Option<Place>) -> Result<Self> {
         let (first, second) = (cpus.first().copied(), cpus.get(1).copied());
         match (wish, first, second) {
-            (Some(Place::Same), Some(cpu), _) | (None, Some(cpu), None) => Ok(Self {
-                place: Place::Same,
-                server: cpu,
-                clients: vec![cpu],
-            }),
+            (Some(Place::Same), Some(cpu), _) | (None, Some(cpu), None) => {
+                Ok(Self { place: Place::Same, server: cpu, clients: vec![cpu] })
+            }
             (Some(Place::Cross) | None, Some(client), Some(server)) => {
                 let mut clients = vec![client];
                 clients.extend(&cpus[2..]);
-                Ok(Self {
-                    place: Place::Cross,
-                    server,
-                    clients,
-                })
+                Ok(Self { place: Place::Cross, server, clients })
             }
             (Some(Place::Cross), Some(cpu), None) => Err(Error::Usage(format!(
                 "--place cross needs two CPUs, and CPU {cpu} is the only one this process may use"
@@ -95,19 +89,14 @@ impl Placement {
 
 fn allowed_cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(None).context(|| "asking which CPUs may be used".into())?;
-    Ok((0..CpuSet::MAX_CPU)
-        .filter(|&cpu| set.is_set(cpu))
-        .collect())
+    Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
 }
 
 /// Binds the calling thread, and those it starts from now on, to a CPU.
 pub(crate) fn bind(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     if cpu >= CpuSet::MAX_CPU {
-        return Err(Error::Usage(format!(
-            "CPU {cpu}: at most {}",
-            CpuSet::MAX_CPU - 1
-        )));
+        return Err(Error::Usage(format!("CPU {cpu}: at most {}", CpuSet::MAX_CPU - 1)));
     }
     set.set(cpu);
     sched_setaffinity(None, &set).context(|| format!("binding to CPU {cpu}"))
@@ -123,13 +112,7 @@ pub(crate) fn this_program() -> Result<OsString> {
 /// this process. The terminal's interrupt goes to the bench alone, which ends its helpers in order.
 pub(crate) fn placed(cpu: usize, program: &OsStr) -> Result<Command> {
     let mut command = Command::new(this_program()?);
-    command.args([
-        "launch",
-        "--parent",
-        &std::process::id().to_string(),
-        &cpu.to_string(),
-        "--",
-    ]);
+    command.args(["launch", "--parent", &std::process::id().to_string(), &cpu.to_string(), "--"]);
     command.arg(program).process_group(0);
     Ok(command)
 }
@@ -138,11 +121,7 @@ pub(crate) fn placed(cpu: usize, program: &OsStr) -> Result<Command> {
 fn follow_parent(parent: u32, signal: Signal) -> Result<()> {
     set_parent_process_death_signal(Some(signal))
         .context(|| "asking for a signal at the parent's death".into())?;
-    if orphaned(parent) {
-        Err(Error::Peer("the parent is gone".into()))
-    } else {
-        Ok(())
-    }
+    if orphaned(parent) { Err(Error::Peer("the parent is gone".into())) } else { Ok(()) }
 }
 
 fn orphaned(parent: u32) -> bool {
@@ -154,9 +133,8 @@ fn orphaned(parent: u32) -> bool {
 pub(crate) fn launch(parent: u32, cpu: usize, command: &[OsString]) -> Result<()> {
     follow_parent(parent, Signal::TERM)?;
     bind(cpu)?;
-    let (program, args) = command
-        .split_first()
-        .ok_or_else(|| Error::Usage("launch: no command".into()))?;
+    let (program, args) =
+        command.split_first().ok_or_else(|| Error::Usage("launch: no command".into()))?;
     let error = Command::new(program).args(args).exec();
     Err(error).context(|| format!("running {}", program.display()))
 }
@@ -183,9 +161,7 @@ pub(crate) struct Awake {
 impl Awake {
     /// Keeps no CPU awake.
     pub(crate) fn none() -> Self {
-        Self {
-            spinners: Vec::new(),
-        }
+        Self { spinners: Vec::new() }
     }
 
     /// Keeps these CPUs awake.
@@ -204,11 +180,7 @@ impl Awake {
     /// Replaces spinners whose life has ended.
     pub(crate) fn renew(&mut self) -> Result<()> {
         for (cpu, child) in &mut self.spinners {
-            if child
-                .try_wait()
-                .context(|| "looking after a spinner".into())?
-                .is_some()
-            {
+            if child.try_wait().context(|| "looking after a spinner".into())?.is_some() {
                 *child = Self::start(*cpu)?;
                 Self::confirm(*cpu, child)?;
             }
@@ -220,19 +192,9 @@ impl Awake {
         // The class is set by util-linux's `chrt`, for want of a safe call that does it.
         let mut command = Command::new("chrt");
         command.args(["--idle", "0"]).arg(this_program()?);
-        command.args([
-            "spin",
-            "--parent",
-            &std::process::id().to_string(),
-            &cpu.to_string(),
-        ]);
-        command
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        command
-            .spawn()
-            .context(|| "starting chrt (of util-linux) to keep a CPU awake".into())
+        command.args(["spin", "--parent", &std::process::id().to_string(), &cpu.to_string()]);
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
+        command.spawn().context(|| "starting chrt (of util-linux) to keep a CPU awake".into())
     }
 
     /// Waits until the spinner is in the idle class.
@@ -240,11 +202,7 @@ impl Awake {
         let deadline = Instant::now() + Duration::from_secs(10);
         let wrong = |what: &str| Error::Peer(format!("the spinner of CPU {cpu} {what}"));
         while Instant::now() < deadline {
-            if child
-                .try_wait()
-                .context(|| "looking after a spinner".into())?
-                .is_some()
-            {
+            if child.try_wait().context(|| "looking after a spinner".into())?.is_some() {
                 return Err(wrong("ended at once"));
             }
             if scheduling_class(child.id()) == Some(SCHED_IDLE) {

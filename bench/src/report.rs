@@ -94,11 +94,7 @@ impl Report {
         );
         let Machine { cpu, cores, kernel } = &self.machine;
         let commit = self.commit.as_deref().unwrap_or("unknown");
-        let _ = writeln!(
-            text,
-            "{cpu}, {cores} CPUs, {kernel}; commit {commit}; {}",
-            self.date
-        );
+        let _ = writeln!(text, "{cpu}, {cores} CPUs, {kernel}; commit {commit}; {}", self.date);
         text.push_str(&lines(&self.cells(of)));
         text
     }
@@ -148,23 +144,14 @@ impl Report {
         let used =
             |column: &usize| *column == 0 || cells[1..].iter().any(|line| line[*column] != "-");
         let columns: Vec<usize> = (0..head.len()).filter(used).collect();
-        cells
-            .iter()
-            .map(|line| columns.iter().map(|&c| line[c].clone()).collect())
-            .collect()
+        cells.iter().map(|line| columns.iter().map(|&c| line[c].clone()).collect()).collect()
     }
 }
 
 /// Columns side by side: the first to the left, the others to the right.
 fn lines(cells: &[Vec<String>]) -> String {
     let columns = cells.first().map_or(0, Vec::len);
-    let width = |column: usize| {
-        cells
-            .iter()
-            .map(|line| line[column].len())
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |column: usize| cells.iter().map(|line| line[column].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for line in cells {

@@ -71,20 +71,10 @@ impl Server {
         option(&mut command, "--page-size", &format!("{PAGE}B"));
         option(&mut command, "--protection", "none");
         option(&mut command, "--state-dir", &text(&state)?);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log_file);
-        let mut process = command
-            .spawn()
-            .context(|| format!("starting {}", program.display()))?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file);
+        let mut process = command.spawn().context(|| format!("starting {}", program.display()))?;
         let output = process.stdout.take();
-        let mut server = Self {
-            process: Some(process),
-            address: String::new(),
-            socket,
-            directory,
-        };
+        let mut server = Self { process: Some(process), address: String::new(), socket, directory };
         server.address = match output.and_then(listen_for_address) {
             Some(address) => address,
             None => {
@@ -131,10 +121,7 @@ impl Server {
     pub(crate) fn stop(mut self) -> Result<()> {
         let status = self.end()?;
         if !status.success() {
-            return Err(Error::Server(format!(
-                "ended with {status}: {}",
-                self.log()
-            )));
+            return Err(Error::Server(format!("ended with {status}: {}", self.log())));
         }
         let directory = self.directory.path().to_owned();
         // `self` cannot be taken apart, as it has a destructor; what is left of it is removed now.
@@ -166,10 +153,7 @@ impl Server {
         }
         process.kill().context(|| "killing the server".into())?;
         process.wait().context(waiting)?;
-        Err(Error::Server(format!(
-            "did not stop within {} s",
-            STOP_PATIENCE.as_secs()
-        )))
+        Err(Error::Server(format!("did not stop within {} s", STOP_PATIENCE.as_secs())))
     }
 
     fn log(&self) -> String {
@@ -216,10 +200,7 @@ fn listen_for_address(output: ChildStdout) -> Option<String> {
     let (sender, lines) = mpsc::channel();
     // Reads on to the end, so that the server never waits for a reader.
     std::thread::spawn(move || {
-        for line in BufReader::new(output)
-            .lines()
-            .map_while(std::io::Result::ok)
-        {
+        for line in BufReader::new(output).lines().map_while(std::io::Result::ok) {
             // Nobody listens after the server is ready.
             let _ = sender.send(line);
         }
@@ -230,9 +211,7 @@ fn listen_for_address(output: ChildStdout) -> Option<String> {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) if line == "dafsd: ready" => return address,
             Ok(line) => {
-                let at = line
-                    .strip_prefix("dafsd: listening on tcp:")
-                    .map(str::to_owned);
+                let at = line.strip_prefix("dafsd: listening on tcp:").map(str::to_owned);
                 address = at.or(address);
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,

@@ -56,11 +56,7 @@ pub(crate) struct FirstPass {
 
 impl fmt::Display for FirstPass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Served {
-            inline,
-            direct,
-            ordma,
-        } = self.served;
+        let Served { inline, direct, ordma } = self.served;
         let pages = inline + direct + ordma;
         let time = self.time.as_secs_f64();
         write!(
@@ -82,24 +78,11 @@ pub(crate) struct Served {
 impl Served {
     /// So many pages by one path.
     fn by(path: Path, pages: u64) -> Self {
-        let none = Self {
-            inline: 0,
-            direct: 0,
-            ordma: 0,
-        };
+        let none = Self { inline: 0, direct: 0, ordma: 0 };
         match path {
-            Path::Inline => Self {
-                inline: pages,
-                ..none
-            },
-            Path::Direct => Self {
-                direct: pages,
-                ..none
-            },
-            Path::Ordma | Path::Auto => Self {
-                ordma: pages,
-                ..none
-            },
+            Path::Inline => Self { inline: pages, ..none },
+            Path::Direct => Self { direct: pages, ..none },
+            Path::Ordma | Path::Auto => Self { ordma: pages, ..none },
         }
     }
 
@@ -115,9 +98,7 @@ impl Served {
 impl Session {
     /// Connects to the server at `location`, whose process is `server`.
     pub(crate) fn open(location: &str, wait: Wait, server: Option<u32>) -> Result<Self> {
-        let parsed = location
-            .parse::<Location>()
-            .context(|| format!("location {location}"))?;
+        let parsed = location.parse::<Location>().context(|| format!("location {location}"))?;
         let connectors = match wait {
             Wait::Adaptive => Connectors::default(),
             Wait::Sleep => Connectors {
@@ -128,16 +109,8 @@ impl Session {
         let client = Client::connect_with(&parsed, options(), connectors)
             .context(|| format!("connecting to {location}"))?;
         let file = client.open(FILE).context(|| format!("opening {FILE}"))?;
-        let size = file
-            .attr()
-            .context(|| format!("attributes of {FILE}"))?
-            .size;
-        Ok(Self {
-            client,
-            file,
-            size,
-            server,
-        })
+        let size = file.attr().context(|| format!("attributes of {FILE}"))?.size;
+        Ok(Self { client, file, size, server })
     }
 
     /// Bytes of the file.
@@ -162,29 +135,19 @@ impl Session {
             offset += length as u64;
         }
         let served = Served::between(&before, &self.client.counters());
-        Ok(FirstPass {
-            time: begun.elapsed(),
-            served,
-        })
+        Ok(FirstPass { time: begun.elapsed(), served })
     }
 
     fn open_to_write(&self, name: &str) -> Result<File> {
         let options = OpenOptions::new().read(true).write(true);
-        self.client
-            .open_with(name, options)
-            .context(|| format!("opening {name}"))
+        self.client.open_with(name, options).context(|| format!("opening {name}"))
     }
 
     /// A counter of the server's own.
     fn server_counter(&self, name: &str) -> Result<u64> {
-        let counters = self
-            .client
-            .server_stats()
-            .context(|| "the server's counters".into())?;
+        let counters = self.client.server_stats().context(|| "the server's counters".into())?;
         let found = counters.into_iter().find(|(counter, _)| counter == name);
-        found
-            .map(|(_, value)| value)
-            .ok_or_else(|| Error::Server(format!("has no counter {name}")))
+        found.map(|(_, value)| value).ok_or_else(|| Error::Server(format!("has no counter {name}")))
     }
 
     /// Runs a block and notes what it cost the server.
@@ -198,10 +161,7 @@ impl Session {
         let block = run()?;
         let cpu = cpu_of(server)?.saturating_sub(cpu);
         let handler_calls = self.server_counter(CALLS)? - calls;
-        Ok(Block {
-            server: Some(ServerWork { cpu, handler_calls }),
-            ..block
-        })
+        Ok(Block { server: Some(ServerWork { cpu, handler_calls }), ..block })
     }
 
     /// Runs a block whose pages all have to be served by one path.
@@ -218,18 +178,11 @@ impl Session {
         if served == Served::by(path, pages) {
             return Ok(block);
         }
-        let Served {
-            inline,
-            direct,
-            ordma,
-        } = served;
+        let Served { inline, direct, ordma } = served;
         let reason = format!(
             "of {pages} pages, {inline} were served inline, {direct} directly, {ordma} one-sidedly"
         );
-        Err(Error::WrongPath {
-            row: row.to_owned(),
-            reason,
-        })
+        Err(Error::WrongPath { row: row.to_owned(), reason })
     }
 }
 
@@ -245,8 +198,5 @@ fn options() -> Options {
 }
 
 fn sleeping() -> Settings {
-    Settings {
-        spin: Duration::ZERO,
-        ..Settings::default()
-    }
+    Settings { spin: Duration::ZERO, ..Settings::default() }
 }

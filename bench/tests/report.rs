@@ -29,11 +29,7 @@ fn report() -> Report {
         experiment: "response-time".into(),
         engine: "tcp".into(),
         protection: "none".into(),
-        machine: Machine {
-            cpu: "Example CPU".into(),
-            cores: 2,
-            kernel: "Linux 6.1".into(),
-        },
+        machine: Machine { cpu: "Example CPU".into(), cores: 2, kernel: "Linux 6.1".into() },
         commit: None,
         place: "cross".into(),
         keep_awake: true,
@@ -45,10 +41,7 @@ fn report() -> Report {
 
 #[test]
 fn json_has_exactly_this_form() {
-    assert_eq!(
-        report().to_json() + "\n",
-        include_str!("golden/report.json")
-    );
+    assert_eq!(report().to_json() + "\n", include_str!("golden/report.json"));
 }
 
 #[test]

@@ -23,15 +23,9 @@ fn server() -> &'static Path {
             Some("debug") | None => "dev",
             Some(profile) => profile,
         };
-        build
-            .args(["--profile", profile])
-            .env("CARGO_TARGET_DIR", directory.join(".."));
+        build.args(["--profile", profile]).env("CARGO_TARGET_DIR", directory.join(".."));
         let status = build.status().expect("cargo runs");
-        assert!(
-            status.success() && server.is_file(),
-            "{} was not built",
-            server.display()
-        );
+        assert!(status.success() && server.is_file(), "{} was not built", server.display());
         server
     })
 }
@@ -43,17 +37,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-        }
+        Self { directory: tempfile::tempdir().unwrap() }
     }
 
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
-        command
-            .args(line.split_ascii_whitespace())
-            .arg("--server")
-            .arg(server());
+        command.args(line.split_ascii_whitespace()).arg("--server").arg(server());
         command.env("TMPDIR", self.directory.path());
         command
     }
@@ -74,25 +63,16 @@ impl Bench {
              --place same --json {path} {more}"
         );
         let output = self.run(&line);
-        let (out, err) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
+        let (out, err) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{line}: {out}{err}");
         let report: Value = serde_json::from_slice(&std::fs::read(json.path()).unwrap()).unwrap();
         assert_eq!(report["experiment"], experiment);
         assert_eq!(report["engine"], engine);
         assert_eq!(report["place"], "same");
-        assert!(
-            out.starts_with(&format!("{experiment}: engine {engine}")),
-            "{out}"
-        );
+        assert!(out.starts_with(&format!("{experiment}: engine {engine}")), "{out}");
         let rows = report["rows"].as_array().unwrap().clone();
-        assert!(
-            rows.iter()
-                .all(|row| row["ops_per_s"].as_f64().unwrap() > 0.0),
-            "{rows:?}"
-        );
+        assert!(rows.iter().all(|row| row["ops_per_s"].as_f64().unwrap() > 0.0), "{rows:?}");
         for row in rows.iter().filter(|row| row["path"] == "ordma") {
             assert_eq!(row["handler_calls"], 0, "{row}");
         }
@@ -101,9 +81,7 @@ impl Bench {
 }
 
 fn paths(rows: &[Value]) -> Vec<&str> {
-    rows.iter()
-        .map(|row| row["path"].as_str().unwrap())
-        .collect()
+    rows.iter().map(|row| row["path"].as_str().unwrap()).collect()
 }
 
 /// The floors of a row that reads or writes one block at a time.
@@ -136,10 +114,7 @@ fn random(engine: &str) {
     let rows = Bench::new().rows("random", engine, "");
     let each = [floors(engine, true), &["inline", "direct", "ordma"]].concat();
     assert_eq!(paths(&rows), [&each[..], &each, &each].concat());
-    let depths: Vec<_> = rows
-        .iter()
-        .map(|row| row["depth"].as_u64().unwrap())
-        .collect();
+    let depths: Vec<_> = rows.iter().map(|row| row["depth"].as_u64().unwrap()).collect();
     assert_eq!(depths[..each.len()], vec![1; each.len()]);
     assert_eq!(depths[2 * each.len()..], vec![64; each.len()]);
 }
@@ -154,10 +129,7 @@ fn throughput(engine: &str) {
 fn server_throughput(engine: &str) {
     let rows = Bench::new().rows("server-throughput", engine, "--block 8KiB");
     assert_eq!(paths(&rows), ["direct", "ordma"].repeat(4));
-    let clients: Vec<_> = rows
-        .iter()
-        .map(|row| row["clients"].as_u64().unwrap())
-        .collect();
+    let clients: Vec<_> = rows.iter().map(|row| row["clients"].as_u64().unwrap()).collect();
     assert_eq!(clients, [1, 1, 2, 2, 3, 3, 4, 4]);
 }
 
@@ -165,10 +137,7 @@ fn write(engine: &str) {
     let rows = Bench::new().rows("write", engine, "");
     let each = [floors(engine, false), &["write"]].concat();
     assert_eq!(paths(&rows), each.repeat(2));
-    assert_eq!(
-        (&rows[0]["block"], &rows[each.len()]["block"]),
-        (&4096.into(), &64.into())
-    );
+    assert_eq!((&rows[0]["block"], &rows[each.len()]["block"]), (&4096.into(), &64.into()));
 }
 
 /// A test of an experiment for each engine.
@@ -178,14 +147,7 @@ macro_rules! over_every_engine {
         mod shm { $( #[test] fn $experiment() { super::$experiment("shm"); } )* }
     };
 }
-over_every_engine!(
-    rtt,
-    response_time,
-    random,
-    throughput,
-    server_throughput,
-    write
-);
+over_every_engine!(rtt, response_time, random, throughput, server_throughput, write);
 
 #[test]
 fn all_gives_an_array_and_every_experiment_the_same_placement() {
@@ -196,19 +158,11 @@ fn all_gives_an_array_and_every_experiment_the_same_placement() {
         json.path().display()
     );
     let output = bench.run(&line);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = std::fs::read(json.path()).unwrap();
     let reports: Vec<Value> = serde_json::from_slice(&text).unwrap();
     assert_eq!(reports.len(), 6);
-    assert!(
-        reports
-            .iter()
-            .all(|report| report["place"] == reports[0]["place"])
-    );
+    assert!(reports.iter().all(|report| report["place"] == reports[0]["place"]));
 }
 
 #[test]
@@ -216,10 +170,7 @@ fn what_cannot_be_is_refused_with_a_reason() {
     let bench = Bench::new();
     for (line, reason) in [
         ("response-time --block 100", "whole pages"),
-        (
-            "response-time --file-size 1MiB --block 2MiB",
-            "not more than the file's",
-        ),
+        ("response-time --file-size 1MiB --block 2MiB", "not more than the file's"),
         ("write --block 8", "writes are of"),
     ] {
         let output = bench.run(line);
@@ -228,15 +179,9 @@ fn what_cannot_be_is_refused_with_a_reason() {
         assert!(error.contains(reason), "{line}: {error}");
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
-    let output = command
-        .args(["rtt", "--server", "/nowhere"])
-        .output()
-        .unwrap();
+    let output = command.args(["rtt", "--server", "/nowhere"]).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        !output.status.success() && error.contains("--server"),
-        "{error}"
-    );
+    assert!(!output.status.success() && error.contains("--server"), "{error}");
 }
 
 #[test]
@@ -261,19 +206,13 @@ fn an_interrupt_leaves_nothing_behind() {
     assert!(socket(), "the server did not start");
     let helpers = children(child.id());
     assert!(!helpers.is_empty());
-    let kill = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130));
     assert_eq!(files(), 0);
     for helper in helpers {
-        assert!(
-            !Path::new(&format!("/proc/{helper}")).exists(),
-            "process {helper} still runs"
-        );
+        assert!(!Path::new(&format!("/proc/{helper}")).exists(), "process {helper} still runs");
     }
 }
 
@@ -295,11 +234,7 @@ fn even_a_kill_leaves_no_process_behind() {
     assert!(helpers.len() >= 5, "{helpers:?}");
     child.kill().unwrap();
     child.wait().unwrap();
-    let alive = || {
-        helpers
-            .iter()
-            .any(|pid| Path::new(&format!("/proc/{pid}/exe")).exists())
-    };
+    let alive = || helpers.iter().any(|pid| Path::new(&format!("/proc/{pid}/exe")).exists());
     while alive() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -309,7 +244,5 @@ fn even_a_kill_leaves_no_process_behind() {
 fn children(parent: u32) -> Vec<u32> {
     let path = format!("/proc/{parent}/task/{parent}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.split_ascii_whitespace()
-        .map(|pid| pid.parse().unwrap())
-        .collect()
+    text.split_ascii_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }

@@ -17,10 +17,7 @@ const DEPTH: u64 = 8;
 pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>> {
     let session = lab.warm()?;
     let mut subjects = lab.ping_pongs(0, 1, Exchange::byte())?;
-    subjects.push(Box::new(NullRpc {
-        session: &session,
-        stop: lab.stop,
-    }));
+    subjects.push(Box::new(NullRpc { session: &session, stop: lab.stop }));
     let mut rows = lab.measure(subjects)?;
 
     let block = BLOCK.min(lab.options.file_size);
@@ -28,27 +25,11 @@ pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>> {
     let memory = memory(lab);
     let mut subjects: Subjects<'_> = Vec::new();
     if let Some(memory) = &memory {
-        let label = Label {
-            path: "floor",
-            block,
-            depth: DEPTH,
-            clients: 1,
-        };
-        subjects.push(Box::new(CopyCheck::new(
-            label,
-            memory,
-            offsets.clone(),
-            lab.stop,
-        )));
+        let label = Label { path: "floor", block, depth: DEPTH, clients: 1 };
+        subjects.push(Box::new(CopyCheck::new(label, memory, offsets.clone(), lab.stop)));
     }
     subjects.extend(lab.ping_pongs(block, DEPTH, Exchange::read(length(block)))?);
-    subjects.push(Box::new(Reads::new(
-        &session,
-        Path::Direct,
-        DEPTH,
-        offsets,
-        lab.stop,
-    )));
+    subjects.push(Box::new(Reads::new(&session, Path::Direct, DEPTH, offsets, lab.stop)));
     rows.extend(lab.measure(subjects)?);
     Ok(rows)
 }

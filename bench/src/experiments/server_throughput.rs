@@ -21,9 +21,7 @@ const BLOCKS: [u64; 5] = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10];
 const CLIENTS: [u64; 4] = [1, 2, 3, 4];
 
 fn clients(options: &Options) -> Vec<u64> {
-    options
-        .clients
-        .map_or(CLIENTS.to_vec(), |clients| vec![clients])
+    options.clients.map_or(CLIENTS.to_vec(), |clients| vec![clients])
 }
 
 pub(super) fn most_clients(options: &Options) -> usize {
@@ -44,17 +42,10 @@ pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>> {
         }
         let workers = RefCell::new(&mut workers[..]);
         for &block in &blocks {
-            let several = |path| Several {
-                session: &session,
-                workers: &workers,
-                path,
-                block,
-                depth,
-            };
-            let subjects: Subjects<'_> = vec![
-                Box::new(several(Path::Direct)),
-                Box::new(several(Path::Ordma)),
-            ];
+            let several =
+                |path| Several { session: &session, workers: &workers, path, block, depth };
+            let subjects: Subjects<'_> =
+                vec![Box::new(several(Path::Direct)), Box::new(several(Path::Ordma))];
             rows.extend(lab.measure(subjects)?);
         }
     }
@@ -77,12 +68,7 @@ struct Several<'a, 'w> {
 impl Subject for Several<'_, '_> {
     fn label(&self) -> Label {
         let clients = self.workers.borrow().len() as u64;
-        Label {
-            path: path_name(self.path),
-            block: self.block,
-            depth: self.depth,
-            clients,
-        }
+        Label { path: path_name(self.path), block: self.block, depth: self.depth, clients }
     }
 
     fn block(&mut self, time: Duration) -> Result<Block> {

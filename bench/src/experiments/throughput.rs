@@ -8,17 +8,8 @@ use crate::lab::Lab;
 use crate::report::Row;
 
 /// 4 KiB to 1 MiB.
-const BLOCKS: [u64; 9] = [
-    4 << 10,
-    8 << 10,
-    16 << 10,
-    32 << 10,
-    64 << 10,
-    128 << 10,
-    256 << 10,
-    512 << 10,
-    1 << 20,
-];
+const BLOCKS: [u64; 9] =
+    [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20];
 /// Blocks under way: the read-ahead.
 pub(super) const DEPTH: u64 = 8;
 

@@ -16,17 +16,12 @@ const FILE_SIZE: u64 = 16 << 20;
 
 pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>> {
     let size = FILE_SIZE.min(lab.options.file_size);
-    let blocks = lab
-        .options
-        .block
-        .map_or(BLOCKS.to_vec(), |block| vec![block]);
+    let blocks = lab.options.block.map_or(BLOCKS.to_vec(), |block| vec![block]);
     let session = lab.connect()?;
     let mut rows = Vec::new();
     for block in blocks {
         if !(16..=1 << 20).contains(&block) {
-            return Err(Error::Usage(format!(
-                "--block {block}: writes are of 16 B to 1 MiB"
-            )));
+            return Err(Error::Usage(format!("--block {block}: writes are of 16 B to 1 MiB")));
         }
         let name = format!("written-{block}");
         data::create(&lab.server.files().join(&name), size)?;

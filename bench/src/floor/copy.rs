@@ -58,13 +58,7 @@ impl Memory {
         to.copy_from_slice(&self.payloads.get()[offset..offset + PAGE]);
         let footer = self.footers[offset / PAGE];
         let block = (offset / PAGE) as u64;
-        let reference = RemoteRef {
-            chunk: 0,
-            slot: 0,
-            file: FILE,
-            block,
-            generation: block + 1,
-        };
+        let reference = RemoteRef { chunk: 0, slot: 0, file: FILE, block, generation: block + 1 };
         verify(std::hint::black_box(&footer), to, &reference, 1)
             .map_err(|fault| Error::Peer(format!("copy and check: a {fault} page")))?;
         Ok(())
@@ -75,13 +69,7 @@ impl<'a> CopyCheck<'a> {
     /// Reads as `offsets` say.
     pub(crate) fn new(label: Label, memory: &'a Memory, offsets: Offsets, stop: &'a Stop) -> Self {
         let to = Aligned::new(offsets.block());
-        Self {
-            label,
-            stop,
-            memory,
-            offsets,
-            to,
-        }
+        Self { label, stop, memory, offsets, to }
     }
 }
 
@@ -110,12 +98,7 @@ mod tests {
     #[test]
     fn every_page_is_copied_and_checked() {
         let memory = Memory::new(8 * PAGE as u64);
-        let label = Label {
-            path: "floor",
-            block: 8192,
-            depth: 1,
-            clients: 1,
-        };
+        let label = Label { path: "floor", block: 8192, depth: 1, clients: 1 };
         let stop = Stop::default();
         let offsets = Offsets::sequential(8 * PAGE as u64, 2 * PAGE);
         let mut subject = CopyCheck::new(label, &memory, offsets, &stop);

@@ -39,26 +39,17 @@ impl Exchange {
     /// Reads `block` bytes, whole pages.
     pub(crate) fn read(block: usize) -> Self {
         let pages = block.div_ceil(PAGE).max(1);
-        Self {
-            request: REQUEST,
-            reply: REPLY - FOOTER + pages * (FOOTER + PAGE),
-        }
+        Self { request: REQUEST, reply: REPLY - FOOTER + pages * (FOOTER + PAGE) }
     }
 
     /// Writes `block` bytes.
     pub(crate) fn write(block: usize) -> Self {
-        Self {
-            request: REQUEST + block,
-            reply: REPLY,
-        }
+        Self { request: REQUEST + block, reply: REPLY }
     }
 
     /// One byte each way.
     pub(crate) fn byte() -> Self {
-        Self {
-            request: 1,
-            reply: 1,
-        }
+        Self { request: 1, reply: 1 }
     }
 }
 
@@ -68,20 +59,8 @@ mod tests {
 
     #[test]
     fn a_page_travels_with_its_footer() {
-        assert_eq!(
-            Exchange::read(4096),
-            Exchange {
-                request: 56,
-                reply: 80 + 4096
-            }
-        );
+        assert_eq!(Exchange::read(4096), Exchange { request: 56, reply: 80 + 4096 });
         assert_eq!(Exchange::read(8192).reply, 16 + 2 * (64 + 4096));
-        assert_eq!(
-            Exchange::write(64),
-            Exchange {
-                request: 120,
-                reply: 80
-            }
-        );
+        assert_eq!(Exchange::write(64), Exchange { request: 120, reply: 80 });
     }
 }

@@ -26,18 +26,8 @@ fn understand(bytes: [u8; HELLO]) -> (Exchange, Waiting) {
     let number = |i: usize| {
         u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]) as usize
     };
-    let waiting = if number(8) == 1 {
-        Waiting::Spinning
-    } else {
-        Waiting::Blocking
-    };
-    (
-        Exchange {
-            request: number(0),
-            reply: number(4),
-        },
-        waiting,
-    )
+    let waiting = if number(8) == 1 { Waiting::Spinning } else { Waiting::Blocking };
+    (Exchange { request: number(0), reply: number(4) }, waiting)
 }
 
 /// The helper `floor-peer`: listens, says where, and serves connections until its input ends.
@@ -62,9 +52,7 @@ pub(crate) fn serve(transport: Transport, path: Option<&Path>) -> Result<()> {
         }
     });
     let mut rest = Vec::new();
-    std::io::stdin()
-        .read_to_end(&mut rest)
-        .context(|| "waiting for the end".into())?;
+    std::io::stdin().read_to_end(&mut rest).context(|| "waiting for the end".into())?;
     Ok(())
 }
 
@@ -105,9 +93,7 @@ impl Peer {
             Transport::Unix => command.arg("unix").arg("--path").arg(&path),
         };
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command
-            .spawn()
-            .context(|| "starting the ping-pong's peer".into())?;
+        let mut process = command.spawn().context(|| "starting the ping-pong's peer".into())?;
         let mut line = String::new();
         if let Some(output) = process.stdout.take() {
             BufReader::new(output)
@@ -121,15 +107,9 @@ impl Peer {
         let Some(address) = address else {
             let _ = process.kill();
             let _ = process.wait();
-            return Err(Error::Peer(format!(
-                "the ping-pong's peer said {line:?}, no address"
-            )));
+            return Err(Error::Peer(format!("the ping-pong's peer said {line:?}, no address")));
         };
-        Ok(Self {
-            process,
-            address,
-            transport,
-        })
+        Ok(Self { process, address, transport })
     }
 }
 
@@ -153,10 +133,7 @@ mod tests {
 
     #[test]
     fn a_hello_is_understood() {
-        let exchange = Exchange {
-            request: 56,
-            reply: 4176,
-        };
+        let exchange = Exchange { request: 56, reply: 4176 };
         for waiting in [Waiting::Blocking, Waiting::Spinning] {
             assert_eq!(understand(hello(exchange, waiting)), (exchange, waiting));
         }

@@ -38,13 +38,7 @@ impl<'a> PingPong<'a> {
         };
         let stream = connect().context(|| "connecting to the ping-pong's peer".into())?;
         let (request, reply) = (vec![0xA5; exchange.request], vec![0; exchange.reply]);
-        Ok(Self {
-            label,
-            stop,
-            stream,
-            request,
-            reply,
-        })
+        Ok(Self { label, stop, stream, request, reply })
     }
 
     /// The name of a row that holds such a ping-pong.
@@ -95,8 +89,7 @@ impl Subject for PingPong<'_> {
         }
         let (bytes, stop) = (self.label.block, self.stop);
         one_by_one(time, stop, || {
-            self.exchange()
-                .context(|| "the ping-pong's connection".into())?;
+            self.exchange().context(|| "the ping-pong's connection".into())?;
             Ok(bytes)
         })
     }

@@ -66,10 +66,7 @@ pub(super) struct Stream {
 
 impl Stream {
     fn new(socket: Socket) -> Self {
-        Self {
-            socket,
-            waiting: Waiting::Blocking,
-        }
+        Self { socket, waiting: Waiting::Blocking }
     }
 
     fn tcp(socket: TcpStream) -> io::Result<Self> {
@@ -102,10 +99,7 @@ impl Stream {
 
     fn poll(&self, flags: PollFlags, timeout: Duration) -> io::Result<()> {
         let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
-        poll(
-            &mut [PollFd::from_borrowed_fd(self.fd(), flags)],
-            Some(&timeout),
-        )?;
+        poll(&mut [PollFd::from_borrowed_fd(self.fd(), flags)], Some(&timeout))?;
         Ok(())
     }
 

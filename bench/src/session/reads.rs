@@ -28,9 +28,7 @@ enum Way {
 
 impl fmt::Debug for Reads<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reads")
-            .field("label", &self.label)
-            .finish_non_exhaustive()
+        f.debug_struct("Reads").field("label", &self.label).finish_non_exhaustive()
     }
 }
 
@@ -50,12 +48,7 @@ impl<'a> Reads<'a> {
         stop: &'a Stop,
     ) -> Self {
         let block = offsets.block();
-        let label = Label {
-            path: path_name(path),
-            block: block as u64,
-            depth,
-            clients: 1,
-        };
+        let label = Label { path: path_name(path), block: block as u64, depth, clients: 1 };
         let way = match depth {
             0 | 1 => Way::One(Aligned::new(block)),
             _ => Way::Several {
@@ -63,26 +56,12 @@ impl<'a> Reads<'a> {
                 buffers: (0..depth).map(|_| vec![0; block]).collect(),
             },
         };
-        Self {
-            session,
-            stop,
-            path,
-            label,
-            offsets,
-            way,
-        }
+        Self { session, stop, path, label, offsets, way }
     }
 
     /// The block without what it cost the server.
     pub(crate) fn unaccounted(&mut self, time: Duration) -> Result<Block> {
-        let Self {
-            session,
-            stop,
-            path,
-            label,
-            offsets,
-            way,
-        } = self;
+        let Self { session, stop, path, label, offsets, way } = self;
         session.served_by(*path, &label.name(), || match way {
             Way::One(buffer) => one(session, stop, *path, offsets, buffer.get_mut(), time),
             Way::Several { queue, buffers } => {
@@ -142,19 +121,14 @@ fn several(
             .get_mut(token)
             .ok_or_else(|| Error::Peer(format!("a completion of no read: {token}")))?;
         let offset = flight.offset;
-        let outcome = completion
-            .result
-            .context(|| format!("reading at {offset}"))?;
+        let outcome = completion.result.context(|| format!("reading at {offset}"))?;
         let Outcome::Read(report) = outcome else {
             return Err(Error::Peer(format!("a read at {offset} ended as a write")));
         };
         let bytes = check(report, &completion.buffer, offset)?;
         let now = Instant::now();
         if recorder.done(flight.begun, now, bytes)? {
-            *flight = Flight {
-                begun: now,
-                offset: offsets.next(),
-            };
+            *flight = Flight { begun: now, offset: offsets.next() };
             let (token, buffer) = (completion.token, completion.buffer);
             queue.read(&session.file, buffer, flight.offset, path, token);
         } else {
@@ -168,9 +142,7 @@ fn several(
 fn check(report: ReadReport, buffer: &[u8], offset: u64) -> Result<u64> {
     if report.bytes != buffer.len() {
         let (came, wanted) = (report.bytes, buffer.len());
-        return Err(Error::Peer(format!(
-            "{came} of {wanted} bytes came from offset {offset}"
-        )));
+        return Err(Error::Peer(format!("{came} of {wanted} bytes came from offset {offset}")));
     }
     data::check(buffer, offset)?;
     Ok(buffer.len() as u64)
@@ -185,12 +157,7 @@ pub(crate) struct NullRpc<'a> {
 
 impl Subject for NullRpc<'_> {
     fn label(&self) -> Label {
-        Label {
-            path: "null-rpc",
-            block: 0,
-            depth: 1,
-            clients: 1,
-        }
+        Label { path: "null-rpc", block: 0, depth: 1, clients: 1 }
     }
 
     fn block(&mut self, time: Duration) -> Result<Block> {

@@ -40,51 +40,27 @@ impl<'a> Writes<'a> {
         // A partial write needs the rest of its page: it should be there.
         let mut page = vec![0; PAGE];
         for offset in (0..size).step_by(PAGE) {
-            file.read_exact_at(&mut page, offset)
-                .context(|| format!("first pass of {name}"))?;
+            file.read_exact_at(&mut page, offset).context(|| format!("first pass of {name}"))?;
         }
-        let label = Label {
-            path: "write",
-            block: block as u64,
-            depth: 1,
-            clients: 1,
-        };
+        let label = Label { path: "write", block: block as u64, depth: 1, clients: 1 };
         let offsets = Offsets::random(size, block);
         let mut buffer = Aligned::new(block);
         data::fill_any(buffer.get_mut());
         let last = vec![0; usize::try_from(size).unwrap_or(0) / block];
-        Ok(Self {
-            session,
-            stop,
-            file,
-            label,
-            offsets,
-            buffer,
-            last,
-            number: 0,
-        })
+        Ok(Self { session, stop, file, label, offsets, buffer, last, number: 0 })
     }
 
     /// Compares the file with what was written.
     pub(crate) fn verify(&self) -> Result<()> {
         let mut buffer = vec![0; self.buffer.get().len()];
-        for (place, &expected) in self
-            .last
-            .iter()
-            .enumerate()
-            .filter(|(_, number)| **number > 0)
-        {
+        for (place, &expected) in self.last.iter().enumerate().filter(|(_, number)| **number > 0) {
             let offset = (place * buffer.len()) as u64;
             self.file
                 .read_at_by(&mut buffer, offset, Path::Inline)
                 .context(|| format!("reading back at {offset}"))?;
             let found = data::first_word(&buffer);
             if found != expected || buffer[8..] != self.buffer.get()[8..] {
-                return Err(Error::Content {
-                    offset,
-                    found,
-                    expected,
-                });
+                return Err(Error::Content { offset, found, expected });
             }
             self.stop.check()?;
         }
@@ -98,16 +74,7 @@ impl Subject for Writes<'_> {
     }
 
     fn block(&mut self, time: Duration) -> Result<Block> {
-        let Self {
-            session,
-            stop,
-            file,
-            label,
-            offsets,
-            buffer,
-            last,
-            number,
-        } = self;
+        let Self { session, stop, file, label, offsets, buffer, last, number } = self;
         let before = session.client.counters();
         let block = session.accounted(|| {
             one_by_one(time, stop, || {
@@ -115,14 +82,11 @@ impl Subject for Writes<'_> {
                 *number += 1;
                 let bytes = buffer.get_mut();
                 bytes[..8].copy_from_slice(&number.to_le_bytes());
-                let written = file
-                    .write_at(bytes, offset)
-                    .context(|| format!("writing at {offset}"))?;
+                let written =
+                    file.write_at(bytes, offset).context(|| format!("writing at {offset}"))?;
                 if written != bytes.len() {
                     let wanted = bytes.len();
-                    return Err(Error::Peer(format!(
-                        "{written} of {wanted} bytes were written"
-                    )));
+                    return Err(Error::Peer(format!("{written} of {wanted} bytes were written")));
                 }
                 let place = usize::try_from(offset).unwrap_or(usize::MAX) / bytes.len();
                 last[place] = *number;
@@ -134,23 +98,14 @@ impl Subject for Writes<'_> {
             after.inline_writes + after.direct_writes - before.inline_writes - before.direct_writes;
         if requests != block.ops {
             let reason = format!("{requests} WRITE requests for {} writes", block.ops);
-            return Err(Error::WrongPath {
-                row: label.name(),
-                reason,
-            });
+            return Err(Error::WrongPath { row: label.name(), reason });
         }
         if let Some(server) = block.server
             && server.handler_calls != block.ops
         {
             let calls = server.handler_calls;
-            let reason = format!(
-                "the server handled {calls} requests for {} writes",
-                block.ops
-            );
-            return Err(Error::WrongPath {
-                row: label.name(),
-                reason,
-            });
+            let reason = format!("the server handled {calls} requests for {} writes", block.ops);
+            return Err(Error::WrongPath { row: label.name(), reason });
         }
         file.sync().context(|| "committing".into())?;
         Ok(block)

@@ -207,7 +207,8 @@ impl Directory {
     }
 
     /// Notes that a read through a reference faulted: `Torn` keeps the reference, all others drop
-    /// it, unless a newer one has come meanwhile.
+    /// it, unless a newer one has come meanwhile. `Gone` drops all references into the chunk, which
+    /// looks at every entry, once for a chunk.
     pub fn faulted(&mut self, reference: &RemoteRef, fault: AccessFault) {
         if fault.keeps_reference() {
             return;
@@ -216,6 +217,9 @@ impl Directory {
             && self.slab[place as usize].generation == reference.generation
         {
             self.remove(place);
+            if fault == AccessFault::Gone {
+                self.drop_chunk(reference.chunk);
+            }
         }
     }
 

@@ -23,7 +23,13 @@ impl Directory {
 }
 
 fn reference(file: u64, block: u64, generation: u64) -> RemoteRef {
-    RemoteRef { chunk: 3, slot: u32::try_from(block).unwrap(), file, block, generation }
+    RemoteRef {
+        chunk: u32::try_from(file).unwrap(),
+        slot: u32::try_from(block).unwrap(),
+        file,
+        block,
+        generation,
+    }
 }
 
 #[test]
@@ -167,8 +173,12 @@ impl Model {
             }
             Step::Fault(f, b, g, kind) => {
                 let held = self.entries.get(&(f, b)).is_some_and(|e| e.0 == g);
-                if held && AccessFault::ALL[kind] != AccessFault::Torn {
-                    self.remove((f, b));
+                match AccessFault::ALL[kind] {
+                    // The chunk of a page is named like its file in these tests.
+                    AccessFault::Gone if held => self.apply(&Step::DropFile(f), capacity),
+                    AccessFault::Torn => {}
+                    _ if held => self.remove((f, b)),
+                    _ => {}
                 }
             }
             Step::DropFile(file) => {

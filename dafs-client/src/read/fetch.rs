@@ -70,6 +70,16 @@ fn runs(wants: &[Want]) -> Vec<(u64, usize)> {
     runs
 }
 
+/// How many references of neighbours to ask for: none where the page behind the wanted ones is known
+/// already. Each costs the server a look-up and the client an entry, whether it is of use or not.
+fn neighbours_wanted(file: &OpenFile, wants: &[Want]) -> u32 {
+    let session = file.session();
+    let known = wants.last().is_some_and(|want| {
+        lock(&session.table).directory.peek(file.number(), want.block + 1).is_some()
+    });
+    if known { 0 } else { session.options.neighbours }
+}
+
 /// Reads pages with one request. Where that fails their places are zeroed.
 pub(super) async fn fetch(
     file: &Arc<OpenFile>,
@@ -98,7 +108,7 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
     let pages: Vec<Segment> = wants.iter().map(|want| want.dest.clone()).collect();
     let footers_segment = footers.segment(0, footers.len());
     let length = (wants.len() * (size + FOOTER_LEN)) as u64;
-    let want_refs = session.options.neighbours;
+    let want_refs = neighbours_wanted(file, wants);
     loop {
         file.check(0)?;
         let opened = Arc::clone(file);

@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// Bytes handled at a time: a longer read is several of these, one after the other.
 const WINDOW: usize = 8 << 20;
 /// Pages whose references are asked for at a time.
-const REFS_AT_ONCE: u64 = 4096;
+const REFS_AT_ONCE: u64 = 2048;
 
 /// A fault that a page's first one-sided read met.
 #[derive(Clone, Copy, Debug)]

@@ -78,6 +78,7 @@ pub struct State {
     /// No connection can be made.
     pub refuse: bool,
     pub resume: bool,
+    pub shm_socket: String,
     /// One-sided reads are done while they are posted.
     pub local_reads: bool,
     pub log: Vec<Op>,
@@ -110,6 +111,7 @@ impl Server {
             script: None,
             refuse: false,
             resume: true,
+            shm_socket: String::new(),
             local_reads: false,
             log: Vec::new(),
             one_sided: 0,

@@ -90,6 +90,7 @@ fn connect(state: &mut State, header: &Header, body: &[u8]) -> Served {
         resumed,
         root: ROOT.to_le_bytes().to_vec(),
         root_attr: Some(attr(state, ROOT)),
+        shm_socket: state.shm_socket.clone(),
         ..ConnectReply::default()
     };
     let head = reply(header, Status::Ok, state.credits, &body);

@@ -75,7 +75,12 @@ impl fmt::Debug for FakeEndpoint {
 
 impl FakeEndpoint {
     pub fn cut(&self) {
-        self.inner.lock().unwrap().cut = true;
+        let reads = {
+            let mut inner = self.inner.lock().unwrap();
+            inner.cut = true;
+            std::mem::take(&mut inner.reads)
+        };
+        reads.iter().for_each(|batch| batch.fail(AccessFault::Unreachable));
         self.arrived.notify_all();
     }
 
@@ -198,12 +203,15 @@ impl Endpoint for FakeEndpoint {
     fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
         assert!(pages.iter().all(|page| page.dest.len == PAGE));
         let batch = ReadBatch::new(pages);
-        if self.inner.lock().unwrap().cut {
+        let local_reads = self.capabilities().local_reads;
+        let mut inner = self.inner.lock().unwrap();
+        if inner.cut {
             batch.fail(AccessFault::Unreachable);
-        } else if self.capabilities().local_reads {
+        } else if local_reads {
+            drop(inner);
             self.complete(&batch);
         } else {
-            self.inner.lock().unwrap().reads.push_back(Arc::clone(&batch));
+            inner.reads.push_back(Arc::clone(&batch));
             self.arrived.notify_all();
         }
         batch
@@ -215,10 +223,8 @@ impl Endpoint for FakeEndpoint {
         let interrupts = inner.interrupts;
         loop {
             if inner.cut {
-                let reads = std::mem::take(&mut inner.reads);
                 let told = std::mem::replace(&mut inner.told, true);
                 drop(inner);
-                reads.iter().for_each(|batch| batch.fail(AccessFault::Unreachable));
                 if !told {
                     let reason = "cut by the test".into();
                     self.receiver.closed(LinkError::Lost { peer: self.peer(), reason });

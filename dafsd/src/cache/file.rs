@@ -127,13 +127,19 @@ impl CachedFile {
 
     /// Appends references of the cached pages among `count` blocks from `first`.
     pub fn refs(&self, first: u64, count: u64, into: &mut Vec<u8>) {
-        for block in first..first.saturating_add(count) {
-            let key = (self.number, block);
-            let shard = self.cache.shard(key).lock();
-            if let Some(Entry::Live(page)) = shard.get(key) {
-                let (chunk, slot) = (page.slot.chunk.id(), page.slot.index);
-                WireRef { block, generation: page.generation, chunk, slot }.push(into);
+        let end = first.saturating_add(count).min(self.last_block(self.size()) + 1);
+        let mut block = first;
+        while block < end {
+            // Neighbours share a shard: one lock for all of them.
+            let behind = Cache::next_shard_at(block).min(end);
+            let shard = self.cache.shard((self.number, block)).lock();
+            for block in block..behind {
+                if let Some(Entry::Live(page)) = shard.get((self.number, block)) {
+                    let (chunk, slot) = (page.slot.chunk.id(), page.slot.index);
+                    WireRef { block, generation: page.generation, chunk, slot }.push(into);
+                }
             }
+            block = behind;
         }
     }
 

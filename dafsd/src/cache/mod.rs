@@ -80,6 +80,9 @@ pub trait Exporter: Send + Sync {
 }
 
 const SHARDS: usize = 64;
+/// Neighbouring blocks share a shard, two to this power of them, so that a large read takes few
+/// locks.
+const NEIGHBOURS: u32 = 4;
 
 /// The page cache.
 pub struct Cache {
@@ -282,9 +285,13 @@ impl Cache {
     }
 
     fn shard(&self, key: Key) -> &Mutex<Shard> {
-        // Neighbouring blocks share a shard, so that a large read takes few locks.
-        let hash = self.hasher.hash_one((key.0, key.1 >> 4));
+        let hash = self.hasher.hash_one((key.0, key.1 >> NEIGHBOURS));
         &self.shards[usize::try_from(hash % SHARDS as u64).unwrap_or(0)]
+    }
+
+    /// The first block behind `block` that may lie in another shard.
+    fn next_shard_at(block: u64) -> u64 {
+        ((block >> NEIGHBOURS) + 1) << NEIGHBOURS
     }
 }
 

@@ -181,11 +181,13 @@ impl TcpConnector {
         let ServerHello::Welcome { geometry, limits, ticket } = first else {
             return Err("the server's hello is not a welcome".to_owned());
         };
-        let second = OwnedFd::from(dial(address, deadline)?);
+        let second = dial(address, deadline)?;
+        let same_host = second.local_addr().is_ok_and(|local| local.ip() == address.ip());
+        let second = OwnedFd::from(second);
         greet(&second, ClientHello::Second(ticket), deadline)?;
         let peer = address.to_string();
         let own_limits = self.settings.limits();
-        let reads = Arc::new(Reads::new(second, peer.clone(), geometry));
+        let reads = Arc::new(Reads::new(second, peer.clone(), geometry, same_host));
         let rpc = Rpc::new(socket, peer, own_limits, limits, Arc::clone(&receiver));
         let lane = reads.clone();
         let core = Core::new(rpc, Some(lane), receiver, self.settings.spin);

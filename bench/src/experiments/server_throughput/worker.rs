@@ -28,12 +28,7 @@ pub(super) struct Order {
 impl Order {
     pub(super) fn new(path: Path, block: u64, depth: u64, time: Duration) -> Self {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        Self {
-            path: path_name(path).into(),
-            block,
-            depth,
-            nanos,
-        }
+        Self { path: path_name(path).into(), block, depth, nanos }
     }
 }
 
@@ -67,12 +62,7 @@ impl Done {
             times: block
                 .times
                 .iter_recorded()
-                .map(|value| {
-                    (
-                        value.value_iterated_to(),
-                        value.count_since_last_iteration(),
-                    )
-                })
+                .map(|value| (value.value_iterated_to(), value.count_since_last_iteration()))
                 .collect(),
         }
     }
@@ -108,32 +98,21 @@ impl Worker {
     /// Starts the worker with this number; also gives how its references became warm.
     pub(super) fn start(lab: &Lab<'_>, number: usize) -> Result<(Self, String)> {
         let mut command = placed(lab.placement.client(number), &this_program()?)?;
-        command
-            .arg("worker")
-            .arg(lab.server.location(lab.options.engine));
+        command.arg("worker").arg(lab.server.location(lab.options.engine));
         command.args(["--wait", &name(&lab.options.wait)]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().context(|| "starting a client".into())?;
         let (orders, results) = (process.stdin.take(), process.stdout.take());
         let results = results.ok_or_else(|| Error::Peer("a client without output".into()))?;
-        let mut worker = Self {
-            process,
-            orders,
-            results: BufReader::new(results),
-        };
+        let mut worker = Self { process, orders, results: BufReader::new(results) };
         let ready: Ready = worker.hear()?;
-        Ok((
-            worker,
-            format!("client {}: {}", number + 1, ready.first_pass),
-        ))
+        Ok((worker, format!("client {}: {}", number + 1, ready.first_pass)))
     }
 
     /// Has it begin a block.
     pub(super) fn begin(&mut self, order: &Order) -> Result<()> {
-        let orders = self
-            .orders
-            .as_mut()
-            .ok_or_else(|| Error::Peer("a client without input".into()))?;
+        let orders =
+            self.orders.as_mut().ok_or_else(|| Error::Peer("a client without input".into()))?;
         say(orders, order)
     }
 
@@ -145,10 +124,7 @@ impl Worker {
     /// Has it end.
     pub(super) fn end(mut self) -> Result<()> {
         drop(self.orders.take());
-        let status = self
-            .process
-            .wait()
-            .context(|| "waiting for a client's end".into())?;
+        let status = self.process.wait().context(|| "waiting for a client's end".into())?;
         if status.success() {
             Ok(())
         } else {
@@ -158,9 +134,7 @@ impl Worker {
 
     fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
         let mut line = String::new();
-        self.results
-            .read_line(&mut line)
-            .context(|| "hearing from a client".into())?;
+        self.results.read_line(&mut line).context(|| "hearing from a client".into())?;
         // Where it is empty the client has said on its error output why it ended.
         serde_json::from_str(&line)
             .map_err(|_| Error::Peer(format!("a client said {:?}", line.trim())))
@@ -179,9 +153,7 @@ impl Drop for Worker {
 fn say(to: &mut impl Write, what: &impl Serialize) -> Result<()> {
     let mut line = serde_json::to_string(what).map_err(|error| Error::Peer(error.to_string()))?;
     line.push('\n');
-    to.write_all(line.as_bytes())
-        .and_then(|()| to.flush())
-        .context(|| "between processes".into())
+    to.write_all(line.as_bytes()).and_then(|()| to.flush()).context(|| "between processes".into())
 }
 
 /// The helper `worker`: a client that reads as it is told, until its input ends.
@@ -190,12 +162,7 @@ pub(crate) fn work(location: &str, wait: Wait) -> Result<()> {
     let session = Session::open(location, wait, None)?;
     let pass = session.first_pass(&stop)?;
     let mut output = std::io::stdout();
-    say(
-        &mut output,
-        &Ready {
-            first_pass: pass.to_string(),
-        },
-    )?;
+    say(&mut output, &Ready { first_pass: pass.to_string() })?;
     let mut reads: Option<(Order, Reads<'_>)> = None;
     for line in std::io::stdin().lines() {
         let line = line.context(|| "waiting for orders".into())?;
@@ -208,9 +175,7 @@ pub(crate) fn work(location: &str, wait: Wait) -> Result<()> {
         let mut current = match reads.take() {
             Some((kept, reads)) if same(&kept) => reads,
             _ => {
-                let path = PATHS
-                    .into_iter()
-                    .find(|path| path_name(*path) == order.path);
+                let path = PATHS.into_iter().find(|path| path_name(*path) == order.path);
                 let path = path.ok_or_else(|| Error::Peer(format!("path {:?}", order.path)))?;
                 let block = usize::try_from(order.block).unwrap_or(usize::MAX);
                 let offsets = Offsets::sequential(session.size(), block);
@@ -233,14 +198,7 @@ mod tests {
         times.record(1000).unwrap();
         times.record(2000).unwrap();
         let elapsed = Duration::from_micros(3);
-        let block = Block {
-            times,
-            ops: 2,
-            bytes: 8192,
-            elapsed,
-            client_cpu: 5,
-            server: None,
-        };
+        let block = Block { times, ops: 2, bytes: 8192, elapsed, client_cpu: 5, server: None };
         let text = serde_json::to_string(&Done::of(&block)).unwrap();
         let one: Done = serde_json::from_str(&text).unwrap();
         assert_eq!(one.ended - one.begun, 3000);
