@@ -133,6 +133,12 @@ impl OpenFile {
         self.set_last_block(Some(size.saturating_sub(1) / page_size as u64));
     }
 
+    /// Lets go of what was written and is not committed.
+    pub(crate) fn forget_writes(&self) {
+        let freed = lock(&self.uncommitted).clear();
+        self.owner.retained.fetch_sub(freed, Ordering::Relaxed);
+    }
+
     /// Marks the file closed; `false` if it was.
     pub(crate) fn set_closed(&self) -> bool {
         !self.closed.swap(true, Ordering::AcqRel)
@@ -248,8 +254,7 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         lock(&self.owner.files.open).remove(&self.key);
-        let uncommitted = std::mem::take(&mut *lock(&self.uncommitted));
-        self.owner.retained.fetch_sub(uncommitted.bytes(), Ordering::Relaxed);
+        self.forget_writes();
         if self.set_closed() {
             let close = (self.session.load(Ordering::Acquire), self.open());
             if !self.owner.forget(close.0, close.1) {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{PAGE, Server, options, pattern};
 use dafs_client::blocking::{Client, File};
-use dafs_client::{OpenOptions, Options, Stability, Status};
+use dafs_client::{OpenOptions, Options, SetAttr, Stability, Status};
 use dafs_proto::Op;
 
 fn opened(options: Options) -> (Server, Client, File) {
@@ -116,4 +116,22 @@ fn a_refused_write_says_what_and_why() {
     assert_eq!(error.errno(), 28);
     let text = error.to_string();
     assert!(text.contains("\"a\"") && text.contains("the disk is full"), "{text}");
+}
+
+#[test]
+fn what_a_truncation_cut_off_does_not_come_back() {
+    for by_path in [false, true] {
+        let (server, client, file) = opened(options());
+        file.write_all_at(&pattern(PAGE), 0).unwrap();
+        if by_path {
+            let set = SetAttr { size: Some(10), ..SetAttr::default() };
+            client.set_attr("a", set).unwrap();
+        } else {
+            client.open_with("a", OpenOptions::new().write(true).truncate(true)).unwrap();
+            server.state().nodes.get_mut(&2).unwrap().stable.clear();
+        }
+        server.restart();
+        let size = file.read_at(&mut [0; 100], 0).unwrap();
+        assert!(size <= 10);
+    }
 }

@@ -61,11 +61,7 @@ fn refuse<T>(
     allowed: impl Into<String>,
 ) -> Result<T, ConfigError> {
     let (field, value, allowed) = (field.into(), value.to_string(), allowed.into());
-    Err(ConfigError::Value {
-        field,
-        value,
-        allowed,
-    })
+    Err(ConfigError::Value { field, value, allowed })
 }
 
 /// The configuration.
@@ -104,10 +100,8 @@ impl Config {
         let file = match &flags.config {
             None => FileConfig::default(),
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
-                    path: path.clone(),
-                    error,
-                })?;
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| ConfigError::Read { path: path.clone(), error })?;
                 toml::from_str(&text).map_err(|error| ConfigError::Form {
                     path: path.clone(),
                     error: Box::new(error),
@@ -118,17 +112,9 @@ impl Config {
     }
 
     fn resolve(file: FileConfig, flags: &Flags) -> Result<Self, ConfigError> {
-        let listen = if flags.listen.is_empty() {
-            file.listen
-        } else {
-            Some(flags.listen.clone())
-        };
+        let listen = if flags.listen.is_empty() { file.listen } else { Some(flags.listen.clone()) };
         let cache = cache(&file.cache, flags)?;
-        let log = flags
-            .log
-            .clone()
-            .or(file.log)
-            .unwrap_or_else(|| "info".to_owned());
+        let log = flags.log.clone().or(file.log).unwrap_or_else(|| "info".to_owned());
         if let Err(error) = log.parse::<tracing_subscriber::EnvFilter>() {
             let allowed =
                 format!("must be a level (error, warn, info, debug, trace) or a filter: {error}");
@@ -141,11 +127,7 @@ impl Config {
         };
         let handles = file.store.handles.as_deref().unwrap_or("auto");
         if !matches!(handles, "auto" | "table") {
-            return refuse(
-                "store.handles",
-                show(handles),
-                "must be \"auto\" or \"table\"",
-            );
+            return refuse("store.handles", show(handles), "must be \"auto\" or \"table\"");
         }
         Ok(Self {
             listen: listen.map(|listen| parse_listen(&listen)).transpose()?,
@@ -154,19 +136,9 @@ impl Config {
                 None => default_state_dir()?,
             },
             log,
-            settings: settings(
-                &file.sessions,
-                &file.transfers,
-                flags,
-                cache.geometry.page_size,
-            )?,
+            settings: settings(&file.sessions, &file.transfers, flags, cache.geometry.page_size)?,
             cache,
-            workers: number(
-                "threads.workers",
-                threads.workers,
-                (4 * cpus).clamp(4, 32),
-                1024,
-            )?,
+            workers: number("threads.workers", threads.workers, (4 * cpus).clamp(4, 32), 1024)?,
             rpc_threads: number("threads.rpc", threads.rpc, 1, 256)?,
             agent_threads: number("threads.agents", threads.agents, 1, 256)?,
             descriptors: number("store.descriptors", file.store.descriptors, 1024, 1 << 20)?,
@@ -206,11 +178,7 @@ fn time(
     if (least..=most).contains(&value.0) {
         return Ok(value.0);
     }
-    refuse(
-        field,
-        value,
-        format!("must be from {} to {}", Span(least), Span(most)),
-    )
+    refuse(field, value, format!("must be from {} to {}", Span(least), Span(most)))
 }
 
 /// A quarter of the machine's memory, 1 GiB at most.
@@ -221,21 +189,11 @@ fn default_memory() -> u64 {
 }
 
 fn cache(section: &file::CacheSection, flags: &Flags) -> Result<CacheConfig, ConfigError> {
-    let page = flags
-        .page_size
-        .or(section.page_size)
-        .unwrap_or(ByteSize(4096));
+    let page = flags.page_size.or(section.page_size).unwrap_or(ByteSize(4096));
     if !matches!(page.0, 0x1000 | 0x2000 | 0x4000 | 0x8000 | 0x10000) {
-        return refuse(
-            "cache.page_size",
-            page,
-            "must be 4KiB, 8KiB, 16KiB, 32KiB or 64KiB",
-        );
+        return refuse("cache.page_size", page, "must be 4KiB, 8KiB, 16KiB, 32KiB or 64KiB");
     }
-    let memory = flags
-        .memory
-        .or(section.memory)
-        .unwrap_or_else(|| ByteSize(default_memory()));
+    let memory = flags.memory.or(section.memory).unwrap_or_else(|| ByteSize(default_memory()));
     let memory = size("cache.memory", memory, 1 << 20, 1 << 44)?;
     // Small budgets get small chunks, so that there are some to choose from.
     let default = ((memory / 4).max(1 << 20) >> 20 << 20).min(DEFAULT_CHUNK_BYTES as u64);
@@ -268,7 +226,7 @@ fn settings(
     let with_footers = |bytes: u64| (bytes + bytes.div_ceil(page) * FOOTER_LEN as u64) as u32;
     let inline = transfers.max_inline.unwrap_or(ByteSize(64 << 10));
     let inline = size("transfers.max_inline", inline, page, 1 << 20)?;
-    let direct = transfers.max_direct.unwrap_or(ByteSize(1 << 20));
+    let direct = transfers.max_direct.unwrap_or(ByteSize((1 << 20) + (64 << 10)));
     let direct = size("transfers.max_direct", direct, inline, 16 << 20)?;
     let write_data = transfers.write_data.unwrap_or(ByteSize(32 << 20));
     let write_data = size("transfers.write_data", write_data, inline, 1 << 34)?;
@@ -282,37 +240,20 @@ fn settings(
         },
         session: SessionLimits {
             slots: slots as u16,
-            opens: range(
-                "sessions.max_opens",
-                sessions.max_opens.unwrap_or(65_536),
-                1,
-                1 << 20,
-            )? as usize,
+            opens: range("sessions.max_opens", sessions.max_opens.unwrap_or(65_536), 1, 1 << 20)?
+                as usize,
             lease: time("sessions.lease", lease, 30, 3600)?,
         },
         max_sessions: range("sessions.max", sessions.max.unwrap_or(1024), 1, 1 << 20)? as usize,
-        connect_timeout: time(
-            "sessions.connect_timeout",
-            sessions.connect_timeout,
-            10,
-            600,
-        )?,
+        connect_timeout: time("sessions.connect_timeout", sessions.connect_timeout, 10, 600)?,
         data_in_flight: write_data as usize,
-        transfers: range(
-            "transfers.concurrent",
-            transfers.concurrent.unwrap_or(32),
-            1,
-            4096,
-        )? as usize,
+        transfers: range("transfers.concurrent", transfers.concurrent.unwrap_or(32), 1, 4096)?
+            as usize,
     })
 }
 
 fn default_state_dir() -> Result<PathBuf, ConfigError> {
-    let variable = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|p| p.is_absolute())
-    };
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     if let Some(path) = variable("STATE_DIRECTORY") {
         return Ok(path);
     }
@@ -322,11 +263,7 @@ fn default_state_dir() -> Result<PathBuf, ConfigError> {
     let home = || variable("HOME").map(|home| home.join(".local/state"));
     match variable("XDG_STATE_HOME").or_else(home) {
         Some(path) => Ok(path.join("dafs")),
-        None => refuse(
-            "state_dir",
-            "(none)",
-            "must be given where $HOME is not set",
-        ),
+        None => refuse("state_dir", "(none)", "must be given where $HOME is not set"),
     }
 }
 

@@ -51,17 +51,10 @@ impl Counters {
     #[must_use]
     pub fn list(&self) -> Vec<(String, u64)> {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let by_op: Vec<(Op, u64)> = Op::ALL
-            .iter()
-            .zip(&self.requests)
-            .map(|(op, counter)| (*op, get(counter)))
-            .collect();
+        let by_op: Vec<(Op, u64)> =
+            Op::ALL.iter().zip(&self.requests).map(|(op, counter)| (*op, get(counter))).collect();
         let is_handler = |op: &Op| !matches!(op, Op::Connect | Op::Renew | Op::Stats);
-        let calls = by_op
-            .iter()
-            .filter(|(op, _)| is_handler(op))
-            .map(|(_, count)| count)
-            .sum();
+        let calls = by_op.iter().filter(|(op, _)| is_handler(op)).map(|(_, count)| count).sum();
         let mut list = vec![("handler_calls".to_owned(), calls)];
         let by_op = by_op.into_iter();
         list.extend(by_op.map(|(op, count)| (format!("op_{}", op.name().to_lowercase()), count)));

@@ -98,22 +98,11 @@ impl Daemon {
         let cache = Cache::new(config.cache.clone(), listeners.clone(), runtime.clone())
             .map_err(StartError::Cache)?;
         let clock = Box::new(Instant::now);
-        let server = Server::new(
-            config.settings.clone(),
-            exports,
-            Arc::clone(&cache),
-            runtime,
-            clock,
-        )
-        .map_err(StartError::Random)?;
+        let server =
+            Server::new(config.settings.clone(), exports, Arc::clone(&cache), runtime, clock)
+                .map_err(StartError::Random)?;
         // From here on, what has begun is stopped where something fails.
-        let mut daemon = Self {
-            server,
-            listeners,
-            sockets: Vec::new(),
-            ticker: None,
-            _lock: lock,
-        };
+        let mut daemon = Self { server, listeners, sockets: Vec::new(), ticker: None, _lock: lock };
         if let Err(error) = daemon.listen(config, engines, &cache) {
             daemon.listeners.stop();
             daemon.server.runtime().stop();
@@ -154,13 +143,11 @@ impl Daemon {
         cache.start_background().map_err(StartError::Thread)?;
         let (stop, stopped) = mpsc::channel();
         let server = Arc::clone(&self.server);
-        let ticker = std::thread::Builder::new()
-            .name("dafs-tick".to_owned())
-            .spawn(move || {
-                while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(TICK) {
-                    server.tick();
-                }
-            });
+        let ticker = std::thread::Builder::new().name("dafs-tick".to_owned()).spawn(move || {
+            while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(TICK) {
+                server.tick();
+            }
+        });
         self.ticker = Some((stop, ticker.map_err(StartError::Thread)?));
         Ok(())
     }
@@ -203,9 +190,7 @@ impl Daemon {
 }
 
 fn remove_socket(path: &Path) {
-    let is_socket = path
-        .symlink_metadata()
-        .is_ok_and(|meta| meta.file_type().is_socket());
+    let is_socket = path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket());
     if is_socket && let Err(error) = std::fs::remove_file(path) {
         tracing::warn!(%error, path = %path.display(), "the socket stays");
     }
@@ -222,29 +207,14 @@ fn store_options(config: &Config, export: &ExportConfig) -> LocalOptions {
 }
 
 fn open_export(config: &Config, export: &ExportConfig) -> Result<Export, StartError> {
-    let ExportConfig {
-        name,
-        path,
-        read_only,
-        protection,
-        owner: _,
-    } = export.clone();
-    let store = LocalStore::new(&path, store_options(config, export)).map_err(|error| {
-        StartError::Export {
-            name: name.clone(),
-            error,
-        }
-    })?;
+    let ExportConfig { name, path, read_only, protection, owner: _ } = export.clone();
+    let store = LocalStore::new(&path, store_options(config, export))
+        .map_err(|error| StartError::Export { name: name.clone(), error })?;
     match store.report() {
         HandleReport::Kernel => tracing::info!(export = name, handles = %store.report()),
         report => tracing::warn!(export = name, handles = %report),
     }
-    Ok(Export {
-        name,
-        store: Arc::new(store),
-        read_only,
-        protection,
-    })
+    Ok(Export { name, store: Arc::new(store), read_only, protection })
 }
 
 /// What a server of this configuration would do, line by line.
@@ -254,25 +224,10 @@ fn open_export(config: &Config, export: &ExportConfig) -> Result<Export, StartEr
 pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
     let mut lines = Vec::new();
     for export in &config.exports {
-        let report =
-            LocalStore::probe(&export.path, &store_options(config, export)).map_err(|error| {
-                StartError::Export {
-                    name: export.name.clone(),
-                    error,
-                }
-            })?;
-        let ExportConfig {
-            name,
-            path,
-            read_only,
-            protection,
-            ..
-        } = export;
-        let access = if *read_only {
-            "read-only"
-        } else {
-            "read and write"
-        };
+        let report = LocalStore::probe(&export.path, &store_options(config, export))
+            .map_err(|error| StartError::Export { name: export.name.clone(), error })?;
+        let ExportConfig { name, path, read_only, protection, .. } = export;
+        let access = if *read_only { "read-only" } else { "read and write" };
         lines.push(format!(
             "export {name:?}: {}, {access}, protection {protection}; {report}",
             path.display()
@@ -294,22 +249,10 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
 
 /// Makes the state directory and takes it for this server alone, as long as the file is open.
 fn lock_state(path: &Path) -> Result<File, StartError> {
-    let failed = |error| StartError::State {
-        path: path.to_owned(),
-        error,
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(failed)?;
+    let failed = |error| StartError::State { path: path.to_owned(), error };
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600);
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(path.join("lock")).map_err(failed)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
@@ -321,26 +264,18 @@ fn lock_state(path: &Path) -> Result<File, StartError> {
                 .trim()
                 .parse::<u32>()
                 .map_or_else(|_| String::new(), |pid| format!(" (process {pid})"));
-            return Err(StartError::InUse {
-                path: path.to_owned(),
-                pid,
-            });
+            return Err(StartError::InUse { path: path.to_owned(), pid });
         }
         Err(error) => return Err(failed(error.into())),
     }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(failed)?;
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(file)
 }
 
 /// Every cached file and every client takes a descriptor, so as many as the system lets us have.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
     }
@@ -362,10 +297,7 @@ mod tests {
         drop(lock);
         lock_state(&path).unwrap();
         let error = lock_state(Path::new("/proc/none")).unwrap_err().to_string();
-        assert!(
-            error.contains("/proc/none") && error.contains("--state-dir"),
-            "{error}"
-        );
+        assert!(error.contains("/proc/none") && error.contains("--state-dir"), "{error}");
     }
 
     /// What came back, head by head.
@@ -404,21 +336,13 @@ mod tests {
         let config = Config::load(&flags).unwrap();
         let tcp = || Arc::new(ordma::tcp::Tcp::new(ordma::tcp::Settings::default()));
         let daemon = Daemon::start(&config, &|_| tcp()).unwrap();
-        let [address] = &daemon.addresses()[..] else {
-            panic!("one address")
-        };
+        let [address] = &daemon.addresses()[..] else { panic!("one address") };
         let address = address.strip_prefix("tcp:").unwrap();
-        assert!(matches!(
-            Daemon::start(&config, &|_| tcp()),
-            Err(StartError::InUse { .. })
-        ));
+        assert!(matches!(Daemon::start(&config, &|_| tcp()), Err(StartError::InUse { .. })));
 
         let replies = Arc::new(Replies::default());
         let patience = Duration::from_secs(10);
-        let endpoint = tcp()
-            .connector(address)
-            .connect(replies.clone(), patience)
-            .unwrap();
+        let endpoint = tcp().connector(address).connect(replies.clone(), patience).unwrap();
         let request = ConnectRequest {
             version: dafs_proto::VERSION.into(),
             export: "data".into(),
@@ -427,24 +351,16 @@ mod tests {
             ..ConnectRequest::default()
         };
         let header = Header::request(Op::Connect, 0xFFFF, 1, 0);
-        endpoint
-            .send(&encode_message(header, &request), &[])
-            .unwrap();
+        endpoint.send(&encode_message(header, &request), &[]).unwrap();
         let end = Instant::now() + patience;
         while replies.0.lock().is_empty() && Instant::now() < end {
-            let interest = Interest {
-                messages: true,
-                reads: false,
-            };
+            let interest = Interest { messages: true, reads: false };
             endpoint.drive(interest, Duration::from_millis(100));
         }
         let head = replies.0.lock().remove(0);
         let (header, body) = Header::decode(&head).unwrap();
         assert_eq!((header.status, header.credits), (Status::Ok, 64));
-        assert_eq!(
-            ConnectReply::decode(body).unwrap().boot,
-            daemon.server().boot()
-        );
+        assert_eq!(ConnectReply::decode(body).unwrap().boot, daemon.server().boot());
         assert_eq!(daemon.server().session_counts(), (1, 0));
         daemon.stop().unwrap();
         lock_state(&state).unwrap();

@@ -68,15 +68,10 @@ fn refuse(link: &Arc<dyn Link>, header: &Header, credits: u16, error: OpError) {
 fn encode_error(header: &Header, credits: u16, error: OpError) -> Message {
     let mut message = error.message;
     if message.len() > MAX_ERROR {
-        let end = (0..=MAX_ERROR)
-            .rev()
-            .find(|at| message.is_char_boundary(*at));
+        let end = (0..=MAX_ERROR).rev().find(|at| message.is_char_boundary(*at));
         message.truncate(end.unwrap_or(0));
     }
-    encode_message(
-        Header::reply(header, error.status, credits),
-        &ErrorReply { message },
-    )
+    encode_message(Header::reply(header, error.status, credits), &ErrorReply { message })
 }
 
 impl Dispatcher {
@@ -97,11 +92,8 @@ impl Dispatcher {
         session.finish(&ticket, None, link);
         let number = u16::from_le_bytes([head[OP.start], head[OP.start + 1]]);
         let what = format!("there is no operation {number} in this version of the server");
-        let mut reply = encode_error(
-            &header,
-            credits,
-            OpError::new(Status::UnknownOperation, what),
-        );
+        let mut reply =
+            encode_error(&header, credits, OpError::new(Status::UnknownOperation, what));
         reply[OP].copy_from_slice(&number.to_le_bytes());
         link.send(&reply, &[]);
     }
@@ -119,10 +111,7 @@ impl Dispatcher {
             return;
         };
         let begun = if data.len() > limit {
-            let what = format!(
-                "{} bytes of inline data, where {limit} are allowed",
-                data.len()
-            );
+            let what = format!("{} bytes of inline data, where {limit} are allowed", data.len());
             Err(OpError::new(Status::MessageTooBig, what))
         } else {
             server.begin_request(data.len())
@@ -138,16 +127,7 @@ impl Dispatcher {
             link: Arc::clone(link),
             data: data.to_vec(),
         };
-        execute(
-            Job {
-                cx,
-                header,
-                ticket,
-                credits,
-                replied: false,
-            },
-            body,
-        );
+        execute(Job { cx, header, ticket, credits, replied: false }, body);
     }
 
     /// Asks the session's slots what to do with a request, and does all but execute it.
@@ -164,9 +144,7 @@ impl Dispatcher {
             idempotent: header.op.is_idempotent(),
         };
         let session = server.session_of(link.id());
-        let admission = session
-            .as_ref()
-            .map(|session| session.admit(arrival, server.now()));
+        let admission = session.as_ref().map(|session| session.admit(arrival, server.now()));
         let (begin, credits) = match admission {
             Some(Admission::Slots(begin, credits)) => (begin, credits),
             Some(Admission::NotThisLink) | None => {
@@ -204,10 +182,7 @@ impl Dispatcher {
                 let what = format!("CONNECT came in slot {}, not {NO_SLOT}", header.slot);
                 Err(OpError::new(Status::BadSlot, what))
             }
-            Err(error) => Err(OpError::new(
-                Status::BadMessage,
-                format!("CONNECT: {error}"),
-            )),
+            Err(error) => Err(OpError::new(Status::BadMessage, format!("CONNECT: {error}"))),
             Ok(request) => self.server.begin_request(0).map(|()| request),
         };
         let request = match checked {

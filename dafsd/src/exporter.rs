@@ -32,11 +32,7 @@ impl Listeners {
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
         let state = self.0.read();
-        state
-            .listeners
-            .iter()
-            .map(|(engine, l)| format!("{engine}:{}", l.address()))
-            .collect()
+        state.listeners.iter().map(|(engine, l)| format!("{engine}:{}", l.address())).collect()
     }
 
     /// Stops all listeners.
@@ -50,10 +46,7 @@ impl Exporter for Listeners {
     fn export(&self, chunk: &Arc<Chunk>) {
         // Exclusive, so that no listener is added in between and misses the chunk.
         let mut state = self.0.write();
-        state
-            .listeners
-            .iter()
-            .for_each(|(_, listener)| listener.export(chunk));
+        state.listeners.iter().for_each(|(_, listener)| listener.export(chunk));
         state.chunks.push(Arc::clone(chunk));
     }
 
@@ -64,11 +57,8 @@ impl Exporter for Listeners {
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let mut state = self.0.write();
         state.chunks.retain(|known| known.id() != chunk);
-        let retired: Vec<_> = state
-            .listeners
-            .iter()
-            .map(|(_, listener)| listener.retire(chunk, patience))
-            .collect();
+        let retired: Vec<_> =
+            state.listeners.iter().map(|(_, listener)| listener.retire(chunk, patience)).collect();
         drop(state);
         Box::pin(async move {
             // Each has told its links already; only the waiting is left, and it runs in parallel.

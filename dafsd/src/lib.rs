@@ -17,11 +17,13 @@
 //! | [`store`] | where files lie when they are not in the page cache |
 //! | [`exporter`] | shows the cache's chunks to the clients of all listeners |
 //! | [`runtime`] | where work runs |
+//! | [`buffers`] | buffers that are used again |
 //! | [`counters`] | what the server counts |
 //! | [`sync`] | locks |
 
 #![forbid(unsafe_code)]
 
+pub mod buffers;
 pub mod cache;
 pub mod config;
 pub mod counters;

@@ -50,12 +50,7 @@ impl LiveSession {
         limits: SessionLimits,
         now: Instant,
     ) -> Self {
-        Self {
-            id,
-            export,
-            client,
-            state: Mutex::new(Session::new(limits, now)),
-        }
+        Self { id, export, client, state: Mutex::new(Session::new(limits, now)) }
     }
 
     /// Its id.
@@ -156,11 +151,7 @@ impl LiveSession {
             return None;
         }
         // Of a request that may be executed again, parts may have gone over its own link only.
-        let current = if ticket.idempotent() {
-            None
-        } else {
-            state.link()
-        };
+        let current = if ticket.idempotent() { None } else { state.link() };
         Some(Arc::clone(current.unwrap_or(own)))
     }
 

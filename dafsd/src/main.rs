@@ -63,11 +63,8 @@ fn serve(config: &Config) -> Result<(), Box<dyn Error>> {
             Listen::Shm(_) => Arc::new(Shm::new(settings.clone())),
         }
     })?;
-    let ready: String = daemon
-        .addresses()
-        .iter()
-        .map(|at| format!("dafsd: listening on {at}\n"))
-        .collect();
+    let ready: String =
+        daemon.addresses().iter().map(|at| format!("dafsd: listening on {at}\n")).collect();
     // Nobody need be reading.
     let _ = std::io::stdout().write_all(format!("{ready}dafsd: ready\n").as_bytes());
 
@@ -78,8 +75,6 @@ fn serve(config: &Config) -> Result<(), Box<dyn Error>> {
         eprintln!("dafsd: ended at once: what was not committed may be lost");
         std::process::exit(1);
     });
-    daemon
-        .stop()
-        .map_err(|error| format!("written data could not be made stable: {error}"))?;
+    daemon.stop().map_err(|error| format!("written data could not be made stable: {error}"))?;
     Ok(())
 }

@@ -126,14 +126,8 @@ impl<R> RequestSlots<R> {
     /// `count` slots, none used.
     #[must_use]
     pub fn new(count: u16) -> Self {
-        let slot = || RequestSlot {
-            last: 0,
-            state: State::Unused,
-        };
-        Self {
-            slots: (0..count).map(|_| slot()).collect(),
-            runs: 0,
-        }
+        let slot = || RequestSlot { last: 0, state: State::Unused };
+        Self { slots: (0..count).map(|_| slot()).collect(), runs: 0 }
     }
 
     /// How many slots there are.
@@ -159,11 +153,9 @@ impl<R> RequestSlots<R> {
             State::Unused => return Begin::BadSequence(slot.last),
             State::Replied(reply) => return Begin::Replay(Arc::clone(reply)),
             // What the first run sends goes to a link that is gone.
-            State::Running {
-                link,
-                idempotent: true,
-                ..
-            } => *link != arrival.link && arrival.idempotent,
+            State::Running { link, idempotent: true, .. } => {
+                *link != arrival.link && arrival.idempotent
+            }
             State::Running { link, awaited, .. } => {
                 *awaited |= *link != arrival.link;
                 false
@@ -179,26 +171,10 @@ impl<R> RequestSlots<R> {
             return Begin::InProgress;
         }
         self.runs += 1;
-        let Arrival {
-            sequence,
-            link,
-            idempotent,
-            ..
-        } = arrival;
+        let Arrival { sequence, link, idempotent, .. } = arrival;
         slot.last = sequence;
-        slot.state = State::Running {
-            run: self.runs,
-            link,
-            idempotent,
-            awaited: false,
-        };
-        Begin::Execute(Ticket {
-            slot: arrival.slot,
-            sequence,
-            run: self.runs,
-            link,
-            idempotent,
-        })
+        slot.state = State::Running { run: self.runs, link, idempotent, awaited: false };
+        Begin::Execute(Ticket { slot: arrival.slot, sequence, run: self.runs, link, idempotent })
     }
 
     /// A request was executed. Keeps `reply` unless the request is idempotent; `false` where
@@ -221,11 +197,7 @@ impl<R> RequestSlots<R> {
         };
         let awaited = matches!(slot.state, State::Running { awaited: true, .. });
         slot.state = State::Repeatable { unexecuted: true };
-        if awaited {
-            Abandoned::Awaited
-        } else {
-            Abandoned::Repeatable
-        }
+        if awaited { Abandoned::Awaited } else { Abandoned::Repeatable }
     }
 
     fn running(&mut self, ticket: &Ticket) -> Option<&mut RequestSlot<R>> {
@@ -237,10 +209,7 @@ impl<R> RequestSlots<R> {
     /// Replies that are being kept.
     #[must_use]
     pub fn kept(&self) -> usize {
-        self.slots
-            .iter()
-            .filter(|slot| matches!(slot.state, State::Replied(_)))
-            .count()
+        self.slots.iter().filter(|slot| matches!(slot.state, State::Replied(_))).count()
     }
 
     /// Panics where the slots contradict themselves; for tests.
@@ -260,10 +229,7 @@ impl<R> RequestSlots<R> {
             }
         }
         runs.sort_unstable();
-        assert!(
-            runs.windows(2).all(|pair| pair[0] != pair[1]),
-            "a run belongs to one slot"
-        );
+        assert!(runs.windows(2).all(|pair| pair[0] != pair[1]), "a run belongs to one slot");
         assert!(self.kept() <= self.slots.len());
     }
 }
@@ -273,12 +239,7 @@ mod tests {
     use super::*;
 
     fn arrival(sequence: Sequence, link: u64, idempotent: bool) -> Arrival {
-        Arrival {
-            slot: 0,
-            sequence,
-            link,
-            idempotent,
-        }
+        Arrival { slot: 0, sequence, link, idempotent }
     }
 
     fn ticket<R: std::fmt::Debug>(begin: Begin<R>) -> Ticket {
@@ -295,10 +256,7 @@ mod tests {
         assert_eq!(slots.begin(arrival(1, 7, false)), Begin::InProgress);
         assert_eq!(slots.begin(arrival(2, 7, false)), Begin::BadSequence(1));
         assert!(slots.finish(&first, Some(Arc::new("done"))));
-        assert_eq!(
-            slots.begin(arrival(1, 8, false)),
-            Begin::Replay(Arc::new("done"))
-        );
+        assert_eq!(slots.begin(arrival(1, 8, false)), Begin::Replay(Arc::new("done")));
         assert_eq!(slots.begin(arrival(3, 8, false)), Begin::BadSequence(1));
         ticket(slots.begin(arrival(2, 8, false)));
         assert_eq!(slots.kept(), 0);
@@ -332,13 +290,7 @@ mod tests {
     #[test]
     fn slots_and_numbers_that_were_not_granted_are_refused() {
         let mut slots = RequestSlots::<()>::new(1);
-        assert_eq!(
-            slots.begin(Arrival {
-                slot: 1,
-                ..arrival(1, 7, true)
-            }),
-            Begin::BadSlot
-        );
+        assert_eq!(slots.begin(Arrival { slot: 1, ..arrival(1, 7, true) }), Begin::BadSlot);
         assert_eq!(slots.begin(arrival(0, 7, true)), Begin::BadSequence(0));
         assert_eq!(slots.begin(arrival(2, 7, true)), Begin::BadSequence(0));
         let first = ticket(slots.begin(arrival(1, 7, true)));

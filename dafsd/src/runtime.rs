@@ -163,7 +163,10 @@ impl Shared {
 /// A value set once and awaited once.
 type Panic = Box<dyn Any + Send>;
 
-struct Oneshot<T>(Mutex<(Option<Result<T, Panic>>, Option<Waker>)>);
+struct Oneshot<T>(Mutex<Slot<T>>);
+
+/// The value or panic once it is there, and who waits for it.
+type Slot<T> = (Option<Result<T, Panic>>, Option<Waker>);
 
 impl<T> Default for Oneshot<T> {
     fn default() -> Self {

@@ -2,6 +2,7 @@
 
 mod links;
 
+use crate::buffers::Buffers;
 use crate::cache::Cache;
 use crate::counters::Counters;
 use crate::live::LiveSession;
@@ -63,6 +64,10 @@ pub struct Settings {
     pub transfers: usize,
 }
 
+/// Buffers that are kept for the next direct transfer: enough for a few at a time, and little enough
+/// to keep when there is none.
+const KEPT_BUFFERS: usize = 8;
+
 /// The time now. A function, for engines with a clock of their own.
 pub type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
 
@@ -78,6 +83,7 @@ pub struct Server {
     links: RwLock<HashMap<u64, Connection, RandomState>>,
     counters: Counters,
     transfers: Semaphore,
+    buffers: Buffers,
     shm_socket: OnceLock<String>,
     /// All listeners have all chunks: from now on a reply may refer to one.
     ready: (Mutex<bool>, Condvar),
@@ -97,9 +103,7 @@ struct Connection {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
-            .field("boot", &self.boot)
-            .finish_non_exhaustive()
+        f.debug_struct("Server").field("boot", &self.boot).finish_non_exhaustive()
     }
 }
 
@@ -134,6 +138,7 @@ impl Server {
             links: RwLock::default(),
             counters: Counters::default(),
             transfers: Semaphore::new(settings.transfers.max(1)),
+            buffers: Buffers::new(KEPT_BUFFERS),
             shm_socket: OnceLock::new(),
             ready: (Mutex::new(false), Condvar::new()),
             stopping: AtomicBool::new(false),
@@ -197,6 +202,12 @@ impl Server {
         &self.transfers
     }
 
+    /// Buffers of direct transfers, for the next one.
+    #[must_use]
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
     /// Path of the socket of the engine `shm`, or empty.
     #[must_use]
     pub fn shm_socket(&self) -> &str {
@@ -218,11 +229,7 @@ impl Server {
     fn wait_ready(&self) {
         let mut ready = self.ready.0.lock();
         while !*ready {
-            ready = self
-                .ready
-                .1
-                .wait(ready)
-                .unwrap_or_else(PoisonError::into_inner);
+            ready = self.ready.1.wait(ready).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -236,10 +243,7 @@ impl Server {
     #[must_use]
     pub fn session_counts(&self) -> (usize, usize) {
         let sessions = self.sessions.lock();
-        (
-            sessions.len(),
-            sessions.iter().map(|session| session.open_count()).sum(),
-        )
+        (sessions.len(), sessions.iter().map(|session| session.open_count()).sum())
     }
 
     /// How many connections there are.

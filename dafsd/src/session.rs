@@ -103,9 +103,7 @@ impl<R, L, O> Session<R, L, O> {
     /// Whether a report of heat counts. Reports that come faster than [`HEAT_INTERVAL`] do not, so
     /// that nobody's pages gain more than other sessions' by being reported more often.
     pub fn take_heat(&mut self, now: Instant) -> bool {
-        let since = self
-            .heated
-            .map(|heated| now.saturating_duration_since(heated));
+        let since = self.heated.map(|heated| now.saturating_duration_since(heated));
         let counts = since.is_none_or(|since| since >= HEAT_INTERVAL);
         if counts {
             self.heated = Some(now);
@@ -139,11 +137,7 @@ impl<R, L, O> Session<R, L, O> {
     /// [`TooManyOpens`].
     pub fn check_opens(&self) -> Result<(), TooManyOpens> {
         let most = self.limits.opens;
-        if self.opens.len() < most {
-            Ok(())
-        } else {
-            Err(TooManyOpens(most))
-        }
+        if self.opens.len() < most { Ok(()) } else { Err(TooManyOpens(most)) }
     }
 
     /// Adds an open file; its number is never used again in this session.
@@ -180,16 +174,9 @@ impl<R, L, O> Session<R, L, O> {
     /// See above.
     pub fn check_invariants(&self) {
         self.slots.check_invariants();
-        assert!(
-            self.credits() >= 1,
-            "a client without credit could never speak again"
-        );
+        assert!(self.credits() >= 1, "a client without credit could never speak again");
         assert!(self.opens.len() <= self.limits.opens);
-        assert!(
-            self.opens
-                .keys()
-                .all(|id| (1..=self.last_open).contains(id))
-        );
+        assert!(self.opens.keys().all(|id| (1..=self.last_open).contains(id)));
         assert!(!self.ended || (self.link.is_none() && self.opens.is_empty()));
     }
 }

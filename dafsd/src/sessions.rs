@@ -60,10 +60,7 @@ impl<S> Sessions<S> {
     /// A table for at most `max` sessions.
     #[must_use]
     pub fn new(max: usize) -> Self {
-        Self {
-            table: HashMap::default(),
-            max,
-        }
+        Self { table: HashMap::default(), max }
     }
 
     /// Adds a session.
@@ -91,10 +88,7 @@ impl<S> Sessions<S> {
 
     /// Takes out the sessions that `expired` says are over.
     pub fn take_expired(&mut self, expired: impl Fn(&S) -> bool) -> Vec<Arc<S>> {
-        self.table
-            .extract_if(|_, session| expired(session))
-            .map(|(_, session)| session)
-            .collect()
+        self.table.extract_if(|_, session| expired(session)).map(|(_, session)| session).collect()
     }
 
     /// All sessions.
@@ -125,10 +119,7 @@ mod tests {
         let ids: Vec<_> = (0..3).map(|_| SessionId::random().unwrap()).collect();
         assert_eq!(sessions.insert(ids[0], Arc::new(1)), Ok(()));
         assert_eq!(sessions.insert(ids[1], Arc::new(2)), Ok(()));
-        assert_eq!(
-            sessions.insert(ids[2], Arc::new(3)),
-            Err(TooManySessions(2))
-        );
+        assert_eq!(sessions.insert(ids[2], Arc::new(3)), Err(TooManySessions(2)));
         let expired = sessions.take_expired(|number| *number == 1);
         assert_eq!(expired, [Arc::new(1)]);
         assert_eq!(sessions.insert(ids[2], Arc::new(3)), Ok(()));

@@ -58,6 +58,9 @@ fn unsafe_code_lives_in_ordma_alone() {
         ("dafs-client", "src/lib.rs"),
     ] {
         let text = std::fs::read_to_string(root.join(krate).join(file)).unwrap();
-        assert!(text.contains("#![forbid(unsafe_code)]"), "{krate}/{file} does not forbid unsafe code");
+        assert!(
+            text.contains("#![forbid(unsafe_code)]"),
+            "{krate}/{file} does not forbid unsafe code"
+        );
     }
 }

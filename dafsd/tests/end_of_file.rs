@@ -22,7 +22,11 @@ fn every_size_ends_without_an_rpc(over: Over) {
                 assert!(read_to_end(&file, block) == content, "{name} {what}, {block} at a time");
                 let (bytes, by) = served(&reader, || read_to_end(&file, block));
                 assert!(bytes == content, "{name} {what}, {block} at a time");
-                assert_eq!((by.rpcs, by.faults), (0, 0), "{name} {what}, {block} at a time: {by:?}");
+                assert_eq!(
+                    (by.rpcs, by.faults),
+                    (0, 0),
+                    "{name} {what}, {block} at a time: {by:?}"
+                );
             }
         };
         expect(&content, "as written");

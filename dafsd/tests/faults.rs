@@ -60,7 +60,8 @@ fn run(seed: u64) {
     options.directory_entries = random.usize(4..100);
     let clients = [server.client_with(options.clone()), server.client_with(options)];
     server.world.as_ref().unwrap().set_faults(Faults::foul());
-    let mut run = Run { server, clients, open: Vec::new(), model: Model::default(), random, crashes };
+    let mut run =
+        Run { server, clients, open: Vec::new(), model: Model::default(), random, crashes };
     for _ in 0..150 {
         run.step();
     }
@@ -219,7 +220,9 @@ impl Run {
         self.server.run();
         // Sent over the lost connection, an operation that cannot be repeated would have an outcome
         // that the client cannot know.
-        self.clients.iter().for_each(|client| drop(client.metadata("/").expect("reconnect")));
+        for client in &self.clients {
+            client.metadata("/").expect("reconnect");
+        }
         for (client, file, _) in &self.open {
             match file.sync() {
                 Ok(()) => {}

@@ -59,13 +59,18 @@ fn a_crash_loses_nothing_that_was_committed_and_nothing_the_client_still_has() {
         let unstable = pattern(10 * PAGE, 2);
         file.write_all_at(&unstable, 0).unwrap();
         daemon.kill();
-        assert!(std::fs::read(daemon.tree().join("file")).unwrap()[10 * PAGE..] == stable[10 * PAGE..]);
+        assert!(
+            std::fs::read(daemon.tree().join("file")).unwrap()[10 * PAGE..] == stable[10 * PAGE..]
+        );
         daemon.restart();
         // The next commit sends again what the crash took.
         file.sync().unwrap();
         let mut expected = stable.clone();
         expected[..10 * PAGE].copy_from_slice(&unstable);
-        assert!(std::fs::read(daemon.tree().join("file")).unwrap() == expected, "{engine}: on disk");
+        assert!(
+            std::fs::read(daemon.tree().join("file")).unwrap() == expected,
+            "{engine}: on disk"
+        );
         assert!(read_to_end(&read, MIB) == expected, "{engine}: the reader's open file lives on");
         assert!(read_to_end(&read, MIB) == expected, "{engine}");
     }
@@ -147,7 +152,8 @@ fn many_idle_connections_hold_no_memory() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
-    let most = limit.maximum.map_or(10_000, |most| usize::try_from(most).unwrap() - 200).min(10_000);
+    let most =
+        limit.maximum.map_or(10_000, |most| usize::try_from(most).unwrap() - 200).min(10_000);
     let before = daemon.resident();
     let mut idle = Vec::new();
     for _ in 0..most {

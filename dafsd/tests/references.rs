@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Over, PAGE, Served, Sizes, TestServer, create, pattern, read_page, read_to_end, served};
+use common::{
+    Over, PAGE, Served, Sizes, TestServer, create, pattern, read_page, read_to_end, served,
+};
 use dafs_client::blocking::{Client, File};
 
 over_every_engine!(

@@ -8,8 +8,8 @@
 
 use ordma::arena::Geometry;
 use ordma::{
-    Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, PageRead, ReadBatch, Receiver,
-    RemoteRef, Service,
+    Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, PageRead, ReadBatch,
+    Receiver, RemoteRef, Service,
 };
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -60,7 +60,8 @@ fn keep_awake(cpus: usize) {
             pin(cpu);
             let parameters = libc::sched_param { sched_priority: 0 };
             // SAFETY: the parameters outlive the call, which concerns this thread alone.
-            let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+            let result =
+                unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
             assert_eq!(result, 0);
             loop {
                 std::hint::spin_loop();
@@ -111,8 +112,15 @@ impl Ordma {
             let slot = arena.take().unwrap();
             let generation = arena.next_generation();
             let valid = PAGE as u32;
-            let footer =
-                Footer { kind: Kind::Data, last: false, valid, file: 1, block, generation, version: 0 };
+            let footer = Footer {
+                kind: Kind::Data,
+                last: false,
+                valid,
+                file: 1,
+                block,
+                generation,
+                version: 0,
+            };
             let payload = [block as u8; PAGE];
             slot.write(&payload, &footer.encode(&payload));
             RemoteRef { chunk: slot.chunk.id(), slot: slot.index, file: 1, block, generation }
@@ -295,7 +303,8 @@ fn placement(options: &Options, name: &str, server: usize, client: usize) {
     // The floor: payload and footer copied out of plain memory, and the check computed and compared.
     let source: Vec<u8> = (0..BULK).map(|i| (i / PAGE) as u8).collect();
     let heads: Vec<[u8; 48]> = (0..BULK / PAGE).map(|i| [i as u8; 48]).collect();
-    let checks = source.chunks(PAGE).zip(&heads).map(|(page, head)| dafs_keys::clear_check(head, page));
+    let checks =
+        source.chunks(PAGE).zip(&heads).map(|(page, head)| dafs_keys::clear_check(head, page));
     let checks: Vec<_> = checks.collect();
     let copy_and_check = |to: &mut [u8], turn: usize| {
         for (i, page) in to.chunks_mut(PAGE).enumerate() {

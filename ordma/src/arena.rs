@@ -32,9 +32,14 @@ impl Geometry {
     /// and 64 KiB, or the chunk does not hold a whole number of pages between 1 and 2^20.
     pub fn new(page_size: usize, chunk_bytes: usize) -> Result<Self, String> {
         if !page_size.is_power_of_two() || !(4096..=65536).contains(&page_size) {
-            return Err(format!("page size {page_size}: must be 4096, 8192, 16384, 32768 or 65536"));
+            return Err(format!(
+                "page size {page_size}: must be 4096, 8192, 16384, 32768 or 65536"
+            ));
         }
-        if chunk_bytes == 0 || chunk_bytes % page_size != 0 || chunk_bytes / page_size > 1 << 20 {
+        if chunk_bytes == 0
+            || !chunk_bytes.is_multiple_of(page_size)
+            || chunk_bytes / page_size > 1 << 20
+        {
             return Err(format!(
                 "chunk of {chunk_bytes} bytes: must be a whole number of pages, at most 2^20"
             ));
@@ -412,8 +417,15 @@ mod tests {
 
     fn fill(arena: &Arena, slot: &Slot, byte: u8) -> RemoteRef {
         let generation = arena.next_generation();
-        let footer =
-            Footer { kind: Kind::Data, last: false, valid: 4096, file: 5, block: 6, generation, version: 0 };
+        let footer = Footer {
+            kind: Kind::Data,
+            last: false,
+            valid: 4096,
+            file: 5,
+            block: 6,
+            generation,
+            version: 0,
+        };
         let payload = [byte; 4096];
         slot.write(&payload, &footer.encode(&payload));
         RemoteRef { chunk: slot.chunk.id(), slot: slot.index, file: 5, block: 6, generation }

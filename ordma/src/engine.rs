@@ -143,7 +143,11 @@ pub trait Listener: Send + Sync + fmt::Debug {
     fn export(&self, chunk: &Arc<Chunk>);
     /// Tells all links to let go of a chunk whose slots are dead. Resolves when each has, or after
     /// `patience`, when those that have not are closed.
-    fn retire(&self, chunk: ChunkId, patience: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    fn retire(
+        &self,
+        chunk: ChunkId,
+        patience: Duration,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
     /// Stops listening and closes all links.
     fn stop(&self);
 }

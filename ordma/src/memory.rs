@@ -29,9 +29,8 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn new(fd: BorrowedFd<'_>, len: usize, prot: ProtFlags) -> io::Result<Self> {
         // SAFETY: a fresh mapping at an address the kernel chooses touches no memory of ours.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0)
-        }?;
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { base, len })
     }
@@ -72,7 +71,9 @@ impl Mapping {
     /// If the range is not aligned to 8 bytes or lies outside the mapping.
     #[inline]
     pub(crate) fn copy_words_out<const N: usize>(&self, offset: usize, into: &mut [u8; N]) {
-        assert!(offset % 8 == 0 && offset.checked_add(N).is_some_and(|end| end <= self.len));
+        assert!(
+            offset.is_multiple_of(8) && offset.checked_add(N).is_some_and(|end| end <= self.len)
+        );
         for (i, bytes) in into.chunks_exact_mut(8).enumerate() {
             bytes.copy_from_slice(&self.word(offset + i * 8).load(Ordering::Relaxed).to_ne_bytes());
         }
@@ -94,7 +95,9 @@ impl Mapping {
     /// # Panics
     /// If the word is not aligned or lies outside the mapping.
     pub(crate) fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset % 8 == 0 && offset.checked_add(8).is_some_and(|end| end <= self.len));
+        assert!(
+            offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= self.len)
+        );
         // SAFETY: inside the mapping and aligned (just checked; the base is page-aligned); an
         // atomic may be shared with whoever else writes the memory.
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
@@ -105,7 +108,9 @@ impl Mapping {
     /// # Panics
     /// If the word is not aligned or lies outside the mapping.
     pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
-        assert!(offset % 4 == 0 && offset.checked_add(4).is_some_and(|end| end <= self.len));
+        assert!(
+            offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= self.len)
+        );
         // SAFETY: as in `word`.
         unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
@@ -136,7 +141,9 @@ impl Drop for Mapping {
 unsafe fn raw_copy(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: the caller's promise, and the processor has what is used.
     unsafe {
-        if len % 256 == 0 && len > 0 && is_x86_feature_detected!("avx") {
+        // A page that is read next, by the check, is worth the wide loop: `rep movsb` leaves less of
+        // it in the nearest cache, and takes a tenth longer for page and check together.
+        if len.is_multiple_of(256) && len > 0 && is_x86_feature_detected!("avx") {
             copy_avx(to, from, len);
         } else {
             copy_bytes(to, from, len);
@@ -144,6 +151,8 @@ unsafe fn raw_copy(to: *mut u8, from: *const u8, len: usize) {
     }
 }
 
+/// `raw_copy` for whole pages. The loop is opaque to the compiler, as is the instruction below.
+///
 /// # Safety
 /// As for `raw_copy`; `len` is a multiple of 256 and not 0.
 #[cfg(target_arch = "x86_64")]
@@ -183,6 +192,8 @@ unsafe fn copy_avx(to: *mut u8, from: *const u8, len: usize) {
     }
 }
 
+/// `raw_copy` for anything else.
+///
 /// # Safety
 /// As for `raw_copy`.
 #[cfg(target_arch = "x86_64")]

@@ -76,9 +76,9 @@ impl Region {
         let mut memory = self.lock();
         match &mut *memory {
             Memory::Owned(buffer) => Some(f(buffer)),
-            // SAFETY: not withdrawn, so `lend` still holds the unique borrow of these `len` bytes;
-            // the mutex makes this the only access.
             Memory::Lent(base) => {
+                // SAFETY: not withdrawn, so `lend` still holds the unique borrow of these `len`
+                // bytes; the mutex makes this the only access.
                 Some(f(unsafe { std::slice::from_raw_parts_mut(base.as_ptr(), self.0.len) }))
             }
             Memory::LentShared(_) | Memory::Withdrawn => None,
@@ -90,8 +90,8 @@ impl Region {
     pub fn with_ref<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
         match &*self.lock() {
             Memory::Owned(buffer) => Some(f(buffer)),
-            // SAFETY: as in `with`; a shared borrow is all that is asked for.
             Memory::Lent(base) | Memory::LentShared(base) => {
+                // SAFETY: as in `with`; a shared borrow is all that is asked for.
                 Some(f(unsafe { std::slice::from_raw_parts(base.as_ptr(), self.0.len) }))
             }
             Memory::Withdrawn => None,
@@ -250,7 +250,9 @@ pub(crate) fn with_iovecs<'a, R>(
     let parts = parts.filter(|(_, _, len)| *len > 0).take(room);
     let mut regions = parts.clone().map(|(region, _, _)| region);
     let Some(first) = regions.next() else { return f(&mut iovecs) };
-    let push = |iovecs: &mut Iovecs, base: Option<NonNull<u8>>, (region, start, len): (&Region, usize, usize)| {
+    let push = |iovecs: &mut Iovecs,
+                base: Option<NonNull<u8>>,
+                (region, start, len): (&Region, usize, usize)| {
         let inside = start.checked_add(len).is_some_and(|end| end <= region.len());
         let at = match base {
             // SAFETY: `start` lies inside the memory that begins at `base` (just checked).

@@ -97,32 +97,14 @@ impl Header {
     /// The header of a request, yet without a body.
     #[must_use]
     pub const fn request(op: Op, slot: u16, sequence: u32, credits: u16) -> Self {
-        Self {
-            kind: Kind::Request,
-            op,
-            status: Status::Ok,
-            slot,
-            credits,
-            sequence,
-            body_len: 0,
-        }
+        Self { kind: Kind::Request, op, status: Status::Ok, slot, credits, sequence, body_len: 0 }
     }
 
     /// The header of the reply to `request`, yet without a body. `credits` must not be 0.
     #[must_use]
     pub const fn reply(request: &Self, status: Status, credits: u16) -> Self {
-        let &Self {
-            op, slot, sequence, ..
-        } = request;
-        Self {
-            kind: Kind::Reply,
-            op,
-            status,
-            slot,
-            credits,
-            sequence,
-            body_len: 0,
-        }
+        let &Self { op, slot, sequence, .. } = request;
+        Self { kind: Kind::Reply, op, status, slot, credits, sequence, body_len: 0 }
     }
 
     /// Appends the encoded header.
@@ -164,10 +146,7 @@ impl Header {
         }
         let body_len = u32::from_le_bytes(field::<{ at::BODY_LEN }, 4, _>(bytes));
         if u32::try_from(body.len()) != Ok(body_len) {
-            return Err(FrameError::BodyLen {
-                said: body_len,
-                is: body.len(),
-            });
+            return Err(FrameError::BodyLen { said: body_len, is: body.len() });
         }
 
         let [kind] = field::<{ at::KIND }, 1, _>(bytes);
@@ -186,18 +165,7 @@ impl Header {
             Kind::Reply if credits == 0 => return Err(FrameError::NoCredits),
             Kind::Request | Kind::Reply | Kind::Notice => {}
         }
-        Ok((
-            Self {
-                kind,
-                op,
-                status,
-                slot,
-                credits,
-                sequence,
-                body_len,
-            },
-            body,
-        ))
+        Ok((Self { kind, op, status, slot, credits, sequence, body_len }, body))
     }
 }
 
@@ -205,10 +173,7 @@ impl Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// It is not there as a whole.
-    #[error(
-        "a message of {len} bytes is shorter than its header of {} bytes",
-        Header::LEN
-    )]
+    #[error("a message of {len} bytes is shorter than its header of {} bytes", Header::LEN)]
     Short {
         /// Length of the message in bytes.
         len: usize,
@@ -269,13 +234,7 @@ impl FrameError {
 #[must_use]
 pub fn encode_message(header: Header, body: &impl Message) -> Vec<u8> {
     let mut out = Vec::new();
-    append(
-        header,
-        body,
-        body.encoded_len(),
-        &mut out,
-        Vec::reserve_exact,
-    );
+    append(header, body, body.encoded_len(), &mut out, Vec::reserve_exact);
     out
 }
 
@@ -297,6 +256,5 @@ fn append(
     let body_len = u32::try_from(len).unwrap_or(u32::MAX);
     reserve(out, Header::LEN.saturating_add(len));
     Header { body_len, ..header }.encode(out);
-    body.encode(out)
-        .expect("encoding fails for want of room only, and a Vec grows");
+    body.encode(out).expect("encoding fails for want of room only, and a Vec grows");
 }

@@ -12,37 +12,13 @@ use prost::Message;
 /// A header that may be sent, with a body that fits.
 fn message() -> impl Strategy<Value = (Header, Vec<u8>)> {
     let kind = select(vec![Kind::Request, Kind::Reply, Kind::Notice]);
-    let fields = (
-        kind,
-        select(Op::ALL),
-        select(Status::ALL),
-        any::<(u16, u16, u32)>(),
-    );
+    let fields = (kind, select(Op::ALL), select(Status::ALL), any::<(u16, u16, u32)>());
     (fields, vec(any::<u8>(), 0..100)).prop_map(|((kind, op, status, rest), body)| {
         let (slot, credits, sequence) = rest;
-        let status = if kind == Kind::Request {
-            Status::Ok
-        } else {
-            status
-        };
-        let credits = if kind == Kind::Reply {
-            credits.max(1)
-        } else {
-            credits
-        };
+        let status = if kind == Kind::Request { Status::Ok } else { status };
+        let credits = if kind == Kind::Reply { credits.max(1) } else { credits };
         let body_len = u32::try_from(body.len()).expect("a short body");
-        (
-            Header {
-                kind,
-                op,
-                status,
-                slot,
-                credits,
-                sequence,
-                body_len,
-            },
-            body,
-        )
+        (Header { kind, op, status, slot, credits, sequence, body_len }, body)
     })
 }
 
@@ -153,15 +129,9 @@ fn errno_of_the_file_system_reaches_the_client() {
         let known = Status::ALL
             .iter()
             .any(|s| s.errno() == errno && (s.number() < 100 || *s == Status::NoMemory));
-        assert_eq!(
-            status.errno(),
-            if known { errno } else { Status::Io.errno() }
-        );
+        assert_eq!(status.errno(), if known { errno } else { Status::Io.errno() });
         // The client would throw its session or its open away.
-        assert!(
-            status.number() < 100 || status == Status::NoMemory,
-            "{status} for {errno}"
-        );
+        assert!(status.number() < 100 || status == Status::NoMemory, "{status} for {errno}");
     }
     assert_eq!(Status::from_errno(0), Status::Ok);
     assert_eq!(Status::from_errno(Status::BadMessage.errno()), Status::Io);

@@ -89,14 +89,24 @@ impl Core {
     /// Sets attributes of an open file. What was written before a change of the size is committed
     /// first: sent again after it, should the server restart, it would undo the change.
     pub(crate) async fn set_attr_of(&self, file: &Arc<OpenFile>, set: SetAttr) -> Result<Attr> {
-        if set.size.is_some() && lock(&file.uncommitted).bytes() > 0 {
-            crate::write::commit(file, 0, 0).await?;
+        if set.size.is_some() {
+            self.settle(&file.handle).await?;
         }
         let attr = self.setattr_of(&file.handle, set, &file.name).await?;
         if set.size.is_some() {
             file.saw_size(attr.size, self.owner.grant()?.page_size);
         }
         Ok(attr)
+    }
+
+    /// Commits what was written to the file with this handle, over whichever of its opens.
+    async fn settle(&self, handle: &[u8]) -> Result<()> {
+        for file in self.owner.files.all() {
+            if file.handle == handle && lock(&file.uncommitted).bytes() > 0 {
+                crate::write::commit(&file, 0, 0).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Closes a file, whatever the server says.
@@ -122,6 +132,9 @@ impl Core {
 
     pub(crate) async fn set_attr(&self, path: &Path, set: SetAttr) -> Result<Attr> {
         let node = self.walk(path, true).await?;
+        if set.size.is_some() {
+            self.settle(&node.handle).await?;
+        }
         self.setattr_of(&node.handle, set, &show(path)).await
     }
 

@@ -157,6 +157,11 @@ impl Core {
     ) -> Result<Arc<OpenFile>> {
         let opened = Opened { open: reply.open, number: reply.file, session };
         let size = reply.attr.as_ref().map(|attr| attr.size);
+        if options.truncate {
+            // Sent again, what was written before would undo the truncation.
+            let others = self.owner.files.all();
+            others.iter().filter(|f| f.handle == reply.handle).for_each(|f| f.forget_writes());
+        }
         let name = what.to_owned();
         let file = OpenFile::new(&self.owner, reply.handle, options.access(), name, opened, size);
         if options.read

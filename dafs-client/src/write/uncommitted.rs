@@ -110,6 +110,11 @@ impl Uncommitted {
         self.drop_where(|kept| kept.id == id)
     }
 
+    /// Lets go of all writes, not of the error. How many bytes fewer are kept.
+    pub(crate) fn clear(&mut self) -> usize {
+        self.drop_where(|_| true)
+    }
+
     fn drop_where(&mut self, condition: impl Fn(&Kept) -> bool) -> usize {
         let before = self.cost;
         let cost = &mut self.cost;

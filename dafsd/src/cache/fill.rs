@@ -73,7 +73,8 @@ impl CachedFile {
         let sequential = self.next_fill.load(Ordering::Relaxed) == first;
         let ahead = if sequential { READ_AHEAD / page } else { 1 };
         let behind = self.last_block(self.size()) + 1;
-        let limit = count.max(ahead).min((MAX_FILL / page).max(1)).min(behind.saturating_sub(first));
+        let limit =
+            count.max(ahead).min((MAX_FILL / page).max(1)).min(behind.saturating_sub(first));
         let mut run = 0;
         while run < limit {
             let key = (self.number(), first + run);

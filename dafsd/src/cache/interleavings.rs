@@ -181,8 +181,7 @@ fn partial_write_of_an_evicted_page() {
         || {
             let world = World::new(2, 4);
             read(&world.file, PAGE as u64, 1);
-            let actors =
-                vec![world.half_writer(2), world.evictor(&[2, 3]), world.flusher()];
+            let actors = vec![world.half_writer(2), world.evictor(&[2, 3]), world.flusher()];
             (world, actors)
         },
         |world| {
@@ -247,7 +246,9 @@ fn two_writers_extend_while_it_is_written_back() {
             let actors = vec![append(0, 7), append(3000, 8), world.flusher()];
             (world, actors)
         },
-        |world| world.settle(|b| b.len() == 6000 && b[..3000] == [7; 3000] && b[3000..] == [8; 3000]),
+        |world| {
+            world.settle(|b| b.len() == 6000 && b[..3000] == [7; 3000] && b[3000..] == [8; 3000])
+        },
     );
     complete("extend, extend, write-back", explored);
 }

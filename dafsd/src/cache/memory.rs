@@ -26,15 +26,14 @@ impl Cache {
     }
 
     pub(super) fn try_slot(&self) -> Option<Slot> {
-        self.arena
-            .take()
-            .or_else(|| self.grow().then(|| self.arena.take()).flatten())
-            .or_else(|| {
+        self.arena.take().or_else(|| self.grow().then(|| self.arena.take()).flatten()).or_else(
+            || {
                 // One page of some other shard each time: the clock's hand goes round all of them.
                 let start = self.next_shard.fetch_add(1, Ordering::Relaxed);
                 (0..self.shards.len())
                     .find_map(|i| self.evict_from((start + i) % self.shards.len()))
-            })
+            },
+        )
     }
 
     /// Gives a slot back that holds no page.
@@ -72,12 +71,7 @@ impl Cache {
 
     /// Strikes a block from its file's set once its page is gone. The page may be back already.
     pub(super) fn not_resident(&self, number: u64, block: u64) {
-        let file = self
-            .files
-            .lock()
-            .by_number
-            .get(&number)
-            .and_then(std::sync::Weak::upgrade);
+        let file = self.files.lock().by_number.get(&number).and_then(std::sync::Weak::upgrade);
         let Some(file) = file else { return };
         let shard = self.shard((number, block)).lock();
         if shard.get((number, block)).is_none() {

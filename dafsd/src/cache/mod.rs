@@ -126,9 +126,7 @@ struct Counters {
 
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Cache").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -236,17 +234,11 @@ impl Cache {
             ("cache_hits", get(&c.hits)),
             ("cache_fills", get(&c.fills)),
             ("cache_evictions", get(&c.evictions)),
-            (
-                "cache_pages",
-                self.shards.iter().map(|s| s.lock().len() as u64).sum(),
-            ),
+            ("cache_pages", self.shards.iter().map(|s| s.lock().len() as u64).sum()),
             ("cache_pages_written_back", get(&c.pages_written_back)),
             ("cache_writeback_errors", get(&c.writeback_errors)),
             ("cache_chunks_retired", get(&c.chunks_retired)),
-            (
-                "cache_dirty_bytes",
-                self.dirty.load(Ordering::Relaxed) as u64,
-            ),
+            ("cache_dirty_bytes", self.dirty.load(Ordering::Relaxed) as u64),
             ("cache_files", self.files.lock().by_identity.len() as u64),
             ("arena_bytes", self.arena.bytes() as u64),
         ]
@@ -255,9 +247,7 @@ impl Cache {
     /// Forgets files that no one has open and that have no pages.
     pub fn sweep_files(&self) {
         let mut files = self.files.lock();
-        files
-            .by_identity
-            .retain(|_, file| Arc::strong_count(file) > 1 || !file.is_idle());
+        files.by_identity.retain(|_, file| Arc::strong_count(file) > 1 || !file.is_idle());
         files.by_number.retain(|_, file| file.strong_count() > 0);
     }
 

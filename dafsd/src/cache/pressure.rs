@@ -26,25 +26,21 @@ impl Cache {
             return Ok(());
         };
         let cache = Arc::downgrade(self);
-        std::thread::Builder::new()
-            .name("dafs-pressure".to_owned())
-            .spawn(move || {
-                loop {
-                    std::thread::sleep(INTERVAL);
-                    let Some(cache) = cache.upgrade() else { return };
-                    let pressure = std::fs::read_to_string(&source)
-                        .ok()
-                        .and_then(|text| parse(&text));
-                    let high = pressure.is_some_and(|pressure| pressure >= HIGH);
-                    let before = cache.pressed.swap(high, Ordering::Relaxed);
-                    if high != before {
-                        tracing::info!(?pressure, high, "memory pressure");
-                    }
-                    if high {
-                        cache.give_back();
-                    }
+        std::thread::Builder::new().name("dafs-pressure".to_owned()).spawn(move || {
+            loop {
+                std::thread::sleep(INTERVAL);
+                let Some(cache) = cache.upgrade() else { return };
+                let pressure = std::fs::read_to_string(&source).ok().and_then(|text| parse(&text));
+                let high = pressure.is_some_and(|pressure| pressure >= HIGH);
+                let before = cache.pressed.swap(high, Ordering::Relaxed);
+                if high != before {
+                    tracing::info!(?pressure, high, "memory pressure");
                 }
-            })?;
+                if high {
+                    cache.give_back();
+                }
+            }
+        })?;
         Ok(())
     }
 
@@ -60,34 +56,18 @@ impl Cache {
 
 /// The file to watch: the server's own cgroup's, else the whole machine's.
 fn source() -> Option<PathBuf> {
-    let own = std::fs::read_to_string("/proc/self/cgroup")
-        .ok()
-        .and_then(|text| {
-            let path = text
-                .lines()
-                .find_map(|line| line.strip_prefix("0::/"))?
-                .to_owned();
-            Some(
-                PathBuf::from("/sys/fs/cgroup")
-                    .join(path)
-                    .join("memory.pressure"),
-            )
-        });
-    let candidates = own
-        .into_iter()
-        .chain([PathBuf::from("/proc/pressure/memory")]);
-    candidates
-        .into_iter()
-        .find(|path| std::fs::read(path).is_ok())
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| {
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
+        Some(PathBuf::from("/sys/fs/cgroup").join(path).join("memory.pressure"))
+    });
+    let candidates = own.into_iter().chain([PathBuf::from("/proc/pressure/memory")]);
+    candidates.into_iter().find(|path| std::fs::read(path).is_ok())
 }
 
 /// The ten-second average of the line `some avg10=1.23 avg60=... avg300=... total=...`.
 fn parse(text: &str) -> Option<f32> {
     let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
-    some.split(' ')
-        .find_map(|field| field.strip_prefix("avg10="))?
-        .parse()
-        .ok()
+    some.split(' ').find_map(|field| field.strip_prefix("avg10="))?.parse().ok()
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub struct Pages {
 impl CachedFile {
     /// Delivers the pages that the extents touch. Each extent stops after the page that holds the
     /// end of the file. Up to `want_refs` references of cached pages behind the last one are added.
+    /// The data lies in `buffer`, whose content does not matter.
     ///
     /// # Errors
     /// [`Status::Invalid`] where an extent wraps; [`Status::MessageTooBig`] where the pages come to
@@ -32,11 +33,14 @@ impl CachedFile {
         extents: &[Extent],
         limit: usize,
         want_refs: u32,
+        buffer: Vec<u8>,
     ) -> Result<Pages> {
         let plan = self.plan(extents, limit)?;
         let page = self.cache.page_size();
         let planned = usize::try_from(plan.iter().map(|run| run.1).sum::<u64>()).unwrap_or(0);
-        let mut data = vec![0; planned * (FOOTER_LEN + page)];
+        // What is in it already need not be zeroed: every byte is written over or cut off.
+        let mut data = buffer;
+        data.resize(planned * (FOOTER_LEN + page), 0);
         let mut refs = Vec::with_capacity((planned + want_refs as usize) * WireRef::LEN);
         let mut counts = Vec::with_capacity(plan.len());
         let mut done = 0;
@@ -49,7 +53,8 @@ impl CachedFile {
                     let footer = &mut footers[done * FOOTER_LEN..][..FOOTER_LEN];
                     let payload = &mut payloads[done * page..][..page];
                     let left = first + count - block;
-                    let Some(last) = self.read_page(block, left, payload, footer, &mut refs).await?
+                    let Some(last) =
+                        self.read_page(block, left, payload, footer, &mut refs).await?
                     else {
                         break;
                     };
@@ -63,7 +68,10 @@ impl CachedFile {
             }
         }
         if done < planned {
-            data.copy_within(planned * FOOTER_LEN..planned * FOOTER_LEN + done * page, done * FOOTER_LEN);
+            data.copy_within(
+                planned * FOOTER_LEN..planned * FOOTER_LEN + done * page,
+                done * FOOTER_LEN,
+            );
             data.truncate(done * (FOOTER_LEN + page));
         }
         let size = self.size();

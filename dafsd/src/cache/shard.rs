@@ -64,10 +64,8 @@ impl Shard {
 
     /// Adds heat that a client reported, if the page is still the one it read.
     pub fn warm(&mut self, key: Key, generation: u64, heat: u8) {
-        if let Some(page) = self.page(key) {
-            if page.generation == generation {
-                page.heat = page.heat.saturating_add(heat).min(HOTTEST);
-            }
+        if let Some(page) = self.page(key).filter(|page| page.generation == generation) {
+            page.heat = page.heat.saturating_add(heat).min(HOTTEST);
         }
     }
 
@@ -103,10 +101,9 @@ impl Shard {
             Some(Entry::Live(page)) => {
                 page.slot.kill();
                 self.ring.swap_remove(page.ring);
-                if let Some(&moved) = self.ring.get(page.ring) {
-                    if let Some(Entry::Live(other)) = self.entries.get_mut(&moved) {
-                        other.ring = page.ring;
-                    }
+                let moved = self.ring.get(page.ring);
+                if let Some(Entry::Live(other)) = moved.and_then(|key| self.entries.get_mut(key)) {
+                    other.ring = page.ring;
                 }
                 Some(page)
             }

@@ -135,7 +135,7 @@ pub(crate) fn write(file: &Arc<CachedFile>, offset: u64, data: &[u8]) {
 /// Reads by RPC and checks every page; the bytes up to the end of the file.
 pub(crate) fn read(file: &Arc<CachedFile>, offset: u64, length: u64) -> Vec<u8> {
     let extent = Extent { offset, length };
-    let pages = wait(&file.cache, file.read(&[extent], usize::MAX, 0)).unwrap();
+    let pages = wait(&file.cache, file.read(&[extent], usize::MAX, 0, vec![7; 9])).unwrap();
     let (footers, payloads) = pages.data.split_at(pages.counts[0] as usize * FOOTER_LEN);
     let mut bytes = Vec::new();
     for (footer, payload) in footers.as_chunks().0.iter().zip(payloads.chunks(PAGE)) {
@@ -188,7 +188,8 @@ fn reads_what_the_store_has() {
         assert_eq!(pages.iter().flat_map(|page| page.1.clone()).collect::<Vec<_>>(), data);
         let last: Vec<bool> = pages.iter().map(|page| page.0.last).collect();
         assert_eq!(last.iter().position(|last| *last), Some(last.len() - 1));
-        let beyond = wait(&cache, file.read(&[Extent { offset: 1 << 30, length: 1 }], 99999, 1));
+        let beyond =
+            wait(&cache, file.read(&[Extent { offset: 1 << 30, length: 1 }], 99999, 1, Vec::new()));
         let beyond = beyond.unwrap();
         assert_eq!((beyond.counts, beyond.refs.len()), (vec![0], WireRef::LEN));
     }
@@ -203,7 +204,9 @@ fn a_write_shows_through_old_references() {
     write(&file, 4000, &[9; 200]);
     let pages: Vec<_> = before.iter().map(|r| ordma(&cache.arena, r).unwrap()).collect();
     assert_eq!(pages.iter().map(|p| p.0.version).collect::<Vec<_>>(), [1, 1, 0]);
-    assert!(pages[0].1[4000..].iter().all(|b| *b == 9) && pages[1].1[..104].iter().all(|b| *b == 9));
+    assert!(
+        pages[0].1[4000..].iter().all(|b| *b == 9) && pages[1].1[..104].iter().all(|b| *b == 9)
+    );
     assert_eq!(pages[1].1[104], 1);
 }
 
@@ -255,7 +258,8 @@ fn more_dirty_pages_than_slots_go_through_the_disk() {
     let cache = cache(8, 2);
     let disk = MemoryFile::with(Vec::new());
     let file = cache.open(Arc::clone(&disk) as Arc<dyn StoreFile>).unwrap();
-    let data: Vec<u8> = (0..100 * PAGE + 7).map(|i| u8::try_from(i / 1000 % 256).unwrap()).collect();
+    let data: Vec<u8> =
+        (0..100 * PAGE + 7).map(|i| u8::try_from(i / 1000 % 256).unwrap()).collect();
     write(&file, 0, &data);
     assert_eq!(read(&file, 0, 1 << 30), data);
     wait(&cache, file.commit(Extent::default())).unwrap();
@@ -352,11 +356,15 @@ fn nonsense_is_refused() {
     let file = cache.open(MemoryFile::with(vec![5; PAGE])).unwrap();
     let wraps = Extent { offset: u64::MAX, length: 2 };
     let status = |result: Result<()>| result.unwrap_err().status;
-    assert_eq!(wait(&cache, file.read(&[wraps], 1 << 20, 0)).unwrap_err().status, Status::Invalid);
+    assert_eq!(
+        wait(&cache, file.read(&[wraps], 1 << 20, 0, Vec::new())).unwrap_err().status,
+        Status::Invalid
+    );
     assert_eq!(status(wait(&cache, file.write(&[wraps], b"ab"))), Status::FileTooBig);
     let lies = Extent { offset: 0, length: 3 };
     assert_eq!(status(wait(&cache, file.write(&[lies], b"ab"))), Status::Invalid);
-    let large = wait(&cache, file.read(&[Extent { offset: 0, length: 1 }], 100, 0)).unwrap_err();
+    let large = wait(&cache, file.read(&[Extent { offset: 0, length: 1 }], 100, 0, Vec::new()))
+        .unwrap_err();
     assert_eq!(large.status, Status::MessageTooBig);
     assert_eq!(file.size(), PAGE as u64);
 }
@@ -364,6 +372,7 @@ fn nonsense_is_refused() {
 #[test]
 fn file_numbers_do_not_repeat() {
     let cache = cache(8, 1);
-    let numbers: std::collections::HashSet<u64> = (0..10_000).map(|i| cache.file_number(i)).collect();
+    let numbers: std::collections::HashSet<u64> =
+        (0..10_000).map(|i| cache.file_number(i)).collect();
     assert_eq!(numbers.len(), 10_000);
 }

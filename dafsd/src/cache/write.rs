@@ -206,4 +206,3 @@ impl CachedFile {
         self.cache.dirty.fetch_add(self.cache.page_size(), Ordering::Relaxed);
     }
 }
-

@@ -246,4 +246,3 @@ impl CachedFile {
         self.cache.dirty.fetch_sub(self.cache.page_size(), Ordering::Relaxed);
     }
 }
-

@@ -42,11 +42,7 @@ pub(super) fn exports(
     let mut exports: Vec<ExportConfig> = Vec::new();
     for section in sections {
         if !names.insert(section.name.clone()) {
-            return refuse(
-                "export.name",
-                show(&section.name),
-                "must not be given twice",
-            );
+            return refuse("export.name", show(&section.name), "must not be given twice");
         }
         exports.push(export(section, flags.protection.as_deref())?);
     }
@@ -59,25 +55,12 @@ fn export_flag(text: &str) -> Result<ExportSection, ConfigError> {
     let Some((name, path)) = text.split_once('=').filter(|(_, path)| !path.is_empty()) else {
         return refuse("--export", show(text), "must be NAME=PATH or NAME=PATH,ro");
     };
-    let (path, read_only) = path
-        .strip_suffix(",ro")
-        .map_or((path, false), |path| (path, true));
-    Ok(ExportSection {
-        name: name.to_owned(),
-        path: path.into(),
-        read_only,
-        ..Default::default()
-    })
+    let (path, read_only) = path.strip_suffix(",ro").map_or((path, false), |path| (path, true));
+    Ok(ExportSection { name: name.to_owned(), path: path.into(), read_only, ..Default::default() })
 }
 
 fn export(section: ExportSection, protection: Option<&str>) -> Result<ExportConfig, ConfigError> {
-    let ExportSection {
-        name,
-        path,
-        read_only,
-        protection: own,
-        owner,
-    } = section;
+    let ExportSection { name, path, read_only, protection: own, owner } = section;
     let allowed_in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let is_dots = name.chars().all(|c| c == '.');
     if is_dots || name.len() > MAX_EXPORT_NAME || !name.chars().all(allowed_in_name) {
@@ -96,10 +79,7 @@ fn export(section: ExportSection, protection: Option<&str>) -> Result<ExportConf
     };
     let owner = match &owner {
         None => None,
-        Some(text) => match text
-            .split_once(':')
-            .map(|(uid, gid)| (uid.parse(), gid.parse()))
-        {
+        Some(text) => match text.split_once(':').map(|(uid, gid)| (uid.parse(), gid.parse())) {
             Some((Ok(uid), Ok(gid))) if uid != u32::MAX && gid != u32::MAX => Some((uid, gid)),
             _ => {
                 let allowed = "must be UID:GID in numbers, \"1000:1000\" for example";
@@ -115,13 +95,7 @@ fn export(section: ExportSection, protection: Option<&str>) -> Result<ExportConf
             return refuse(field("path"), path.display(), allowed);
         }
     };
-    Ok(ExportConfig {
-        name,
-        path,
-        read_only,
-        protection,
-        owner,
-    })
+    Ok(ExportConfig { name, path, read_only, protection, owner })
 }
 
 /// A file has one place in the page cache, whatever export led there, so what exports have in common
@@ -138,11 +112,7 @@ fn check_overlap(exports: &[ExportConfig]) -> Result<(), ConfigError> {
                     b.name,
                     b.path.display()
                 );
-                return refuse(
-                    format!("export {:?}: path", a.name),
-                    a.path.display(),
-                    allowed,
-                );
+                return refuse(format!("export {:?}: path", a.name), a.path.display(), allowed);
             }
         }
     }

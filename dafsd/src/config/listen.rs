@@ -65,11 +65,7 @@ pub(super) fn parse_listen(listen: &[String]) -> Result<Vec<Listen>, ConfigError
         }
     }
     if parsed.is_empty() {
-        return refuse(
-            "listen",
-            "[]",
-            "must name at least one tcp:HOST:PORT or shm:PATH",
-        );
+        return refuse("listen", "[]", "must name at least one tcp:HOST:PORT or shm:PATH");
     }
     Ok(parsed)
 }

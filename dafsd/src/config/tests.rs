@@ -12,13 +12,7 @@ fn load(text: &str, flags: &[&str]) -> Result<Config, ConfigError> {
     let directory = directory();
     let path = directory.path().join("dafsd.toml");
     std::fs::write(&path, text).unwrap();
-    let mut all = vec![
-        "dafsd",
-        "--state-dir",
-        "/state",
-        "--config",
-        path.to_str().unwrap(),
-    ];
+    let mut all = vec!["dafsd", "--state-dir", "/state", "--config", path.to_str().unwrap()];
     all.extend(flags);
     Config::load(&Flags::parse_from(all))
 }
@@ -46,14 +40,7 @@ fn the_example_shows_the_defaults() {
         (plain.descriptors, plain.handle_table)
     );
     // Depends on the machine, so the flags say what the file says.
-    let flags = [
-        "--export",
-        "data=/srv",
-        "--protection",
-        "none",
-        "--memory",
-        "1GiB",
-    ];
+    let flags = ["--export", "data=/srv", "--protection", "none", "--memory", "1GiB"];
     assert_eq!(example.cache, from_flags(&flags).unwrap().cache);
     let listen = example.listen.unwrap();
     assert_eq!(listen[0], Listen::Tcp(DEFAULT_TCP.to_owned()));
@@ -101,9 +88,7 @@ fn flags_win_over_the_file() {
     assert_eq!(config.log, "debug");
     assert_eq!(config.settings.session.lease, Duration::from_secs(9));
     assert_eq!(config.settings.limits.max_inline, (64 << 10) + 4 * 64);
-    let [a, b] = &config.exports[..] else {
-        panic!("two exports")
-    };
+    let [a, b] = &config.exports[..] else { panic!("two exports") };
     assert_eq!((&*a.name, &*b.name, b.read_only), ("a", "b", true));
     assert_eq!(a.path, b.path);
 }
@@ -123,143 +108,48 @@ fn errors_name_field_value_and_what_is_allowed() {
         (String::new(), &["export", "(none)", "--export NAME=PATH"]),
         (with("[cache]\nmemory = '1GB'"), &["memory", "1GB", "64MiB"]),
         (with("[cache]\nmemory = 5"), &["memory", "5", "unit"]),
-        (
-            with("[cache]\nmemory = '1KiB'"),
-            &["cache.memory", "1KiB", "1MiB"],
-        ),
-        (
-            with("[cache]\npage_size = '5KiB'"),
-            &["cache.page_size", "5KiB", "4KiB, 8KiB"],
-        ),
-        (
-            with("[cache]\nchunk = '5000B'"),
-            &["cache.chunk", "5000B", "whole number of pages"],
-        ),
-        (
-            with("[cache]\nchunk = '2TiB'"),
-            &["cache.chunk", "2TiB", "must be from"],
-        ),
-        (
-            with("[cache]\ndirty_limit = '1TiB'"),
-            &["cache.dirty_limit", "1TiB", "must be from"],
-        ),
-        (
-            with("[cache]\nwriteback_interval = '5'"),
-            &["writeback_interval", "5", "500ms"],
-        ),
-        (
-            with("[cache]\nwriteback_interval = '0s'"),
-            &["cache.writeback_interval", "100ms"],
-        ),
-        (
-            with("[cache]\nmemroy = '1GiB'"),
-            &["memroy", "unknown field", "memory"],
-        ),
-        (
-            with("[sessions]\nlease = '9h'"),
-            &["sessions.lease", "9h", "1h"],
-        ),
-        (
-            with("[sessions]\nslots = 0"),
-            &["sessions.slots", "0", "from 1 to 1024"],
-        ),
-        (
-            with("[sessions]\nslots = 5000"),
-            &["sessions.slots", "5000", "from 1 to 1024"],
-        ),
+        (with("[cache]\nmemory = '1KiB'"), &["cache.memory", "1KiB", "1MiB"]),
+        (with("[cache]\npage_size = '5KiB'"), &["cache.page_size", "5KiB", "4KiB, 8KiB"]),
+        (with("[cache]\nchunk = '5000B'"), &["cache.chunk", "5000B", "whole number of pages"]),
+        (with("[cache]\nchunk = '2TiB'"), &["cache.chunk", "2TiB", "must be from"]),
+        (with("[cache]\ndirty_limit = '1TiB'"), &["cache.dirty_limit", "1TiB", "must be from"]),
+        (with("[cache]\nwriteback_interval = '5'"), &["writeback_interval", "5", "500ms"]),
+        (with("[cache]\nwriteback_interval = '0s'"), &["cache.writeback_interval", "100ms"]),
+        (with("[cache]\nmemroy = '1GiB'"), &["memroy", "unknown field", "memory"]),
+        (with("[sessions]\nlease = '9h'"), &["sessions.lease", "9h", "1h"]),
+        (with("[sessions]\nslots = 0"), &["sessions.slots", "0", "from 1 to 1024"]),
+        (with("[sessions]\nslots = 5000"), &["sessions.slots", "5000", "from 1 to 1024"]),
         (with("[sessions]\nmax = -1"), &["max", "-1"]),
-        (
-            with("[sessions]\nmax_opens = 0"),
-            &["sessions.max_opens", "0", "from 1"],
-        ),
-        (
-            with("[transfers]\nmax_inline = '1KiB'"),
-            &["transfers.max_inline", "1KiB", "4KiB"],
-        ),
-        (
-            with("[transfers]\nmax_direct = '1KiB'"),
-            &["transfers.max_direct", "1KiB", "64KiB"],
-        ),
-        (
-            with("[transfers]\nconcurrent = 0"),
-            &["transfers.concurrent", "0", "from 1"],
-        ),
-        (
-            with("[threads]\nworkers = 0"),
-            &["threads.workers", "0", "from 1 to 1024"],
-        ),
-        (
-            with("[threads]\nrpc = 1000"),
-            &["threads.rpc", "1000", "256"],
-        ),
-        (
-            with("[store]\nhandles = 'both'"),
-            &["store.handles", "both", "auto", "table"],
-        ),
-        (
-            with("[store]\ndescriptors = 0"),
-            &["store.descriptors", "0", "from 1"],
-        ),
+        (with("[sessions]\nmax_opens = 0"), &["sessions.max_opens", "0", "from 1"]),
+        (with("[transfers]\nmax_inline = '1KiB'"), &["transfers.max_inline", "1KiB", "4KiB"]),
+        (with("[transfers]\nmax_direct = '1KiB'"), &["transfers.max_direct", "1KiB", "64KiB"]),
+        (with("[transfers]\nconcurrent = 0"), &["transfers.concurrent", "0", "from 1"]),
+        (with("[threads]\nworkers = 0"), &["threads.workers", "0", "from 1 to 1024"]),
+        (with("[threads]\nrpc = 1000"), &["threads.rpc", "1000", "256"]),
+        (with("[store]\nhandles = 'both'"), &["store.handles", "both", "auto", "table"]),
+        (with("[store]\ndescriptors = 0"), &["store.descriptors", "0", "from 1"]),
         (with("[verbs]\n"), &["verbs", "unknown field", "cache"]),
-        (
-            before("log = 'chatty=loud'"),
-            &["log", "chatty=loud", "error, warn, info"],
-        ),
+        (before("log = 'chatty=loud'"), &["log", "chatty=loud", "error, warn, info"]),
         (before("listen = []"), &["listen", "[]", "tcp:HOST:PORT"]),
-        (
-            before("listen = ['udp:x:1']"),
-            &["listen", "udp:x:1", "tcp:HOST:PORT or shm:PATH"],
-        ),
-        (
-            before("listen = ['tcp:host']"),
-            &["listen", "tcp:host", "port from 0 to 65535"],
-        ),
-        (
-            before("listen = ['tcp:host:99999']"),
-            &["listen", "99999", "65535"],
-        ),
-        (
-            before("listen = ['shm:socket']"),
-            &["listen", "shm:socket", "absolute path"],
-        ),
-        (
-            before("listen = ['shm:/s', 'shm:/s']"),
-            &["listen", "shm:/s", "twice"],
-        ),
+        (before("listen = ['udp:x:1']"), &["listen", "udp:x:1", "tcp:HOST:PORT or shm:PATH"]),
+        (before("listen = ['tcp:host']"), &["listen", "tcp:host", "port from 0 to 65535"]),
+        (before("listen = ['tcp:host:99999']"), &["listen", "99999", "65535"]),
+        (before("listen = ['shm:socket']"), &["listen", "shm:socket", "absolute path"]),
+        (before("listen = ['shm:/s', 'shm:/s']"), &["listen", "shm:/s", "twice"]),
         (with(&export), &["export.name", "x", "twice"]),
         (named("''"), &["export.name", "\"\"", "letters"]),
         (named("'..'"), &["export.name", "..", "letters"]),
         (named("'a/b'"), &["export.name", "a/b", "letters"]),
-        (
-            export.replace("'none'", "'sealed'"),
-            &["export \"x\": protection", "sealed", "\"none\""],
-        ),
+        (export.replace("'none'", "'sealed'"), &["export \"x\": protection", "sealed", "\"none\""]),
         (
             export.replace("protection = 'none'", ""),
-            &[
-                "export \"x\": protection",
-                "sealed",
-                "ask for it by name",
-                "--protection none",
-            ],
+            &["export \"x\": protection", "sealed", "ask for it by name", "--protection none"],
         ),
-        (
-            with("as = 'root'"),
-            &["export \"x\": as", "root", "UID:GID"],
-        ),
-        (
-            with("as = '1:4294967295'"),
-            &["export \"x\": as", "4294967295", "UID:GID"],
-        ),
+        (with("as = 'root'"), &["export \"x\": as", "root", "UID:GID"]),
+        (with("as = '1:4294967295'"), &["export \"x\": as", "4294967295", "UID:GID"]),
         (with("path = 5"), &["path", "duplicate"]),
-        (
-            export.replace(&here, "/no/such"),
-            &["export \"x\": path", "/no/such", "directory"],
-        ),
-        (
-            export.replace(&here, "/etc/passwd"),
-            &["export \"x\": path", "/etc/passwd", "directory"],
-        ),
+        (export.replace(&here, "/no/such"), &["export \"x\": path", "/no/such", "directory"]),
+        (export.replace(&here, "/etc/passwd"), &["export \"x\": path", "/etc/passwd", "directory"]),
         (
             with(
                 &named("'y'")
@@ -272,22 +162,13 @@ fn errors_name_field_value_and_what_is_allowed() {
     for (text, expected) in cases {
         let error = load(&text, &[]).map(drop).expect_err(&text).to_string();
         for part in expected {
-            assert!(
-                error.contains(part),
-                "{part:?} is not in the error for\n{text}\n{error}"
-            );
+            assert!(error.contains(part), "{part:?} is not in the error for\n{text}\n{error}");
         }
     }
     for (flags, expected) in [
-        (
-            &["--export", "x"][..],
-            &["--export", "\"x\"", "NAME=PATH"][..],
-        ),
+        (&["--export", "x"][..], &["--export", "\"x\"", "NAME=PATH"][..]),
         (&["--export", "x="], &["--export", "x=", "NAME=PATH"]),
-        (
-            &["--export", "x=/"],
-            &["protection", "sealed", "--protection none"],
-        ),
+        (&["--export", "x=/"], &["protection", "sealed", "--protection none"]),
         (&["--config", "/no/such"], &["/no/such", "No such file"]),
     ] {
         let error = from_flags(flags).map(drop).unwrap_err().to_string();
@@ -295,9 +176,7 @@ fn errors_name_field_value_and_what_is_allowed() {
             assert!(error.contains(part), "{part:?} is not in: {error}");
         }
     }
-    let error = Flags::try_parse_from(["dafsd", "--memory", "lots"])
-        .unwrap_err()
-        .to_string();
+    let error = Flags::try_parse_from(["dafsd", "--memory", "lots"]).unwrap_err().to_string();
     assert!(
         error.contains("--memory") && error.contains("lots") && error.contains("64MiB"),
         "{error}"

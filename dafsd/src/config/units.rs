@@ -26,9 +26,7 @@ const TIMES: UnitError =
 /// Splits `64MiB` into 64 and `MiB`.
 fn split(text: &str) -> Option<(u64, &str)> {
     let text = text.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     Some((number.parse().ok()?, unit.trim_start()))
 }
@@ -101,8 +99,7 @@ impl<T: FromStr<Err = UnitError>> Visitor<'_> for Text<T> {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        text.parse()
-            .map_err(|error| E::custom(format!("{text:?} {error}")))
+        text.parse().map_err(|error| E::custom(format!("{text:?} {error}")))
     }
 }
 
@@ -136,16 +133,7 @@ mod tests {
 
     #[test]
     fn what_is_neither_is_refused() {
-        for text in [
-            "",
-            "MiB",
-            "-1MiB",
-            "1.5GiB",
-            "1GB",
-            "1kib",
-            "99999999999TiB",
-            "1 2MiB",
-        ] {
+        for text in ["", "MiB", "-1MiB", "1.5GiB", "1GB", "1kib", "99999999999TiB", "1 2MiB"] {
             assert_eq!(text.parse::<ByteSize>(), Err(SIZES), "{text}");
         }
         for text in ["", "s", "5", "5sec", "-5s", "0.5s", "99999999999999999999h"] {

@@ -38,10 +38,7 @@ pub(super) async fn caught<T>(future: impl Future<Output = T>) -> Result<T, Pani
 pub(super) fn panicked(server: &Server, op: Op) -> OpError {
     count(&server.counters().panics);
     tracing::error!(%op, "an operation panicked; its client gets an I/O error");
-    OpError::new(
-        Status::Io,
-        format!("{op}: the server failed; its log says more"),
-    )
+    OpError::new(Status::Io, format!("{op}: the server failed; its log says more"))
 }
 
 /// A request that is being executed. It gets exactly one reply, whatever happens to it.
@@ -70,11 +67,7 @@ impl Job {
                     self.send(None, &message, &data);
                 } else if message.len() > MAX_KEPT {
                     strip(&mut body);
-                    self.send(
-                        Some(Arc::new(encode_message(header, &body))),
-                        &message,
-                        &data,
-                    );
+                    self.send(Some(Arc::new(encode_message(header, &body))), &message, &data);
                 } else {
                     let message = Arc::new(message);
                     self.send(Some(Arc::clone(&message)), &message, &data);

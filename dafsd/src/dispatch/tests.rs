@@ -37,12 +37,7 @@ impl Link for FakeLink {
         format!("fake {}", self.id)
     }
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            engine: "fake",
-            geometry: None,
-            local_reads: false,
-            read_batch: 1,
-        }
+        Capabilities { engine: "fake", geometry: None, local_reads: false, read_batch: 1 }
     }
     fn send(&self, head: &[u8], data: &[u8]) {
         self.sent.lock().push((head.to_vec(), data.to_vec()));
@@ -87,16 +82,8 @@ struct World {
 }
 
 const SETTINGS: Settings = Settings {
-    limits: Limits {
-        page_size: 4096,
-        max_inline: 16384,
-        max_transfer: 65536,
-    },
-    session: SessionLimits {
-        slots: 4,
-        opens: 2,
-        lease: Duration::from_secs(10),
-    },
+    limits: Limits { page_size: 4096, max_inline: 16384, max_transfer: 65536 },
+    session: SessionLimits { slots: 4, opens: 2, lease: Duration::from_secs(10) },
     max_sessions: 2,
     connect_timeout: Duration::from_secs(5),
     data_in_flight: 20_000,
@@ -118,14 +105,8 @@ fn world() -> World {
     let export = |name: &str, read_only| Export {
         name: name.to_owned(),
         store: Arc::new(
-            LocalStore::new(
-                directory.path(),
-                LocalOptions {
-                    read_only,
-                    ..Default::default()
-                },
-            )
-            .unwrap(),
+            LocalStore::new(directory.path(), LocalOptions { read_only, ..Default::default() })
+                .unwrap(),
         ),
         read_only,
         protection: Protection::None,
@@ -137,24 +118,12 @@ fn world() -> World {
     let server = Server::new(SETTINGS, exports, cache, runtime, clock).unwrap();
     server.set_ready();
     let service = Dispatcher::new(Arc::clone(&server));
-    World {
-        directory,
-        server,
-        service,
-        time,
-        links: Mutex::new(0),
-    }
+    World { directory, server, service, time, links: Mutex::new(0) }
 }
 
 fn connect_request(export: &str) -> ConnectRequest {
     let version = VERSION.into();
-    ConnectRequest {
-        version,
-        export: export.into(),
-        protection: 1,
-        slots: 3,
-        ..Default::default()
-    }
+    ConnectRequest { version, export: export.into(), protection: 1, slots: 3, ..Default::default() }
 }
 
 fn message<C: Call>(request: &C, slot: u16, sequence: u32) -> Vec<u8> {
@@ -165,10 +134,7 @@ impl World {
     fn link(&self) -> Arc<FakeLink> {
         let mut links = self.links.lock();
         *links += 1;
-        let link = Arc::new(FakeLink {
-            id: *links,
-            ..FakeLink::default()
-        });
+        let link = Arc::new(FakeLink { id: *links, ..FakeLink::default() });
         self.service.connected(link.clone());
         link
     }
@@ -207,13 +173,11 @@ impl World {
         request: &C,
         at: (u16, u32),
     ) -> Result<C::Reply, (Status, String)> {
-        self.call_with(link, request, at, &[])
-            .map(|(reply, _)| reply)
+        self.call_with(link, request, at, &[]).map(|(reply, _)| reply)
     }
 
     fn connect(&self, link: &Arc<FakeLink>) -> ConnectReply {
-        self.call(link, &connect_request("data"), (NO_SLOT, 1))
-            .unwrap()
+        self.call(link, &connect_request("data"), (NO_SLOT, 1)).unwrap()
     }
 
     fn session(&self) -> (Arc<FakeLink>, ConnectReply) {
@@ -234,8 +198,7 @@ impl World {
 
     fn close(&self, link: &Arc<FakeLink>) {
         let link: Arc<dyn Link> = link.clone();
-        self.service
-            .closed(&link, &LinkError::Closed("test".into()));
+        self.service.closed(&link, &LinkError::Closed("test".into()));
     }
 
     fn pass(&self, seconds: u64) {
@@ -251,8 +214,7 @@ fn status<T: std::fmt::Debug>(result: Result<T, (Status, String)>) -> Status {
 impl World {
     /// A session where others may have used up their number.
     fn connect_again(&self, link: &Arc<FakeLink>) {
-        self.call(link, &connect_request("data"), (NO_SLOT, 7))
-            .unwrap();
+        self.call(link, &connect_request("data"), (NO_SLOT, 7)).unwrap();
     }
 }
 
@@ -260,121 +222,49 @@ impl World {
 fn a_session_reads_and_writes() {
     let world = world();
     let (link, connect) = world.session();
-    assert_eq!(
-        (connect.slots, connect.page_size, connect.lease_ms),
-        (3, 4096, 10_000)
-    );
+    assert_eq!((connect.slots, connect.page_size, connect.lease_ms), (3, 4096, 10_000));
     assert!(!connect.resumed && !connect.read_only && *link.may_read.lock());
     let open = world.open(&link, &connect.root, (0, 1));
     assert_eq!(open.attr.unwrap().size, 5);
 
-    let extent = Extent {
-        offset: 3,
-        length: 4,
-    };
-    let write = WriteRequest {
-        open: open.open,
-        extents: vec![extent],
-        ..Default::default()
-    };
+    let extent = Extent { offset: 3, length: 4 };
+    let write = WriteRequest { open: open.open, extents: vec![extent], ..Default::default() };
     let (reply, _) = world.call_with(&link, &write, (0, 2), b"LONG").unwrap();
     assert_eq!((reply.count, reply.size), (4, 7));
-    let extents = vec![Extent {
-        offset: 0,
-        length: 4096,
-    }];
-    let read = ReadRequest {
-        open: open.open,
-        extents,
-        ..Default::default()
-    };
+    let extents = vec![Extent { offset: 0, length: 4096 }];
+    let read = ReadRequest { open: open.open, extents, ..Default::default() };
     let (reply, data) = world.call_with(&link, &read, (1, 1), &[]).unwrap();
     assert_eq!((reply.counts, reply.size), (vec![1], 7));
     assert_eq!(data.len(), 64 + 4096);
     assert_eq!(&data[64..72], b"helLONG\0");
 
-    let getattr = GetAttrRequest {
-        handle: open.handle.clone(),
-    };
-    assert_eq!(
-        world
-            .call(&link, &getattr, (0, 3))
-            .unwrap()
-            .attr
-            .unwrap()
-            .size,
-        7
-    );
-    let size = SetAttr {
-        size: Some(2),
-        ..SetAttr::default()
-    };
-    let setattr = SetAttrRequest {
-        handle: open.handle.clone(),
-        attr: Some(size),
-    };
-    assert_eq!(
-        world
-            .call(&link, &setattr, (0, 4))
-            .unwrap()
-            .attr
-            .unwrap()
-            .size,
-        2
-    );
-    let commit = CommitRequest {
-        open: open.open,
-        extent: None,
-    };
+    let getattr = GetAttrRequest { handle: open.handle.clone() };
+    assert_eq!(world.call(&link, &getattr, (0, 3)).unwrap().attr.unwrap().size, 7);
+    let size = SetAttr { size: Some(2), ..SetAttr::default() };
+    let setattr = SetAttrRequest { handle: open.handle.clone(), attr: Some(size) };
+    assert_eq!(world.call(&link, &setattr, (0, 4)).unwrap().attr.unwrap().size, 2);
+    let commit = CommitRequest { open: open.open, extent: None };
     world.call(&link, &commit, (0, 5)).unwrap();
-    assert_eq!(
-        std::fs::read(world.directory.path().join("f")).unwrap(),
-        b"he"
-    );
+    assert_eq!(std::fs::read(world.directory.path().join("f")).unwrap(), b"he");
 
-    let unlink = UnlinkRequest {
-        directory: connect.root.clone(),
-        name: b"f".to_vec(),
-    };
+    let unlink = UnlinkRequest { directory: connect.root.clone(), name: b"f".to_vec() };
     world.call(&link, &unlink, (0, 6)).unwrap();
     let (reply, data) = world.call_with(&link, &read, (1, 2), &[]).unwrap();
     assert_eq!((reply.size, &data[64..68]), (2, &b"he\0\0"[..]));
-    assert_eq!(
-        world
-            .call(&link, &getattr, (0, 7))
-            .unwrap()
-            .attr
-            .unwrap()
-            .nlink,
-        0
-    );
-    world
-        .call(&link, &CloseRequest { open: open.open }, (0, 8))
-        .unwrap();
+    assert_eq!(world.call(&link, &getattr, (0, 7)).unwrap().attr.unwrap().nlink, 0);
+    world.call(&link, &CloseRequest { open: open.open }, (0, 8)).unwrap();
     assert_eq!(status(world.call(&link, &read, (1, 3))), Status::BadOpen);
     world.server.cache().sweep_files();
-    assert_eq!(
-        status(world.call(&link, &getattr, (0, 9))),
-        Status::StaleHandle
-    );
+    assert_eq!(status(world.call(&link, &getattr, (0, 9))), Status::StaleHandle);
 
     let stats = world.call(&link, &StatsRequest {}, (2, 1)).unwrap();
-    let value = |name: &str| {
-        stats
-            .counters
-            .iter()
-            .find(|c| c.name == name)
-            .map(|c| c.value)
-    };
+    let value = |name: &str| stats.counters.iter().find(|c| c.name == name).map(|c| c.value);
     assert_eq!(value("handler_calls"), Some(12));
     assert_eq!(
         (value("op_read"), value("op_stats"), value("op_connect")),
         (Some(3), Some(1), Some(1))
     );
-    assert_eq!(
-        (value("sessions"), value("opens"), value("errors")),
-        (Some(1), Some(0), Some(2))
-    );
+    assert_eq!((value("sessions"), value("opens"), value("errors")), (Some(1), Some(0), Some(2)));
     assert!(value("process_resident_bytes") > Some(0) && value("cache_hits").is_some());
 }
 
@@ -382,9 +272,7 @@ fn a_session_reads_and_writes() {
 fn a_read_only_export_is_only_read() {
     let world = world();
     let link = world.link();
-    let connect = world
-        .call(&link, &connect_request("frozen"), (NO_SLOT, 1))
-        .unwrap();
+    let connect = world.call(&link, &connect_request("frozen"), (NO_SLOT, 1)).unwrap();
     assert!(connect.read_only);
     let open = OpenRequest {
         directory: connect.root.clone(),
@@ -395,14 +283,8 @@ fn a_read_only_export_is_only_read() {
     let (code, text) = world.call(&link, &open, (0, 1)).unwrap_err();
     assert_eq!(code, Status::ReadOnly);
     assert!(text.contains("frozen"), "{text}");
-    world
-        .call(&link, &OpenRequest { access: 1, ..open }, (0, 2))
-        .unwrap();
-    let mkdir = MkdirRequest {
-        directory: connect.root,
-        name: b"d".to_vec(),
-        attr: None,
-    };
+    world.call(&link, &OpenRequest { access: 1, ..open }, (0, 2)).unwrap();
+    let mkdir = MkdirRequest { directory: connect.root, name: b"d".to_vec(), attr: None };
     assert_eq!(status(world.call(&link, &mkdir, (0, 3))), Status::ReadOnly);
 }
 
@@ -411,28 +293,11 @@ fn direct_transfers_are_bounded() {
     let world = world();
     let (link, connect) = world.session();
     let open = world.open(&link, &connect.root, (0, 1)).open;
-    let extents = vec![Extent {
-        offset: 0,
-        length: 5,
-    }];
-    let buffers = vec![Buffer {
-        tag: 1,
-        address: 0,
-        length: 5000,
-    }];
-    let read = ReadRequest {
-        open,
-        extents,
-        placement: 1,
-        buffers,
-        ..Default::default()
-    };
+    let extents = vec![Extent { offset: 0, length: 5 }];
+    let buffers = vec![Buffer { tag: 1, address: 0, length: 5000 }];
+    let read = ReadRequest { open, extents, placement: 1, buffers, ..Default::default() };
     for slot in 0..3 {
-        world.raw(
-            &link,
-            &message(&read, slot, if slot == 0 { 2 } else { 1 }),
-            &[],
-        );
+        world.raw(&link, &message(&read, slot, if slot == 0 { 2 } else { 1 }), &[]);
     }
     assert_eq!(link.transfers.lock().len(), SETTINGS.transfers);
     let transfer = link.transfers.lock().remove(0);
@@ -447,27 +312,15 @@ fn a_server_that_stops_refuses_and_flushes() {
     let world = world();
     let (link, connect) = world.session();
     let open = world.open(&link, &connect.root, (0, 1)).open;
-    let extents = vec![Extent {
-        offset: 5,
-        length: 6,
-    }];
-    let write = WriteRequest {
-        open,
-        extents,
-        ..Default::default()
-    };
+    let extents = vec![Extent { offset: 5, length: 6 }];
+    let write = WriteRequest { open, extents, ..Default::default() };
     world.call_with(&link, &write, (0, 2), b" world").unwrap();
     assert!(world.server.drain(Duration::from_secs(1)));
-    let (code, _) = world
-        .call_with(&link, &write, (0, 3), b" WORLD")
-        .unwrap_err();
+    let (code, _) = world.call_with(&link, &write, (0, 3), b" WORLD").unwrap_err();
     assert_eq!(code, Status::ServerStopping);
     assert!(world.link().why_closed().contains("stopping"));
     world.server.flush_and_kill().unwrap();
-    assert_eq!(
-        std::fs::read(world.directory.path().join("f")).unwrap(),
-        b"hello world"
-    );
+    assert_eq!(std::fs::read(world.directory.path().join("f")).unwrap(), b"hello world");
     for chunk in world.server.cache().arena().chunks() {
         let generation = |slot| chunk.footer(slot).unwrap()[32..40].to_vec();
         assert!((0..chunk.geometry().slots).all(|slot| generation(slot) == [0; 8]));

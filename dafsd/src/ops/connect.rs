@@ -23,20 +23,14 @@ pub async fn connect(
     request: ConnectRequest,
 ) -> Result<ConnectReply, OpError> {
     if request.version != u32::from(VERSION) {
-        let what = format!(
-            "version {} is asked for, the server speaks {VERSION}",
-            request.version
-        );
+        let what = format!("version {} is asked for, the server speaks {VERSION}", request.version);
         return Err(OpError::new(Status::Version, what));
     }
     let export = find_export(server, &request.export)?;
     check_protection(&export, request.protection)?;
 
     let store = Arc::clone(&export.store);
-    let root = server
-        .runtime()
-        .blocking(move || store.node(&store.root()))
-        .await?;
+    let root = server.runtime().blocking(move || store.node(&store.root())).await?;
 
     let (session, resumed) = match earlier(server, &export, &request)? {
         Some(session) => (session, true),
@@ -81,11 +75,7 @@ pub async fn connect(
 fn find_export(server: &Server, name: &str) -> Result<Arc<Export>, OpError> {
     let found = server.exports().iter().find(|export| export.name == name);
     found.cloned().ok_or_else(|| {
-        let names: Vec<&str> = server
-            .exports()
-            .iter()
-            .map(|export| &*export.name)
-            .collect();
+        let names: Vec<&str> = server.exports().iter().map(|export| &*export.name).collect();
         let what = format!("no export {name:?}; there are: {}", names.join(", "));
         OpError::new(Status::NoExport, what)
     })
@@ -147,15 +137,8 @@ fn new_session(
     request: &ConnectRequest,
 ) -> Result<Arc<LiveSession>, OpError> {
     let most = server.session_limits().slots.max(1);
-    let slots = u16::try_from(request.slots)
-        .unwrap_or(u16::MAX)
-        .clamp(1, most);
-    let client = request
-        .client
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_CLIENT)
-        .collect();
+    let slots = u16::try_from(request.slots).unwrap_or(u16::MAX).clamp(1, most);
+    let client = request.client.chars().filter(|c| !c.is_control()).take(MAX_CLIENT).collect();
     server.add_session(export, client, slots)
 }
 

@@ -11,7 +11,5 @@ use dafs_proto::{GetAttrReply, GetAttrRequest};
 pub async fn getattr(cx: &OpContext, request: GetAttrRequest) -> Result<GetAttrReply, OpError> {
     let handle = Handle::from_wire(&request.handle)?;
     let node = cx.store(move |store| store.node(&handle)).await?;
-    Ok(GetAttrReply {
-        attr: Some(overlaid(cx, node)),
-    })
+    Ok(GetAttrReply { attr: Some(overlaid(cx, node)) })
 }

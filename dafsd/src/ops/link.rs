@@ -12,13 +12,9 @@ pub async fn link(cx: &OpContext, request: LinkRequest) -> Result<LinkReply, OpE
     cx.check_writable()?;
     let handle = Handle::from_wire(&request.handle)?;
     let directory = Handle::from_wire(&request.directory)?;
-    let node = cx
-        .store(move |store| store.link(&handle, &directory, &request.name))
-        .await?;
+    let node = cx.store(move |store| store.link(&handle, &directory, &request.name)).await?;
     if let Some(file) = cx.server.cache().find(&node.identity) {
         file.touched().await?;
     }
-    Ok(LinkReply {
-        attr: Some(overlaid(cx, node)),
-    })
+    Ok(LinkReply { attr: Some(overlaid(cx, node)) })
 }

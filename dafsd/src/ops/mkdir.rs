@@ -12,11 +12,6 @@ pub async fn mkdir(cx: &OpContext, request: MkdirRequest) -> Result<MkdirReply, 
     cx.check_writable()?;
     let directory = Handle::from_wire(&request.directory)?;
     let attr = request.attr.unwrap_or_default();
-    let node = cx
-        .store(move |store| store.mkdir(&directory, &request.name, &attr))
-        .await?;
-    Ok(MkdirReply {
-        handle: node.handle.as_bytes().to_vec(),
-        attr: Some(node.attr),
-    })
+    let node = cx.store(move |store| store.mkdir(&directory, &request.name, &attr)).await?;
+    Ok(MkdirReply { handle: node.handle.as_bytes().to_vec(), attr: Some(node.attr) })
 }

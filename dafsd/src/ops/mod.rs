@@ -57,10 +57,7 @@ impl OpContext {
     /// [`Status::BadOpen`] where the session has no such open.
     pub fn open(&self, id: u64) -> Result<Arc<Open>, OpError> {
         self.session.open(id).ok_or_else(|| {
-            OpError::new(
-                Status::BadOpen,
-                format!("open {id} is not one of this session"),
-            )
+            OpError::new(Status::BadOpen, format!("open {id} is not one of this session"))
         })
     }
 
@@ -79,11 +76,7 @@ impl OpContext {
         call: impl FnOnce(&dyn Store) -> crate::store::Result<T> + Send + 'static,
     ) -> Result<T, OpError> {
         let store = Arc::clone(&self.export().store);
-        Ok(self
-            .server
-            .runtime()
-            .blocking(move || call(&*store))
-            .await?)
+        Ok(self.server.runtime().blocking(move || call(&*store)).await?)
     }
 
     /// Refuses what would change a read-only export.
@@ -133,10 +126,7 @@ pub struct Reply<T> {
 
 impl<T> From<T> for Reply<T> {
     fn from(body: T) -> Self {
-        Self {
-            body,
-            data: Vec::new(),
-        }
+        Self { body, data: Vec::new() }
     }
 }
 
@@ -155,11 +145,7 @@ pub struct OpError {
 impl OpError {
     /// An error with this status.
     pub fn new(status: Status, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            message: message.into(),
-            unexecuted: false,
-        }
+        Self { status, message: message.into(), unexecuted: false }
     }
 
     /// A request that its sender should not have made.
@@ -170,11 +156,7 @@ impl OpError {
     /// A direct transfer that failed before the operation changed anything.
     #[must_use]
     pub fn transfer(error: &LinkError) -> Self {
-        Self {
-            status: Status::Transfer,
-            message: error.to_string(),
-            unexecuted: true,
-        }
+        Self { status: Status::Transfer, message: error.to_string(), unexecuted: true }
     }
 }
 

@@ -27,9 +27,7 @@ pub async fn open(cx: &OpContext, request: OpenRequest) -> Result<OpenReply, OpE
     }
     let (read, write) = (request.access & READ != 0, request.access & WRITE != 0);
     if request.truncate && !write {
-        return Err(OpError::invalid(
-            "truncate a file that is not opened for writing",
-        ));
+        return Err(OpError::invalid("truncate a file that is not opened for writing"));
     }
     if write {
         cx.check_writable()?;
@@ -69,9 +67,7 @@ fn reply(
     created: bool,
     want_refs: u32,
 ) -> Result<OpenReply, OpError> {
-    let Node {
-        handle, mut attr, ..
-    } = node;
+    let Node { handle, mut attr, .. } = node;
     file.overlay(&mut attr);
     let mut refs = Vec::new();
     if read {
@@ -79,30 +75,14 @@ fn reply(
     }
     let number = file.number();
     let wire = handle.as_bytes().to_vec();
-    let open = cx.session.add_open(Arc::new(Open {
-        file,
-        read,
-        write,
-        handle,
-    }))?;
-    Ok(OpenReply {
-        open,
-        handle: wire,
-        file: number,
-        attr: Some(attr),
-        refs,
-        created,
-    })
+    let open = cx.session.add_open(Arc::new(Open { file, read, write, handle }))?;
+    Ok(OpenReply { open, handle: wire, file: number, attr: Some(attr), refs, created })
 }
 
 /// What is to be opened.
 enum Target {
     Handle(Handle),
-    Name {
-        directory: Handle,
-        name: Vec<u8>,
-        create: Option<CreateOptions>,
-    },
+    Name { directory: Handle, name: Vec<u8>, create: Option<CreateOptions> },
 }
 
 impl Target {
@@ -120,11 +100,7 @@ impl Target {
             attr: request.attr.unwrap_or_default(),
         });
         let directory = Handle::from_wire(&request.directory)?;
-        Ok(Self::Name {
-            directory,
-            name: request.name.clone(),
-            create,
-        })
+        Ok(Self::Name { directory, name: request.name.clone(), create })
     }
 
     fn find(
@@ -133,16 +109,12 @@ impl Target {
     ) -> crate::store::Result<(Node, Option<Arc<dyn crate::store::StoreFile>>)> {
         match self {
             Self::Handle(handle) => Ok((store.node(handle)?, None)),
-            Self::Name {
-                directory,
-                name,
-                create: None,
-            } => Ok((store.lookup(directory, name)?, None)),
-            Self::Name {
-                directory,
-                name,
-                create: Some(options),
-            } => store.create(directory, name, options),
+            Self::Name { directory, name, create: None } => {
+                Ok((store.lookup(directory, name)?, None))
+            }
+            Self::Name { directory, name, create: Some(options) } => {
+                store.create(directory, name, options)
+            }
         }
     }
 }

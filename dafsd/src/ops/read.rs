@@ -16,30 +16,17 @@ pub(super) const MAX_WANT_REFS: u32 = 1024;
 pub async fn read(cx: &OpContext, request: ReadRequest) -> Result<Reply<ReadReply>, OpError> {
     let open = cx.open(request.open)?;
     if !open.read {
-        return Err(OpError::new(
-            Status::BadOpen,
-            "read a file that was not opened for reading",
-        ));
+        return Err(OpError::new(Status::BadOpen, "read a file that was not opened for reading"));
     }
     check_extents(request.extents.len())?;
     let direct = request.placement() == Placement::Direct;
     let limits = cx.server.limits();
-    let limit = if direct {
-        limits.max_transfer
-    } else {
-        limits.max_inline
-    };
+    let limit = if direct { limits.max_transfer } else { limits.max_inline };
     let want_refs = request.want_refs.min(MAX_WANT_REFS);
     // Bounds the memory of all direct transfers.
-    let _permit = if direct {
-        Some(cx.server.transfers().acquire().await)
-    } else {
-        None
-    };
-    let pages = open
-        .file
-        .read(&request.extents, limit as usize, want_refs)
-        .await?;
+    let _permit = if direct { Some(cx.server.transfers().acquire().await) } else { None };
+    let buffer = if direct { cx.server.buffers().take() } else { Vec::new() };
+    let pages = open.file.read(&request.extents, limit as usize, want_refs, buffer).await?;
     let body = ReadReply {
         file: open.file.number(),
         counts: pages.counts,
@@ -47,20 +34,16 @@ pub async fn read(cx: &OpContext, request: ReadRequest) -> Result<Reply<ReadRepl
         size: pages.size,
     };
     if !direct {
-        return Ok(Reply {
-            body,
-            data: pages.data,
-        });
+        return Ok(Reply { body, data: pages.data });
     }
-    if !pages.data.is_empty() {
-        let buffer = one_buffer(&request.buffers, pages.data.len())?;
-        let placed = cx.link.write_to(buffer.tag, pages.data).await;
-        placed.map_err(|error| OpError::transfer(&error))?;
+    let mut buffer = pages.data;
+    if !buffer.is_empty() {
+        let to = one_buffer(&request.buffers, buffer.len())?;
+        let placed = cx.link.write_to(to.tag, buffer).await;
+        buffer = placed.map_err(|error| OpError::transfer(&error))?;
     }
-    Ok(Reply {
-        body,
-        data: Vec::new(),
-    })
+    cx.server.buffers().give(buffer);
+    Ok(Reply { body, data: Vec::new() })
 }
 
 pub(super) fn check_extents(count: usize) -> Result<(), OpError> {
@@ -76,15 +59,9 @@ pub(super) fn one_buffer(buffers: &[Buffer], len: usize) -> Result<&Buffer, OpEr
     match buffers {
         [buffer] if buffer.length >= len as u64 => Ok(buffer),
         [buffer] => {
-            let what = format!(
-                "a buffer of {} bytes for {len} bytes of data",
-                buffer.length
-            );
+            let what = format!("a buffer of {} bytes for {len} bytes of data", buffer.length);
             Err(OpError::new(Status::MessageTooBig, what))
         }
-        _ => Err(OpError::invalid(format!(
-            "{} buffers, where one is expected",
-            buffers.len()
-        ))),
+        _ => Err(OpError::invalid(format!("{} buffers, where one is expected", buffers.len()))),
     }
 }

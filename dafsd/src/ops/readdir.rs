@@ -14,17 +14,13 @@ const MAX_BYTES: usize = 32 << 10;
 pub async fn readdir(cx: &OpContext, request: ReaddirRequest) -> Result<ReaddirReply, OpError> {
     let directory = Handle::from_wire(&request.directory)?;
     let max_bytes = (request.max_bytes as usize).min(MAX_BYTES);
-    let (entries, end) = cx
-        .store(move |store| store.readdir(&directory, request.cookie, max_bytes))
-        .await?;
+    let (entries, end) =
+        cx.store(move |store| store.readdir(&directory, request.cookie, max_bytes)).await?;
     let entries = entries.into_iter().map(|entry| DirEntry {
         name: entry.name,
         cookie: entry.cookie,
         handle: entry.node.handle.as_bytes().to_vec(),
         attr: Some(overlaid(cx, entry.node)),
     });
-    Ok(ReaddirReply {
-        entries: entries.collect(),
-        end,
-    })
+    Ok(ReaddirReply { entries: entries.collect(), end })
 }

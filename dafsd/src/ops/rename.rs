@@ -13,12 +13,8 @@ pub async fn rename(cx: &OpContext, request: RenameRequest) -> Result<RenameRepl
     cx.check_writable()?;
     let from = Handle::from_wire(&request.from_directory)?;
     let to = Handle::from_wire(&request.to_directory)?;
-    let RenameRequest {
-        from_name, to_name, ..
-    } = request;
-    let renamed = cx
-        .store(move |store| store.rename((&from, &from_name), (&to, &to_name)))
-        .await?;
+    let RenameRequest { from_name, to_name, .. } = request;
+    let renamed = cx.store(move |store| store.rename((&from, &from_name), (&to, &to_name))).await?;
     if let Some(file) = cx.server.cache().find(&renamed.moved) {
         // Renaming changes a file's ctime, which must not look like someone else's change.
         file.touched().await?;

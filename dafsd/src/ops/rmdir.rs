@@ -11,7 +11,6 @@ use dafs_proto::{RmdirReply, RmdirRequest};
 pub async fn rmdir(cx: &OpContext, request: RmdirRequest) -> Result<RmdirReply, OpError> {
     cx.check_writable()?;
     let directory = Handle::from_wire(&request.directory)?;
-    cx.store(move |store| store.rmdir(&directory, &request.name))
-        .await?;
+    cx.store(move |store| store.rmdir(&directory, &request.name)).await?;
     Ok(RmdirReply {})
 }

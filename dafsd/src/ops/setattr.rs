@@ -16,9 +16,8 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
     let attr = request.attr.unwrap_or_default();
     if let Some(size) = attr.size {
         let (handle, cache) = (handle.clone(), Arc::clone(cx.server.cache()));
-        let file = cx
-            .store(move |store| Ok(cache.open(store.open(&handle, true)?)?.hold()))
-            .await?;
+        let file =
+            cx.store(move |store| Ok(cache.open(store.open(&handle, true)?)?.hold())).await?;
         file.set_size(size).await?;
     }
     let node = {
@@ -36,15 +35,11 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
             file.commit(Extent::default()).await?;
         }
     }
-    let node = cx
-        .store(move |store| store.set_attr(&handle, &attr))
-        .await?;
+    let node = cx.store(move |store| store.set_attr(&handle, &attr)).await?;
     if let Some(file) = &cached {
         file.touched().await?;
     }
-    Ok(SetAttrReply {
-        attr: Some(overlaid(cx, node)),
-    })
+    Ok(SetAttrReply { attr: Some(overlaid(cx, node)) })
 }
 
 fn sets_times(attr: &SetAttr) -> bool {

@@ -24,23 +24,14 @@ pub async fn stats(cx: &OpContext, _request: StatsRequest) -> Result<StatsReply,
     }
     counters.extend(resident_bytes().map(|bytes| ("process_resident_bytes".to_owned(), bytes)));
     let cache = server.cache().counters();
-    counters.extend(
-        cache
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value)),
-    );
-    let counters = counters
-        .into_iter()
-        .map(|(name, value)| Counter { name, value })
-        .collect();
+    counters.extend(cache.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    let counters = counters.into_iter().map(|(name, value)| Counter { name, value }).collect();
     Ok(StatsReply { counters })
 }
 
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

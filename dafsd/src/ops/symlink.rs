@@ -12,11 +12,6 @@ pub async fn symlink(cx: &OpContext, request: SymlinkRequest) -> Result<SymlinkR
     cx.check_writable()?;
     let directory = Handle::from_wire(&request.directory)?;
     let SymlinkRequest { name, target, .. } = request;
-    let node = cx
-        .store(move |store| store.symlink(&directory, &name, &target))
-        .await?;
-    Ok(SymlinkReply {
-        handle: node.handle.as_bytes().to_vec(),
-        attr: Some(node.attr),
-    })
+    let node = cx.store(move |store| store.symlink(&directory, &name, &target)).await?;
+    Ok(SymlinkReply { handle: node.handle.as_bytes().to_vec(), attr: Some(node.attr) })
 }

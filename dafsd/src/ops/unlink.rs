@@ -11,9 +11,7 @@ use dafs_proto::{UnlinkReply, UnlinkRequest};
 pub async fn unlink(cx: &OpContext, request: UnlinkRequest) -> Result<UnlinkReply, OpError> {
     cx.check_writable()?;
     let directory = Handle::from_wire(&request.directory)?;
-    let removed = cx
-        .store(move |store| store.unlink(&directory, &request.name))
-        .await?;
+    let removed = cx.store(move |store| store.unlink(&directory, &request.name)).await?;
     tell_cache(cx, removed).await?;
     Ok(UnlinkReply {})
 }

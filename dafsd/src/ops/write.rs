@@ -3,7 +3,6 @@
 use super::read::{MAX_WANT_REFS, check_extents, one_buffer};
 use super::{OpContext, OpError, Reply};
 use dafs_proto::{Extent, Placement, Stability, Status, WriteReply, WriteRequest};
-use std::borrow::Cow;
 
 /// Serves WRITE. With a stability other than `Unstable` the data is on disk before the reply.
 ///
@@ -20,36 +19,28 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
         ));
     }
     check_extents(request.extents.len())?;
-    let total = request
-        .extents
-        .iter()
-        .try_fold(0u64, |sum, e| sum.checked_add(e.length));
+    let total = request.extents.iter().try_fold(0u64, |sum, e| sum.checked_add(e.length));
     let limits = cx.server.limits();
     let direct = request.placement() == Placement::Direct;
-    let limit = if direct {
-        limits.max_transfer
-    } else {
-        limits.max_inline
-    };
+    let limit = if direct { limits.max_transfer } else { limits.max_inline };
     let Some(total) = total.filter(|total| *total <= u64::from(limit)) else {
         let what = format!("write more than {limit} bytes in one request");
         return Err(OpError::new(Status::MessageTooBig, what));
     };
     // Bounds the memory of all direct transfers.
-    let _permit = if direct {
-        Some(cx.server.transfers().acquire().await)
-    } else {
-        None
-    };
-    let data: Cow<'_, [u8]> = if direct && total > 0 {
+    let _permit = if direct { Some(cx.server.transfers().acquire().await) } else { None };
+    if direct && total > 0 {
         let len = usize::try_from(total).unwrap_or(usize::MAX);
-        let buffer = one_buffer(&request.buffers, len)?;
-        let fetched = cx.link.read_from(buffer.tag, 0, vec![0; len]).await;
-        fetched.map_err(|error| OpError::transfer(&error))?.into()
+        let from = one_buffer(&request.buffers, len)?;
+        let mut buffer = cx.server.buffers().take();
+        buffer.resize(len, 0);
+        let fetched = cx.link.read_from(from.tag, 0, buffer).await;
+        let buffer = fetched.map_err(|error| OpError::transfer(&error))?;
+        open.file.write(&request.extents, &buffer).await?;
+        cx.server.buffers().give(buffer);
     } else {
-        cx.data.as_slice().into()
-    };
-    open.file.write(&request.extents, &data).await?;
+        open.file.write(&request.extents, &cx.data).await?;
+    }
     if request.stability() != Stability::Unstable {
         for extent in &request.extents {
             open.file.commit(*extent).await?;

@@ -19,22 +19,12 @@ impl Server {
         let mut links = self.links.write();
         if self.stopping() || links.len() >= max {
             drop(links);
-            let reason = if self.stopping() {
-                "the server is stopping"
-            } else {
-                "too many connections"
-            };
+            let reason =
+                if self.stopping() { "the server is stopping" } else { "too many connections" };
             tracing::warn!(peer = link.peer(), reason, "connection refused");
             return link.close(reason);
         }
-        links.insert(
-            link.id(),
-            Connection {
-                link,
-                session: None,
-                since,
-            },
-        );
+        links.insert(link.id(), Connection { link, session: None, since });
     }
 
     /// A connection is gone; its session waits for the client's return.
@@ -53,11 +43,7 @@ impl Server {
     /// The session with this id, if it is still there.
     pub(crate) fn session(&self, id: &SessionId) -> Option<Arc<LiveSession>> {
         let now = self.now();
-        self.sessions
-            .lock()
-            .get(id)
-            .filter(|session| !session.expired(now))
-            .cloned()
+        self.sessions.lock().get(id).filter(|session| !session.expired(now)).cloned()
     }
 
     /// Makes a session. It speaks over a link once it is [bound](Self::bind) to it.
@@ -73,10 +59,7 @@ impl Server {
         self.expire();
         let id = SessionId::random()
             .map_err(|error| OpError::new(Status::Io, format!("no random numbers: {error}")))?;
-        let limits = SessionLimits {
-            slots,
-            ..self.settings.session
-        };
+        let limits = SessionLimits { slots, ..self.settings.session };
         let session = LiveSession::new(id, Arc::clone(export), client, limits, self.now());
         let session = Arc::new(session);
         self.sessions
@@ -120,10 +103,7 @@ impl Server {
 
     fn expire(&self) {
         let now = self.now();
-        let expired = self
-            .sessions
-            .lock()
-            .take_expired(|session| session.expired(now));
+        let expired = self.sessions.lock().take_expired(|session| session.expired(now));
         for session in expired {
             tracing::info!(?session, "the lease of a lost client has run out");
             session.end();
@@ -141,11 +121,7 @@ impl Server {
         };
         let idle: Vec<_> = {
             let links = self.links.read();
-            links
-                .values()
-                .filter(|c| is_idle(c))
-                .map(|c| Arc::clone(&c.link))
-                .collect()
+            links.values().filter(|c| is_idle(c)).map(|c| Arc::clone(&c.link)).collect()
         };
         for link in idle {
             link.close("connected, but asked for no session in time");

@@ -7,11 +7,7 @@ use std::sync::Arc;
 
 type TestSession = Session<(u16, Sequence, u32), u64, u32>;
 
-const LIMITS: SessionLimits = SessionLimits {
-    slots: 3,
-    opens: 2,
-    lease: Duration::from_secs(10),
-};
+const LIMITS: SessionLimits = SessionLimits { slots: 3, opens: 2, lease: Duration::from_secs(10) };
 
 #[test]
 fn a_lease_runs_out_only_without_a_link() {
@@ -25,11 +21,7 @@ fn a_lease_runs_out_only_without_a_link() {
     assert!(!session.expired(at(109)));
     assert!(session.expired(at(110)));
     assert_eq!(session.attach(2, 2, at(109)), None);
-    assert_eq!(
-        session.attach(3, 3, at(109)),
-        Some(2),
-        "the old link is to be closed"
-    );
+    assert_eq!(session.attach(3, 3, at(109)), Some(2), "the old link is to be closed");
     session.check_invariants();
 }
 
@@ -144,12 +136,7 @@ impl World {
                 let model = &mut self.slots[usize::from(slot)];
                 if !model.outstanding {
                     let sequence = model.sequence + 1;
-                    *model = Model {
-                        sequence,
-                        outstanding: true,
-                        idempotent,
-                        effects: 0,
-                    };
+                    *model = Model { sequence, outstanding: true, idempotent, effects: 0 };
                     self.send(slot);
                 }
             }
@@ -161,12 +148,7 @@ impl World {
             Step::Wrong { slot, offset } => {
                 let last = self.slots[usize::from(slot)].sequence;
                 let sequence = last.wrapping_add(offset);
-                let arrival = Arrival {
-                    slot,
-                    sequence,
-                    link: self.link,
-                    idempotent: true,
-                };
+                let arrival = Arrival { slot, sequence, link: self.link, idempotent: true };
                 assert_eq!(self.session.slots.begin(arrival), Begin::BadSequence(last));
             }
             Step::Finish { reply_is_lost } => {

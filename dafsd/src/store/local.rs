@@ -91,23 +91,10 @@ impl LocalStore {
         let stat = sys::stat(&fd).map_err(|error| failed("export root", error))?;
         let (handle, identity) = handles.make(&fd, &stat, None)?;
         let kind = FileType::Directory;
-        let root = Arc::new(Object {
-            fd,
-            handle,
-            identity,
-            kind,
-        });
+        let root = Arc::new(Object { fd, handle, identity, kind });
         let objects = FdCache::new(options.descriptors);
         let (files, nameless) = (Mutex::default(), Mutex::default());
-        Ok(Self {
-            options,
-            handles,
-            root,
-            objects,
-            files,
-            nameless,
-            report,
-        })
+        Ok(Self { options, handles, root, objects, files, nameless, report })
     }
 
     /// Finds out which handles a store of the directory `path` would use, and changes nothing.
@@ -116,17 +103,13 @@ impl LocalStore {
     /// When `path` is not a directory that can be opened.
     pub fn probe(path: &Path, options: &LocalOptions) -> Result<HandleReport> {
         let (fd, export) = open_root(path)?;
-        Ok(
-            match (kernel_handles(&fd, export, options), &options.state) {
-                (Ok(_), _) => HandleReport::Kernel,
-                (Err(why), Some(state)) => HandleReport::Table {
-                    why,
-                    path: table_path(state, export),
-                    known: None,
-                },
-                (Err(why), None) => HandleReport::Memory { why },
-            },
-        )
+        Ok(match (kernel_handles(&fd, export, options), &options.state) {
+            (Ok(_), _) => HandleReport::Kernel,
+            (Err(why), Some(state)) => {
+                HandleReport::Table { why, path: table_path(state, export), known: None }
+            }
+            (Err(why), None) => HandleReport::Memory { why },
+        })
     }
 
     /// Which handles are in use, and what other ones would have needed.
@@ -147,12 +130,7 @@ impl LocalStore {
         if let Some(file) = nameless {
             let fd = sys::path_of(&*file).map_err(|error| failed("handle", error))?;
             let (handle, identity, kind) = (handle.clone(), file.identity(), FileType::Regular);
-            return Ok(Arc::new(Object {
-                fd,
-                handle,
-                identity,
-                kind,
-            }));
+            return Ok(Arc::new(Object { fd, handle, identity, kind }));
         }
         let (object, named) = match &self.handles {
             Handles::Kernel(handles) => handles.open(handle)?,
@@ -174,23 +152,9 @@ impl LocalStore {
     /// The object that was found in `parent` under `name`, and its attributes.
     fn found(&self, fd: OwnedFd, parent: &Object, name: &[u8]) -> Result<(Object, Node)> {
         let stat = sys::stat(&fd).map_err(|error| failed(sys::show(name), error))?;
-        let (handle, identity) = self
-            .handles
-            .make(&fd, &stat, Some((&parent.handle, name)))?;
-        let node = Node {
-            handle: handle.clone(),
-            identity,
-            attr: sys::attributes(&stat),
-        };
-        Ok((
-            Object {
-                fd,
-                handle,
-                identity,
-                kind: sys::file_type(&stat),
-            },
-            node,
-        ))
+        let (handle, identity) = self.handles.make(&fd, &stat, Some((&parent.handle, name)))?;
+        let node = Node { handle: handle.clone(), identity, attr: sys::attributes(&stat) };
+        Ok((Object { fd, handle, identity, kind: sys::file_type(&stat) }, node))
     }
 
     /// As [`found`](Self::found), for an object that will be used again.
@@ -202,10 +166,7 @@ impl LocalStore {
 
     fn check_writable(&self, what: &str) -> Result<()> {
         if self.options.read_only {
-            return Err(failed(
-                format!("{what}: the export is read-only"),
-                Errno::ROFS,
-            ));
+            return Err(failed(format!("{what}: the export is read-only"), Errno::ROFS));
         }
         Ok(())
     }
@@ -221,41 +182,25 @@ impl LocalStore {
             FileType::Directory => return Err(failed(what(), Errno::ISDIR)),
             FileType::Symlink => return Err(failed(what(), Errno::LOOP)),
             _ => {
-                return Err(failed(
-                    format!("{}: not a regular file", what()),
-                    Errno::INVAL,
-                ));
+                return Err(failed(format!("{}: not a regular file", what()), Errno::INVAL));
             }
         }
-        let known = self
-            .files
-            .lock()
-            .get(&object.identity)
-            .and_then(Weak::upgrade);
+        let known = self.files.lock().get(&object.identity).and_then(Weak::upgrade);
         if let Some(file) = known.filter(|file| file.writable() || !write) {
             return Ok(file);
         }
-        let reopen = |flags| {
-            fs::open(
-                sys::proc_path(&object.fd),
-                flags | OFlags::CLOEXEC,
-                Mode::empty(),
-            )
-        };
+        let reopen =
+            |flags| fs::open(sys::proc_path(&object.fd), flags | OFlags::CLOEXEC, Mode::empty());
         // Writable where it can be, whatever was asked for, so that pages can be written back by
         // whoever opened the file first.
-        let (fd, writable) = match reopen(if self.options.read_only {
-            OFlags::RDONLY
-        } else {
-            OFlags::RDWR
-        }) {
-            Ok(fd) => (fd, !self.options.read_only),
-            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) if !write => (
-                reopen(OFlags::RDONLY).map_err(|error| failed(what(), error))?,
-                false,
-            ),
-            Err(error) => return Err(failed(what(), error)),
-        };
+        let (fd, writable) =
+            match reopen(if self.options.read_only { OFlags::RDONLY } else { OFlags::RDWR }) {
+                Ok(fd) => (fd, !self.options.read_only),
+                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) if !write => {
+                    (reopen(OFlags::RDONLY).map_err(|error| failed(what(), error))?, false)
+                }
+                Err(error) => return Err(failed(what(), error)),
+            };
         Ok(self.opened(LocalFile::new(fd, object.identity, writable)))
     }
 
@@ -266,12 +211,8 @@ impl LocalStore {
         if let Handles::Table(table) = &self.handles {
             table.removed(&object.handle);
         }
-        let file = self
-            .files
-            .lock()
-            .get(&object.identity)
-            .filter(|f| f.strong_count() > 0)
-            .cloned();
+        let file =
+            self.files.lock().get(&object.identity).filter(|f| f.strong_count() > 0).cloned();
         let mut nameless = self.nameless.lock();
         nameless.retain(|_, file| file.strong_count() > 0);
         if let Some(file) = file {

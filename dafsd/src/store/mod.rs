@@ -71,10 +71,7 @@ pub struct StoreError {
 impl StoreError {
     /// An error with this status.
     pub fn new(status: Status, what: impl Into<String>) -> Self {
-        Self {
-            status,
-            what: what.into(),
-        }
+        Self { status, what: what.into() }
     }
 
     /// The error of a system call.

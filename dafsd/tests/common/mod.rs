@@ -135,7 +135,8 @@ impl TestServer {
             None => Box::new(Instant::now),
         };
         let server =
-            Server::new(settings, vec![export], Arc::clone(&cache), runtime.clone(), clock).unwrap();
+            Server::new(settings, vec![export], Arc::clone(&cache), runtime.clone(), clock)
+                .unwrap();
         let service = Dispatcher::new(Arc::clone(&server));
         let engine = self.engine();
         let listener: Arc<dyn Listener> =
@@ -211,10 +212,7 @@ impl TestServer {
     }
 
     /// Runs a future of the server's to its end.
-    pub fn wait<T: Send + 'static>(
-        &self,
-        future: impl Future<Output = T> + Send + 'static,
-    ) -> T {
+    pub fn wait<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
         let (sender, receiver) = std::sync::mpsc::channel();
         let runtime = self.server().runtime().clone();
         runtime.run(async move {

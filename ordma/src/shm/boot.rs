@@ -84,7 +84,8 @@ fn guard(memory: &Mapping, tell: &mpsc::Sender<io::Result<()>>, stopped: &mpsc::
     // One entry, whose next is the head again, as the end of such a list is. The kernel adds the
     // offset to the entry's address to find the futex.
     let mut entry = Box::new(Entry { next: &raw const head.list });
-    head.futex_offset = (word.as_ptr() as libc::c_long).wrapping_sub(&raw mut *entry as libc::c_long);
+    head.futex_offset =
+        (word.as_ptr() as libc::c_long).wrapping_sub(&raw mut *entry as libc::c_long);
     head.list.next = &raw const *entry;
     let size = size_of::<Head>();
     // SAFETY: the list stays where it is and well-formed until it is taken back below, or the
@@ -156,7 +157,8 @@ mod tests {
                 pending: std::ptr::null(),
             }));
             let entry = Box::leak(Box::new(Entry { next: &raw const head.list }));
-            let offset = (word.as_ptr() as libc::c_long).wrapping_sub(&raw mut *entry as libc::c_long);
+            let offset =
+                (word.as_ptr() as libc::c_long).wrapping_sub(&raw mut *entry as libc::c_long);
             head.futex_offset = offset;
             head.list.next = &raw const *entry;
             // SAFETY: the list is never freed, and the mapping outlives the thread.

@@ -110,7 +110,11 @@ impl Drop for Mapped {
 
 impl Chunks {
     /// No chunks yet, from a server with this boot page.
-    pub(crate) fn new(socket: OwnedFd, boot: PeerBoot, geometry: Geometry) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        boot: PeerBoot,
+        geometry: Geometry,
+    ) -> std::io::Result<Self> {
         let control = ControlSocket {
             socket,
             untold: Mutex::default(),
@@ -193,6 +197,15 @@ impl Chunks {
     /// Acts upon all messages that have arrived. The error says why no more will.
     fn receive_all(&self) -> Result<(), String> {
         let _receiving = lock(&self.receiving);
+        let result = self.receive_while_any();
+        if result.is_err() {
+            // So that the thread that waits there learns of it, whoever noticed.
+            crate::stream::io::shut_down(self.control.socket.as_fd());
+        }
+        result
+    }
+
+    fn receive_while_any(&self) -> Result<(), String> {
         loop {
             match control::receive(self.control.socket.as_fd()) {
                 Ok(Received::Nothing) => return Ok(()),
@@ -216,7 +229,9 @@ impl Chunks {
                     return Err(format!("chunk {id} is handed over twice"));
                 };
                 if geometry != self.geometry || table.chunks.len() >= MOST_CHUNKS {
-                    return Err(format!("chunk {id} has other sizes than it should, or is too many"));
+                    return Err(format!(
+                        "chunk {id} has other sizes than it should, or is too many"
+                    ));
                 }
                 let chunk = PeerChunk::map(file.as_fd(), geometry)
                     .map_err(|error| format!("chunk {id} cannot be mapped: {error}"))?;

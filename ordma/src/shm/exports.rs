@@ -250,10 +250,10 @@ impl Control {
                 }
             }
         }
-        if waited > 0 {
-            if let Some(registration) = self.registration.get() {
-                registration.interest(self.socket.as_fd(), true, !state.queue.is_empty());
-            }
+        if waited > 0
+            && let Some(registration) = self.registration.get()
+        {
+            registration.interest(self.socket.as_fd(), true, !state.queue.is_empty());
         }
     }
 
@@ -384,4 +384,3 @@ impl Source for ControlConnection {
         self.control.exports.let_go(self.link.id(), None);
     }
 }
-

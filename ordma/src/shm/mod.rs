@@ -10,6 +10,7 @@ mod control;
 mod exports;
 mod path;
 
+use crate::AccessFault;
 use crate::ChunkId;
 use crate::arena::{Arena, Chunk, Geometry};
 use crate::engine::{
@@ -22,7 +23,6 @@ use crate::stream::hello::{ClientHello, ServerHello};
 use crate::stream::link::StreamLink;
 use crate::stream::rpc::Rpc;
 use crate::stream::server::{Counted, Server, Side};
-use crate::AccessFault;
 use boot::PeerBoot;
 use chunks::Chunks;
 use control::{Message, Received};
@@ -115,11 +115,10 @@ impl Side for ShmSide {
     }
 
     fn peer(&self, socket: &OwnedFd) -> String {
-        match rustix::net::sockopt::socket_peercred(socket) {
-            Ok(peer) => {
-                let (pid, uid) = (peer.pid.as_raw_nonzero(), peer.uid.as_raw());
-                format!("process {pid} of user {uid}")
-            }
+        match path::peer_of(socket) {
+            // Of another namespace of processes, whose numbers mean nothing here.
+            Ok((0, uid)) => format!("a process of user {uid}"),
+            Ok((pid, uid)) => format!("process {pid} of user {uid}"),
             Err(_) => "an unknown process".to_owned(),
         }
     }

@@ -3,7 +3,7 @@
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -66,10 +66,10 @@ impl SocketPath {
     /// Removes the socket, unless another server's has taken its place.
     pub(crate) fn remove(&self) {
         let stat = rustix::fs::statat(rustix::fs::CWD, &*self.path, AtFlags::SYMLINK_NOFOLLOW);
-        if stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity) {
-            if let Err(error) = rustix::fs::unlink(&*self.path) {
-                tracing::warn!(path = self.path, %error, "cannot remove the socket");
-            }
+        if stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity)
+            && let Err(error) = rustix::fs::unlink(&*self.path)
+        {
+            tracing::warn!(path = self.path, %error, "cannot remove the socket");
         }
     }
 }
@@ -86,6 +86,24 @@ pub(crate) fn dial(path: &str, deadline: Instant) -> Result<OwnedFd, String> {
             Err(error) => return Err(error.to_string()),
         }
     }
+}
+
+/// Process and user at the other end. The process is 0 where it is not visible from here, for which
+/// reason the safe wrapper of this call does not do.
+pub(crate) fn peer_of(socket: &OwnedFd) -> std::io::Result<(i32, u32)> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into the structure, which it is made for.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok((peer.pid, peer.uid)) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn address(path: &str) -> Result<SocketAddrUnix, String> {

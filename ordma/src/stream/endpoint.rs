@@ -81,10 +81,10 @@ impl Core {
 
     /// Tells the receiver of the end, once.
     fn tell(&self) {
-        if let Some(error) = self.reason() {
-            if !self.told.swap(true, Ordering::AcqRel) {
-                self.receiver.closed(error);
-            }
+        if let Some(error) = self.reason()
+            && !self.told.swap(true, Ordering::AcqRel)
+        {
+            self.receiver.closed(error);
         }
     }
 

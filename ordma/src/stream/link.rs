@@ -440,9 +440,10 @@ impl Source for RpcConnection {
         let (Some(share), Some(grown)) = (&self.share, self.grown) else { return Step::Idle };
         let patience = self.link.server.settings.patience;
         if grown.elapsed() >= patience && share.wanted() {
-            return self.close(self.link.lost(
-                "a message stood still, incomplete, while others waited for its memory",
-            ));
+            return self
+                .close(self.link.lost(
+                    "a message stood still, incomplete, while others waited for its memory",
+                ));
         }
         room.wake_at(Instant::now() + patience);
         Step::Idle
@@ -458,7 +459,9 @@ impl Source for RpcConnection {
         if self.begun {
             let reason = self.link.reason();
             match &reason {
-                LinkError::Protocol { .. } => tracing::warn!(link = self.link.id, %reason, "closed"),
+                LinkError::Protocol { .. } => {
+                    tracing::warn!(link = self.link.id, %reason, "closed")
+                }
                 _ => tracing::debug!(link = self.link.id, %reason, "closed"),
             }
             self.link.server.service.closed(&self.shown, &reason);

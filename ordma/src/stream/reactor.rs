@@ -8,6 +8,7 @@ use std::collections::BinaryHeap;
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
@@ -190,10 +191,11 @@ impl Reactor {
         self.stopping.store(true, Ordering::Release);
         self.wake();
         let join = self.join.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(join) = join {
-            if join.thread().id() != std::thread::current().id() && join.join().is_err() {
-                tracing::error!("an engine thread had panicked");
-            }
+        if let Some(join) = join
+            && join.thread().id() != std::thread::current().id()
+            && join.join().is_err()
+        {
+            tracing::error!("an engine thread had panicked");
         }
     }
 
@@ -248,12 +250,18 @@ impl Reactor {
         }
         for command in self.take_commands() {
             if let Command::Adopt(_, mut source) = command {
-                source.end(true);
+                end(source.as_mut(), true);
             }
         }
         for (_, mut source) in state.sources {
-            source.end(true);
+            end(source.as_mut(), true);
         }
+    }
+}
+
+fn end(source: &mut dyn Source, stopping: bool) {
+    if std::panic::catch_unwind(AssertUnwindSafe(|| source.end(stopping))).is_err() {
+        tracing::error!("what was told of the end of a connection panicked");
     }
 }
 
@@ -304,7 +312,7 @@ impl Loop<'_> {
         let data = EventData::new_u64(token);
         if let Err(error) = epoll::add(&self.reactor.epoll, source.fd(), data, flags(true, false)) {
             tracing::error!(%error, "cannot watch a connection");
-            source.end(false);
+            end(source.as_mut(), false);
             return;
         }
         self.sources.insert(token, source);
@@ -325,12 +333,17 @@ impl Loop<'_> {
             token,
             timers: &mut self.timers,
         };
-        let step = call(source.as_mut(), &mut room);
-        if step == Step::Close {
-            if let Some(mut source) = self.sources.remove(&token) {
-                let _ = epoll::delete(&self.reactor.epoll, source.fd());
-                source.end(false);
-            }
+        // A panic ends the one connection, not the thread and with it all others.
+        let asked = AssertUnwindSafe(|| call(source.as_mut(), &mut room));
+        let step = std::panic::catch_unwind(asked).unwrap_or_else(|_| {
+            tracing::error!("a connection is closed because what handled it panicked");
+            Step::Close
+        });
+        if step == Step::Close
+            && let Some(mut source) = self.sources.remove(&token)
+        {
+            let _ = epoll::delete(&self.reactor.epoll, source.fd());
+            end(source.as_mut(), false);
         }
         step
     }

@@ -290,7 +290,10 @@ impl Rpc {
             sent -= skip;
             // SAFETY: as above; no one writes to the regions while they are locked.
             rest.extend_from_slice(unsafe {
-                std::slice::from_raw_parts(part.iov_base.cast::<u8>().add(skip), part.iov_len - skip)
+                std::slice::from_raw_parts(
+                    part.iov_base.cast::<u8>().add(skip),
+                    part.iov_len - skip,
+                )
             });
         }
         Ok(true)
@@ -351,7 +354,8 @@ impl Lane for Rpc {
 
     fn wants_to_write(&self) -> bool {
         let sending = lock(&self.sending);
-        !sending.busy && !(sending.rest.is_empty() && sending.answers.is_empty())
+        let waits = !sending.rest.is_empty() || !sending.answers.is_empty();
+        waits && !sending.busy
     }
 
     fn flush(&self) -> Result<(), LinkError> {

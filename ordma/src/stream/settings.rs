@@ -49,6 +49,8 @@ impl Default for Settings {
 
 impl Settings {
     pub(crate) fn limits(&self) -> Limits {
-        Limits { head: self.max_head, data: self.max_data }
+        // What the other side is told has 32 bits.
+        let most = u32::MAX as usize;
+        Limits { head: self.max_head.min(most), data: self.max_data.min(most) }
     }
 }

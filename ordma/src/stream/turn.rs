@@ -104,15 +104,12 @@ impl Turn {
         let deadline = Instant::now().checked_add(timeout);
         let seen = self.seen();
         let mut state = self.lock();
+        let mut news;
         let mine = loop {
-            if self.news(wanted, &seen) {
-                drop(state);
-                self.see();
-                return Ok(());
-            }
+            news = self.news(wanted, &seen);
             let free = |lane: usize| wanted[lane] && !state.led[lane];
             let mine = [free(MESSAGES), free(READS)];
-            if mine.contains(&true) {
+            if news || mine.contains(&true) {
                 break mine;
             }
             state.followers += 1;
@@ -133,7 +130,12 @@ impl Turn {
             return Ok(());
         }
         let leading = Leading { turn: self, mine };
-        let result = self.lead(lanes, mine, wanted, &seen, deadline);
+        let result = if news {
+            // No wait, but a look: who comes with news each time must not starve.
+            self.look_at(lanes, mine).map(|_| ())
+        } else {
+            self.lead(lanes, mine, wanted, &seen, deadline)
+        };
         drop(leading);
         self.see();
         result
@@ -152,10 +154,11 @@ impl Turn {
         let socket = lane.socket();
         let mut fds = [PollFd::from_borrowed_fd(socket, events)];
         let _ = poll(&mut fds, Some(&SLICE));
-        if leading.is_some() && fds[0].revents().intersects(PollFlags::IN | ENDS) {
-            if self.look(Some(lane))? {
-                self.progress([true, false]);
-            }
+        if leading.is_some()
+            && fds[0].revents().intersects(PollFlags::IN | ENDS)
+            && self.look(Some(lane))?
+        {
+            self.progress([true, false]);
         }
         Ok(())
     }
@@ -195,16 +198,11 @@ impl Turn {
             let start = Instant::now();
             let mut spun = false;
             loop {
-                let mut progress = [false; LANES];
-                for lane in lanes_of(mine) {
-                    progress[lane] = self.look(lanes[lane])?;
-                }
-                if progress.contains(&true) {
+                if self.look_at(lanes, mine)? {
                     // What was there at once says nothing of what spinning is worth.
                     if spun {
                         self.waiter(first).hit();
                     }
-                    self.progress(progress);
                     return Ok(());
                 }
                 spun = true;
@@ -220,12 +218,7 @@ impl Turn {
             }
         }
         while let Some(arrived) = self.sleep(lanes, mine, wanted, seen, deadline)? {
-            let mut progress = [false; LANES];
-            for lane in lanes_of(arrived) {
-                progress[lane] = self.look(lanes[lane])?;
-            }
-            if progress.contains(&true) {
-                self.progress(progress);
+            if self.look_at(lanes, arrived)? {
                 break;
             }
         }
@@ -278,13 +271,26 @@ impl Turn {
         for lane in lanes_of(mine) {
             let events = fds[lane].revents();
             arrived[lane] = events.intersects(PollFlags::IN | ENDS);
-            if events.contains(PollFlags::OUT) {
-                if let Some(driven) = lanes[lane] {
-                    driven.flush()?;
-                }
+            if events.contains(PollFlags::OUT)
+                && let Some(driven) = lanes[lane]
+            {
+                driven.flush()?;
             }
         }
         Ok(Some(arrived))
+    }
+
+    /// Receives what has arrived on these lanes, and tells of it if anything was completed.
+    fn look_at(&self, lanes: Lanes<'_>, which: [bool; LANES]) -> Result<bool, LinkError> {
+        let mut progress = [false; LANES];
+        for lane in lanes_of(which) {
+            progress[lane] = self.look(lanes[lane])?;
+        }
+        let any = progress.contains(&true);
+        if any {
+            self.progress(progress);
+        }
+        Ok(any)
     }
 
     /// Receives what has arrived on a lane; whether anything was completed.
@@ -310,8 +316,8 @@ impl Turn {
         if state.followers > 0 {
             self.changed.notify_all();
         }
-        for lane in 0..LANES {
-            if state.asleep[lane] && state.curious[lane] && !lanes[lane] {
+        for lane in lanes_of(lanes.map(|progress| !progress)) {
+            if state.asleep[lane] && state.curious[lane] {
                 self.kick(lane);
             }
         }

@@ -8,6 +8,7 @@ use super::wire::{
     ENTRY_LEN, HEADER_LEN, LONGEST_HEAD, LONGEST_REQUEST, entry, put_reply, request,
 };
 use crate::AccessFault;
+use crate::RemoteRef;
 use crate::arena::Chunk;
 use crate::region::Iovecs;
 use crate::slot::{FOOTER_LEN, names, version_of};
@@ -15,7 +16,6 @@ use crate::stream::io;
 use crate::stream::link::{Second, StreamLink};
 use crate::stream::reactor::{Registration, Room, Source, Step};
 use crate::stream::server::{Counted, Server};
-use crate::RemoteRef;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -93,7 +93,9 @@ impl AgentConnection {
             let Some((number, count)) = request(bytes) else {
                 return Err("a request for no pages, or for too many".to_owned());
             };
-            let Some(entries) = bytes.get(HEADER_LEN..HEADER_LEN + count * ENTRY_LEN) else { break };
+            let Some(entries) = bytes.get(HEADER_LEN..HEADER_LEN + count * ENTRY_LEN) else {
+                break;
+            };
             let page_size = self.server.arena.geometry().page_size;
             self.stalled = if count == 1 {
                 self.single(number, entries, &mut scratch[..page_size])
@@ -128,7 +130,12 @@ impl AgentConnection {
             if good { Ok(chunk) } else { Err(AccessFault::Stale) }
         });
         let mut head = Vec::with_capacity(HEADER_LEN + FOOTER_LEN);
-        put_reply(&mut head, number, &[found.as_ref().map(drop).map_err(|fault| *fault)], payload.len());
+        put_reply(
+            &mut head,
+            number,
+            &[found.as_ref().map(drop).map_err(|fault| *fault)],
+            payload.len(),
+        );
         let mut parts = [IoSlice::new(&[]), IoSlice::new(&[])];
         if found.is_ok() {
             head.extend_from_slice(&footer);

@@ -8,6 +8,7 @@ mod agent;
 mod reads;
 mod wire;
 
+use crate::ChunkId;
 use crate::arena::{Arena, Chunk, Geometry};
 use crate::engine::{
     Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageRead, ReadBatch,
@@ -19,12 +20,11 @@ use crate::stream::hello::{ClientHello, ServerHello};
 use crate::stream::link::StreamLink;
 use crate::stream::rpc::Rpc;
 use crate::stream::server::{Counted, Server, Side};
-use crate::ChunkId;
 use agent::AgentConnection;
 use reads::Reads;
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -117,7 +117,7 @@ impl Side for TcpSide {
 
     fn prepare(&self, socket: &OwnedFd) {
         // Fails only where the client is already gone.
-        let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
+        let _ = tune(socket);
     }
 }
 
@@ -202,8 +202,20 @@ fn dial(address: SocketAddr, deadline: Instant) -> Result<TcpStream, String> {
         return Err("no connection in time".to_owned());
     }
     let socket = TcpStream::connect_timeout(&address, left).map_err(|error| error.to_string())?;
-    socket.set_nodelay(true).map_err(|error| error.to_string())?;
+    tune(&socket).map_err(|error| error.to_string())?;
     Ok(socket)
+}
+
+/// Sends small messages at once, and finds out within two minutes when the other host is gone
+/// without a word.
+fn tune(socket: impl AsFd) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    let socket = socket.as_fd();
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(socket, 4)
 }
 
 impl Connector for TcpConnector {
@@ -280,4 +292,3 @@ impl Drop for TcpEndpoint {
         self.core.abandon();
     }
 }
-

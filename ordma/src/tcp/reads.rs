@@ -144,7 +144,12 @@ impl Reads {
             let number = posting.next;
             posting.next += 1;
             let batch = Arc::clone(&batch);
-            posting.flights.push_back(Flight { number, batch, first, count: each.min(count - first) });
+            posting.flights.push_back(Flight {
+                number,
+                batch,
+                first,
+                count: each.min(count - first),
+            });
         }
         self.begin(&mut posting);
         let queued = !posting.unsent.is_empty();
@@ -233,7 +238,8 @@ impl Reads {
             // SAFETY: the vectors are `head`, part of a locked region or the scratch buffer, which
             // has room for the largest page, each of them exclusively ours for the time of the call.
             let got = unsafe { io::receive_raw(self.socket.as_fd(), iovecs) };
-            let payload = got.as_ref().ok().and_then(|n| *n).unwrap_or(0).saturating_sub(head.len());
+            let payload =
+                got.as_ref().ok().and_then(|n| *n).unwrap_or(0).saturating_sub(head.len());
             if payload > 0 && head[10] != 0 && place != scratch.as_mut_ptr() {
                 // A fault has no payload: these bytes are of the reply to a request that another
                 // thread has sent meanwhile.
@@ -298,7 +304,8 @@ impl Reads {
         (r.start, r.end) = (0, buffered);
         // Not more than the head where several payloads follow it: those go to their places.
         let want = if front == 1 { SCRATCH } else { Self::longest_head(front) };
-        let got = io::receive(self.socket.as_fd(), &mut r.scratch[buffered..want.max(buffered + 1)]);
+        let got =
+            io::receive(self.socket.as_fd(), &mut r.scratch[buffered..want.max(buffered + 1)]);
         let Some(n) = self.received(got)? else { return Ok(None) };
         r.end += n;
         Ok(Some(n))
@@ -361,9 +368,8 @@ impl Reads {
                 Ok(_) if reply.at < self.page_size => return,
                 Ok(footer) => {
                     reply.at -= self.page_size;
-                    let judge = |payload: &mut [u8]| {
-                        verify(footer, payload, &page.reference, page.floor)
-                    };
+                    let judge =
+                        |payload: &mut [u8]| verify(footer, payload, &page.reference, page.floor);
                     // A place that is gone gets nothing.
                     page.dest.with(judge).unwrap_or(Err(AccessFault::Unreachable))
                 }

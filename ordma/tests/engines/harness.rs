@@ -100,7 +100,8 @@ impl<T> Watched<T> {
     }
 }
 
-/// The server's side: echoes messages whose head begins with `e`, and keeps the others.
+/// The server's side: echoes messages whose head begins with `e`, drops those with `d`, and keeps the
+/// others.
 #[derive(Default)]
 pub struct TestService(pub Watched<Seen>);
 
@@ -123,7 +124,7 @@ impl Service for TestService {
         }
         self.0.change(|seen| {
             seen.calls += 1;
-            if head.first() != Some(&b'e') {
+            if !matches!(head.first(), Some(b'e' | b'd')) {
                 seen.messages.push_back((link.id(), head.to_vec(), data.to_vec()));
             }
         });
@@ -200,8 +201,15 @@ impl World {
     pub fn refill(&self, slot: &Slot, byte: u8, generation: u64, version: u64) -> RemoteRef {
         let payload = [byte; PAGE];
         let block = u64::from(slot.index);
-        let footer =
-            Footer { kind: Kind::Data, last: false, valid: PAGE as u32, file: 77, block, generation, version };
+        let footer = Footer {
+            kind: Kind::Data,
+            last: false,
+            valid: PAGE as u32,
+            file: 77,
+            block,
+            generation,
+            version,
+        };
         slot.write(&payload, &footer.encode(&payload));
         RemoteRef { chunk: slot.chunk.id(), slot: slot.index, file: 77, block, generation }
     }

@@ -152,9 +152,10 @@ fn lengths_beyond_the_limits_close_the_link() {
             socket.write_all(&[&bytes[..], &[0; 24]].concat()).unwrap();
             expect_end(&mut *socket);
         }
-        let told = world.service.0.wait("the ends", |seen| {
-            (seen.closed.len() == bad.len()).then(|| seen.closed.clone())
-        });
+        let told = world
+            .service
+            .0
+            .wait("the ends", |seen| (seen.closed.len() == bad.len()).then(|| seen.closed.clone()));
         for (_, reason) in told {
             assert!(matches!(reason, LinkError::Protocol { .. }), "{reason}");
         }
@@ -319,4 +320,60 @@ fn a_page_that_changes_under_a_stalled_reply_is_caught() {
         }
         done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+const CHILD: &str = "ORDMA_TEST_IDLE";
+
+/// Resident memory of this process in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+}
+
+/// Not a test of its own: runs alone in a process, whose memory it looks at.
+#[test]
+fn idle_process() {
+    if std::env::var(CHILD).is_err() {
+        return;
+    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
+    // Both ends are in this process.
+    let count = limit.map_or(20_000, |limit| (limit as usize).saturating_sub(200) / 2).min(4000);
+    for row in rows(Duration::from_secs(60), 1 << 20) {
+        let world = World::new(&row);
+        let client = world.client();
+        client.echo(b"e", &pattern(1 << 20));
+        let mut idle = Vec::with_capacity(count);
+        let before = resident();
+        for i in 0..count {
+            let mut socket = dial(&world);
+            greet(&mut *socket, None);
+            if i % 2 == 0 {
+                let message = [frame(1, 1, 5000, 0), vec![b'd'; 5001]].concat();
+                socket.write_all(&message).unwrap();
+            }
+            idle.push(socket);
+        }
+        // Half of them have sent something, which no one keeps.
+        world.service.0.wait("the messages", |seen| (seen.calls > count.div_ceil(2)).then_some(()));
+        client.echo(b"e", &pattern(1 << 20));
+        let each = resident().saturating_sub(before) / count;
+        println!("\n{}: {count} idle connections, {each} bytes each", row.engine.name());
+        assert!(each < 2048, "{each} bytes for each idle connection");
+    }
+}
+
+#[test]
+fn idle_connections_hold_no_buffers() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "hostile::idle_process", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("idle connections"), "{text}");
 }

@@ -1,8 +1,8 @@
 //! One suite over every engine, through the traits alone, and tests of what is particular to each.
 
 mod harness;
-mod hostile;
 mod host_local;
+mod hostile;
 mod simulated;
 mod suite;
 
@@ -38,6 +38,7 @@ macro_rules! rows {
                 retiring_a_chunk
                 an_interrupt_ends_a_wait
                 no_server_no_connection
+                one_thread_looks_after_several_endpoints
             );
         })*
     };

@@ -428,3 +428,27 @@ pub fn no_server_no_connection(row: &Row) {
     let error = connector.connect(Arc::new(Inbox::default()), PATIENCE).unwrap_err();
     assert!(error.to_string().contains(&address), "{error}");
 }
+
+pub fn one_thread_looks_after_several_endpoints(row: &Row) {
+    let world = World::new(row);
+    let clients: Vec<_> = (0..3).map(|_| world.client()).collect();
+    let (_slot, reference) = world.page(3);
+    for client in &clients {
+        client.endpoint.send(b"e", &[]).unwrap();
+    }
+    let dest = || segment(vec![0; PAGE]);
+    let post = |client: &Client| {
+        client.endpoint.read(vec![PageRead { reference, floor: 0, dest: dest() }])
+    };
+    let batches: Vec<_> = clients.iter().map(post).collect();
+    let mut missing: Vec<_> = batches.iter().collect();
+    let deadline = Instant::now() + PATIENCE;
+    // Without ever waiting, and at each one for the first time since it was at another.
+    while !missing.is_empty()
+        || clients.iter().any(|client| client.receiver.messages.lock().unwrap().is_empty())
+    {
+        assert!(Instant::now() < deadline, "{} batches are missing", missing.len());
+        clients.iter().for_each(|client| client.endpoint.drive(BOTH, Duration::ZERO));
+        missing.retain(|batch| poll_batch(batch).is_none());
+    }
+}

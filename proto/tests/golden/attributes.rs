@@ -24,10 +24,7 @@ pub(crate) fn calls() -> Vec<Op> {
                     gid: Some(2),
                     size: Some(0),
                     atime: Some(Time::default()),
-                    mtime: Some(Time {
-                        seconds: -2,
-                        nanoseconds: 9,
-                    }),
+                    mtime: Some(Time { seconds: -2, nanoseconds: 9 }),
                     atime_now: true,
                     mtime_now: true,
                 }),

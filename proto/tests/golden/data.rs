@@ -9,25 +9,8 @@ use dafs_proto::{
 
 /// Checks them all, and returns the operations.
 pub(crate) fn calls() -> Vec<Op> {
-    let extents = || {
-        vec![
-            Extent {
-                offset: 4096,
-                length: 8192,
-            },
-            Extent {
-                offset: 0,
-                length: 1,
-            },
-        ]
-    };
-    let buffers = || {
-        vec![Buffer {
-            tag: 0x0102,
-            address: 127,
-            length: 8193,
-        }]
-    };
+    let extents = || vec![Extent { offset: 4096, length: 8192 }, Extent { offset: 0, length: 1 }];
+    let buffers = || vec![Buffer { tag: 0x0102, address: 127, length: 8193 }];
     vec![
         call(
             OpenRequest {
@@ -68,12 +51,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x30, 1],       // created
             ],
         ),
-        call(
-            CloseRequest { open: 200 },
-            &[&[0x08, 0xc8, 0x01]],
-            CloseReply {},
-            &[],
-        ),
+        call(CloseRequest { open: 200 }, &[&[0x08, 0xc8, 0x01]], CloseReply {}, &[]),
         call(
             ReadRequest {
                 open: 1,
@@ -93,12 +71,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x18, 0x81, 0x40],                            //   length
                 &[0x28, 32],                                    // want_refs
             ],
-            ReadReply {
-                file: 7,
-                counts: vec![2, 0, 300],
-                refs: vec![1, 2],
-                size: 9000,
-            },
+            ReadReply { file: 7, counts: vec![2, 0, 300], refs: vec![1, 2], size: 9000 },
             &[
                 &[0x09, 7, 0, 0, 0, 0, 0, 0, 0], // file
                 &[0x12, 4, 2, 0, 0xac, 0x02],    // counts, packed
@@ -109,10 +82,7 @@ pub(crate) fn calls() -> Vec<Op> {
         call(
             WriteRequest {
                 open: 1,
-                extents: vec![Extent {
-                    offset: 10,
-                    length: 64,
-                }],
+                extents: vec![Extent { offset: 10, length: 64 }],
                 placement: Placement::Inline.into(),
                 buffers: vec![],
                 stability: Stability::File.into(),
@@ -142,13 +112,7 @@ pub(crate) fn calls() -> Vec<Op> {
             ],
         ),
         call(
-            CommitRequest {
-                open: 1,
-                extent: Some(Extent {
-                    offset: 4096,
-                    length: 0,
-                }),
-            },
+            CommitRequest { open: 1, extent: Some(Extent { offset: 4096, length: 0 }) },
             &[
                 &[0x08, 1],                   // open
                 &[0x12, 3, 0x08, 0x80, 0x20], // extent: to the end
@@ -157,24 +121,13 @@ pub(crate) fn calls() -> Vec<Op> {
             &[&[0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]], // verifier
         ),
         call(
-            GetRefsRequest {
-                open: 1,
-                extent: Some(Extent {
-                    offset: 0,
-                    length: 64,
-                }),
-                fill: true,
-            },
+            GetRefsRequest { open: 1, extent: Some(Extent { offset: 0, length: 64 }), fill: true },
             &[
                 &[0x08, 1],           // open
                 &[0x12, 2, 0x10, 64], // extent
                 &[0x18, 1],           // fill
             ],
-            GetRefsReply {
-                file: 7,
-                refs: vec![1, 2],
-                size: 64,
-            },
+            GetRefsReply { file: 7, refs: vec![1, 2], size: 64 },
             &[
                 &[0x09, 7, 0, 0, 0, 0, 0, 0, 0], // file
                 &[0x12, 2, 1, 2],                // refs

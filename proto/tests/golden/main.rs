@@ -56,39 +56,16 @@ fn header() {
     assert_eq!(bytes, REQUEST);
     assert_eq!(Header::decode(&REQUEST), Ok((request, &[][..])));
 
-    let to = Header {
-        slot: 258,
-        sequence: u32::MAX,
-        op: Op::Read,
-        ..request
-    };
+    let to = Header { slot: 258, sequence: u32::MAX, op: Op::Read, ..request };
     let reply = Header::reply(&to, Status::Fenced, 1);
-    let body = ErrorReply {
-        message: "gone".into(),
-    };
+    let body = ErrorReply { message: "gone".into() };
     let bytes = encode_message(reply, &body);
     assert_eq!(bytes, REPLY);
-    assert_eq!(
-        bytes.capacity(),
-        bytes.len(),
-        "one allocation of the right size"
-    );
-    assert_eq!(
-        Header::decode(&REPLY),
-        Ok((
-            Header {
-                body_len: 6,
-                ..reply
-            },
-            &REPLY[24..]
-        ))
-    );
+    assert_eq!(bytes.capacity(), bytes.len(), "one allocation of the right size");
+    assert_eq!(Header::decode(&REPLY), Ok((Header { body_len: 6, ..reply }, &REPLY[24..])));
 
     let notice = [&[0xf5, 0xda, 1, 3][..], &REQUEST[4..]].concat();
-    let expected = Header {
-        kind: Kind::Notice,
-        ..request
-    };
+    let expected = Header { kind: Kind::Notice, ..request };
     assert_eq!(Header::decode(&notice), Ok((expected, &[][..])));
 }
 
@@ -114,74 +91,19 @@ fn wrong_headers() {
     let longer = [&REQUEST[..], &[0]].concat();
     let cases: [(Vec<u8>, FrameError, Status); 14] = [
         (vec![], FrameError::Short { len: 0 }, Status::BadMessage),
-        (
-            REQUEST[..23].to_vec(),
-            FrameError::Short { len: 23 },
-            Status::BadMessage,
-        ),
-        (
-            with(&REQUEST, 0, 0xf4),
-            FrameError::Magic(0xdaf4),
-            Status::BadMessage,
-        ),
-        (
-            with(&REQUEST, 2, 2),
-            FrameError::Version(2),
-            Status::Version,
-        ),
-        (
-            with(&REQUEST, 3, 0),
-            FrameError::Kind(0),
-            Status::BadMessage,
-        ),
-        (
-            with(&REQUEST, 3, 4),
-            FrameError::Kind(4),
-            Status::BadMessage,
-        ),
-        (
-            with(&REQUEST, 5, 1),
-            FrameError::Op(256 + 27),
-            Status::UnknownOperation,
-        ),
-        (
-            with(&REPLY, 7, 0xff),
-            FrameError::Status(0xff00 + 202),
-            Status::BadMessage,
-        ),
-        (
-            with(&REQUEST, 6, 15),
-            FrameError::RequestStatus(Status::Io),
-            Status::BadMessage,
-        ),
-        (
-            with(&REPLY, 10, 0),
-            FrameError::NoCredits,
-            Status::BadMessage,
-        ),
-        (
-            with(&REPLY, 16, 7),
-            FrameError::BodyLen { said: 7, is: 6 },
-            Status::BadMessage,
-        ),
-        (
-            with(&REPLY, 19, 1),
-            FrameError::BodyLen {
-                said: 0x0100_0006,
-                is: 6,
-            },
-            Status::BadMessage,
-        ),
-        (
-            longer,
-            FrameError::BodyLen { said: 0, is: 1 },
-            Status::BadMessage,
-        ),
-        (
-            with(&REQUEST, 23, 0x80),
-            FrameError::Flags(0x8000_0000),
-            Status::BadMessage,
-        ),
+        (REQUEST[..23].to_vec(), FrameError::Short { len: 23 }, Status::BadMessage),
+        (with(&REQUEST, 0, 0xf4), FrameError::Magic(0xdaf4), Status::BadMessage),
+        (with(&REQUEST, 2, 2), FrameError::Version(2), Status::Version),
+        (with(&REQUEST, 3, 0), FrameError::Kind(0), Status::BadMessage),
+        (with(&REQUEST, 3, 4), FrameError::Kind(4), Status::BadMessage),
+        (with(&REQUEST, 5, 1), FrameError::Op(256 + 27), Status::UnknownOperation),
+        (with(&REPLY, 7, 0xff), FrameError::Status(0xff00 + 202), Status::BadMessage),
+        (with(&REQUEST, 6, 15), FrameError::RequestStatus(Status::Io), Status::BadMessage),
+        (with(&REPLY, 10, 0), FrameError::NoCredits, Status::BadMessage),
+        (with(&REPLY, 16, 7), FrameError::BodyLen { said: 7, is: 6 }, Status::BadMessage),
+        (with(&REPLY, 19, 1), FrameError::BodyLen { said: 0x0100_0006, is: 6 }, Status::BadMessage),
+        (longer, FrameError::BodyLen { said: 0, is: 1 }, Status::BadMessage),
+        (with(&REQUEST, 23, 0x80), FrameError::Flags(0x8000_0000), Status::BadMessage),
     ];
     for (message, error, status) in cases {
         assert_eq!(Header::decode(&message), Err(error));
@@ -198,19 +120,12 @@ fn packed_lists() {
         1, 0, 0, 0,                                         // chunk
         0, 0, 0, 0x80,                                      // slot
     ];
-    let reference = WireRef {
-        block: 0x0102_0304_0506_0708,
-        generation: u64::MAX,
-        chunk: 1,
-        slot: 0x8000_0000,
-    };
+    let reference =
+        WireRef { block: 0x0102_0304_0506_0708, generation: u64::MAX, chunk: 1, slot: 0x8000_0000 };
     let mut list = Vec::new();
     reference.push(&mut list);
     assert_eq!(list, refs);
-    assert_eq!(
-        WireRef::iter(&refs).unwrap().collect::<Vec<_>>(),
-        [reference]
-    );
+    assert_eq!(WireRef::iter(&refs).unwrap().collect::<Vec<_>>(), [reference]);
 
     #[rustfmt::skip]
     let heat = [
@@ -218,11 +133,7 @@ fn packed_lists() {
         2, 0, 0, 0, 0, 0, 0, 0,         // block
         3, 0, 0, 0, 0, 0, 0, 0,         // generation
     ];
-    let page = WireHeat {
-        file: 0xf000_0000_0000_0001,
-        block: 2,
-        generation: 3,
-    };
+    let page = WireHeat { file: 0xf000_0000_0000_0001, block: 2, generation: 3 };
     let mut list = Vec::new();
     page.push(&mut list);
     assert_eq!(list, heat);
@@ -240,10 +151,7 @@ fn operation_numbers() {
         (21, "RENAME"), (22, "READDIR"), (23, "SYMLINK"), (24, "READLINK"), (25, "LINK"),
         (26, "STATFS"), (27, "GET_REFS"),
     ]);
-    let idempotent = Op::ALL
-        .iter()
-        .filter(|op| op.is_idempotent())
-        .map(|op| op.name());
+    let idempotent = Op::ALL.iter().filter(|op| op.is_idempotent()).map(|op| op.name());
     assert_eq!(
         idempotent.collect::<Vec<_>>().join(" "),
         "RENEW STATS LOOKUP READ GETATTR READDIR READLINK STATFS GET_REFS"
@@ -252,10 +160,7 @@ fn operation_numbers() {
 
 #[test]
 fn status_numbers() {
-    let numbers: Vec<_> = Status::ALL
-        .iter()
-        .map(|s| (s.number(), s.name(), s.errno()))
-        .collect();
+    let numbers: Vec<_> = Status::ALL.iter().map(|s| (s.number(), s.name(), s.errno())).collect();
     #[rustfmt::skip]
     assert_eq!(numbers, [
         (0, "Ok", 0),
@@ -296,11 +201,7 @@ where
 
 /// Attributes for messages where it does not matter which.
 fn attr() -> Option<Attr> {
-    Some(Attr {
-        r#type: FileType::Directory.into(),
-        size: 7,
-        ..Attr::default()
-    })
+    Some(Attr { r#type: FileType::Directory.into(), size: 7, ..Attr::default() })
 }
 
 /// [`attr`] with its length in front, to follow the tag of the field.
@@ -308,28 +209,15 @@ const ATTR: &[u8] = &[4, 0x08, 2, 0x30, 7];
 
 #[test]
 fn every_operation() {
-    let operations = [
-        session::calls(),
-        names::calls(),
-        data::calls(),
-        attributes::calls(),
-    ]
-    .concat();
-    let missing: Vec<_> = Op::ALL
-        .iter()
-        .filter(|op| !operations.contains(op))
-        .collect();
+    let operations =
+        [session::calls(), names::calls(), data::calls(), attributes::calls()].concat();
+    let missing: Vec<_> = Op::ALL.iter().filter(|op| !operations.contains(op)).collect();
     assert!(missing.is_empty(), "no vector for {missing:?}");
 }
 
 #[test]
 fn error_reply() {
-    golden(
-        ErrorReply {
-            message: "no".into(),
-        },
-        &[&[0x0a, 2, b'n', b'o']],
-    );
+    golden(ErrorReply { message: "no".into() }, &[&[0x0a, 2, b'n', b'o']]);
 }
 
 #[test]
@@ -345,18 +233,9 @@ fn all_attributes() {
         device: 2049,
         inode: 300,
         rdev: 1281,
-        atime: Some(Time {
-            seconds: -1,
-            nanoseconds: 0,
-        }),
-        mtime: Some(Time {
-            seconds: 1,
-            nanoseconds: 500_000_000,
-        }),
-        ctime: Some(Time {
-            seconds: 2,
-            nanoseconds: 0,
-        }),
+        atime: Some(Time { seconds: -1, nanoseconds: 0 }),
+        mtime: Some(Time { seconds: 1, nanoseconds: 500_000_000 }),
+        ctime: Some(Time { seconds: 2, nanoseconds: 0 }),
         change: 0x0102_0304_0506_0708,
     };
     golden(

@@ -12,26 +12,15 @@ pub(crate) fn calls() -> Vec<Op> {
     let directory = || vec![0xd1, 0xd2];
     let name = || b"new".to_vec();
     let handle = || vec![0xe1];
-    let mode = || {
-        Some(SetAttr {
-            mode: Some(0o755),
-            ..SetAttr::default()
-        })
-    };
+    let mode = || Some(SetAttr { mode: Some(0o755), ..SetAttr::default() });
     vec![
         call(
-            LookupRequest {
-                directory: directory(),
-                name: name(),
-            },
+            LookupRequest { directory: directory(), name: name() },
             &[
                 &[0x0a, 2, 0xd1, 0xd2],       // directory
                 &[0x12, 3, b'n', b'e', b'w'], // name
             ],
-            LookupReply {
-                handle: handle(),
-                attr: attr(),
-            },
+            LookupReply { handle: handle(), attr: attr() },
             &[
                 &[0x0a, 1, 0xe1], // handle
                 &[0x12],          // attr
@@ -39,20 +28,13 @@ pub(crate) fn calls() -> Vec<Op> {
             ],
         ),
         call(
-            MkdirRequest {
-                directory: directory(),
-                name: name(),
-                attr: mode(),
-            },
+            MkdirRequest { directory: directory(), name: name(), attr: mode() },
             &[
                 &[0x0a, 2, 0xd1, 0xd2],       // directory
                 &[0x12, 3, b'n', b'e', b'w'], // name
                 &[0x1a, 3, 0x08, 0xed, 0x03], // attr: mode
             ],
-            MkdirReply {
-                handle: handle(),
-                attr: attr(),
-            },
+            MkdirReply { handle: handle(), attr: attr() },
             &[
                 &[0x0a, 1, 0xe1], // handle
                 &[0x12],          // attr
@@ -60,10 +42,7 @@ pub(crate) fn calls() -> Vec<Op> {
             ],
         ),
         call(
-            UnlinkRequest {
-                directory: directory(),
-                name: name(),
-            },
+            UnlinkRequest { directory: directory(), name: name() },
             &[
                 &[0x0a, 2, 0xd1, 0xd2],       // directory
                 &[0x12, 3, b'n', b'e', b'w'], // name
@@ -72,10 +51,7 @@ pub(crate) fn calls() -> Vec<Op> {
             &[],
         ),
         call(
-            RmdirRequest {
-                directory: directory(),
-                name: name(),
-            },
+            RmdirRequest { directory: directory(), name: name() },
             &[
                 &[0x0a, 2, 0xd1, 0xd2],       // directory
                 &[0x12, 3, b'n', b'e', b'w'], // name
@@ -100,11 +76,7 @@ pub(crate) fn calls() -> Vec<Op> {
             &[],
         ),
         call(
-            ReaddirRequest {
-                directory: directory(),
-                cookie: u64::MAX,
-                max_bytes: 32768,
-            },
+            ReaddirRequest { directory: directory(), cookie: u64::MAX, max_bytes: 32768 },
             &[
                 &[0x0a, 2, 0xd1, 0xd2],                // directory
                 &[0x10, 0xff, 0xff, 0xff, 0xff, 0xff], // cookie
@@ -113,18 +85,8 @@ pub(crate) fn calls() -> Vec<Op> {
             ],
             ReaddirReply {
                 entries: vec![
-                    DirEntry {
-                        name: name(),
-                        cookie: 5,
-                        handle: handle(),
-                        attr: attr(),
-                    },
-                    DirEntry {
-                        name: vec![0xff],
-                        cookie: 6,
-                        handle: vec![],
-                        attr: None,
-                    },
+                    DirEntry { name: name(), cookie: 5, handle: handle(), attr: attr() },
+                    DirEntry { name: vec![0xff], cookie: 6, handle: vec![], attr: None },
                 ],
                 end: true,
             },
@@ -142,20 +104,13 @@ pub(crate) fn calls() -> Vec<Op> {
             ],
         ),
         call(
-            SymlinkRequest {
-                directory: directory(),
-                name: name(),
-                target: b"../x".to_vec(),
-            },
+            SymlinkRequest { directory: directory(), name: name(), target: b"../x".to_vec() },
             &[
                 &[0x0a, 2, 0xd1, 0xd2],             // directory
                 &[0x12, 3, b'n', b'e', b'w'],       // name
                 &[0x1a, 4, b'.', b'.', b'/', b'x'], // target
             ],
-            SymlinkReply {
-                handle: handle(),
-                attr: attr(),
-            },
+            SymlinkReply { handle: handle(), attr: attr() },
             &[
                 &[0x0a, 1, 0xe1], // handle
                 &[0x12],          // attr
@@ -165,17 +120,11 @@ pub(crate) fn calls() -> Vec<Op> {
         call(
             ReadlinkRequest { handle: handle() },
             &[&[0x0a, 1, 0xe1]], // handle
-            ReadlinkReply {
-                target: b"../x".to_vec(),
-            },
+            ReadlinkReply { target: b"../x".to_vec() },
             &[&[0x0a, 4, b'.', b'.', b'/', b'x']], // target
         ),
         call(
-            LinkRequest {
-                handle: handle(),
-                directory: directory(),
-                name: name(),
-            },
+            LinkRequest { handle: handle(), directory: directory(), name: name() },
             &[
                 &[0x0a, 1, 0xe1],             // handle
                 &[0x12, 2, 0xd1, 0xd2],       // directory

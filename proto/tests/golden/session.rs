@@ -62,9 +62,7 @@ pub(crate) fn calls() -> Vec<Op> {
         ),
         call(DisconnectRequest {}, &[], DisconnectReply {}, &[]),
         call(
-            RenewRequest {
-                heat: vec![1, 2, 3],
-            },
+            RenewRequest { heat: vec![1, 2, 3] },
             &[&[0x0a, 3, 1, 2, 3]], // heat
             RenewReply {},
             &[],
@@ -74,14 +72,8 @@ pub(crate) fn calls() -> Vec<Op> {
             &[],
             StatsReply {
                 counters: vec![
-                    Counter {
-                        name: "a".into(),
-                        value: 300,
-                    },
-                    Counter {
-                        name: "b".into(),
-                        value: 0,
-                    },
+                    Counter { name: "a".into(), value: 300 },
+                    Counter { name: "b".into(), value: 0 },
                 ],
             },
             &[

@@ -9,16 +9,7 @@ fn a_message_that_is_none_ends_its_connection_only() {
     let good = message(&StatsRequest {}, 0, 1);
     let mut cases: Vec<Vec<u8>> = (0..Header::LEN).map(|len| good[..len].to_vec()).collect();
     // Magic, version, kind, status, a body that is not there, flags.
-    for (at, value) in [
-        (0, 0),
-        (2, 9),
-        (3, 2),
-        (3, 9),
-        (6, 1),
-        (16, 1),
-        (19, 0xFF),
-        (20, 1),
-    ] {
+    for (at, value) in [(0, 0), (2, 9), (3, 2), (3, 9), (6, 1), (16, 1), (19, 0xFF), (20, 1)] {
         let mut bad = good.clone();
         bad[at] = value;
         cases.push(bad);
@@ -46,10 +37,7 @@ fn an_unknown_operation_is_answered_and_takes_its_number() {
     assert_eq!(reply[4..6], 999u16.to_le_bytes());
     reply[4..6].copy_from_slice(&Op::Stats.number().to_le_bytes());
     let (header, body) = Header::decode(&reply).unwrap();
-    assert_eq!(
-        (header.status, header.slot, header.sequence),
-        (Status::UnknownOperation, 0, 1)
-    );
+    assert_eq!((header.status, header.slot, header.sequence), (Status::UnknownOperation, 0, 1));
     assert!(ErrorReply::decode(body).unwrap().message.contains("999"));
     world.call(&link, &StatsRequest {}, (0, 2)).unwrap();
 }
@@ -62,34 +50,18 @@ fn a_body_of_the_wrong_form_is_refused() {
         let mut head = Vec::new();
         let body = [0x0A, 0xFF, 0x01];
         let body_len = body.len() as u32;
-        Header {
-            body_len,
-            ..Header::request(*op, 0, sequence, 0)
-        }
-        .encode(&mut head);
+        Header { body_len, ..Header::request(*op, 0, sequence, 0) }.encode(&mut head);
         head.extend(body);
         let sent = world.raw(&link, &head, &[]);
         let (header, body) = Header::decode(&sent[0].0).unwrap();
         assert_eq!(header.status, Status::BadMessage, "{op}");
-        assert!(
-            ErrorReply::decode(body)
-                .unwrap()
-                .message
-                .contains(op.name())
-        );
+        assert!(ErrorReply::decode(body).unwrap().message.contains(op.name()));
     }
     let mut head = Vec::new();
-    Header {
-        body_len: 1,
-        ..Header::request(Op::Connect, NO_SLOT, 1, 0)
-    }
-    .encode(&mut head);
+    Header { body_len: 1, ..Header::request(Op::Connect, NO_SLOT, 1, 0) }.encode(&mut head);
     head.push(0xFF);
     let sent = world.raw(&world.link(), &head, &[]);
-    assert_eq!(
-        Header::decode(&sent[0].0).unwrap().0.status,
-        Status::BadMessage
-    );
+    assert_eq!(Header::decode(&sent[0].0).unwrap().0.status, Status::BadMessage);
 }
 
 #[test]
@@ -99,21 +71,11 @@ fn too_much_inline_data_is_refused() {
     let open = world.open(&link, &connect.root, (0, 1)).open;
     let length = u64::from(SETTINGS.limits.max_inline) + 1;
     let extents = vec![Extent { offset: 0, length }];
-    let write = WriteRequest {
-        open,
-        extents,
-        ..Default::default()
-    };
+    let write = WriteRequest { open, extents, ..Default::default() };
     let data = vec![1; length as usize];
-    assert_eq!(
-        status(world.call_with(&link, &write, (0, 2), &data)),
-        Status::MessageTooBig
-    );
+    assert_eq!(status(world.call_with(&link, &write, (0, 2), &data)), Status::MessageTooBig);
     // It was not executed: the same number may come again, and so may the next.
-    assert_eq!(
-        status(world.call_with(&link, &write, (0, 2), &data)),
-        Status::MessageTooBig
-    );
+    assert_eq!(status(world.call_with(&link, &write, (0, 2), &data)), Status::MessageTooBig);
     world.call(&link, &StatsRequest {}, (0, 3)).unwrap();
 }
 
@@ -122,22 +84,9 @@ fn a_transfer_that_breaks_leaves_the_request_to_be_repeated() {
     let world = world();
     let (link, connect) = world.session();
     let open = world.open(&link, &connect.root, (0, 1)).open;
-    let extents = vec![Extent {
-        offset: 0,
-        length: 5,
-    }];
-    let buffers = vec![Buffer {
-        tag: 1,
-        address: 0,
-        length: 5,
-    }];
-    let write = WriteRequest {
-        open,
-        extents,
-        placement: 1,
-        buffers,
-        ..Default::default()
-    };
+    let extents = vec![Extent { offset: 0, length: 5 }];
+    let buffers = vec![Buffer { tag: 1, address: 0, length: 5 }];
+    let write = WriteRequest { open, extents, placement: 1, buffers, ..Default::default() };
     let head = message(&write, 0, 2);
     assert!(world.raw(&link, &head, &[]).is_empty());
     let lost = || Err(LinkError::Closed("test".into()));
@@ -145,21 +94,14 @@ fn a_transfer_that_breaks_leaves_the_request_to_be_repeated() {
 
     // The client comes back over a new connection while the transfer hangs: it hears nothing, and
     // is cut off when the transfer has failed, so that it asks once more.
-    let resume = ConnectRequest {
-        session: connect.session,
-        ..connect_request("data")
-    };
+    let resume = ConnectRequest { session: connect.session, ..connect_request("data") };
     let second = world.link();
     world.call(&second, &resume, (NO_SLOT, 1)).unwrap();
     world.close(&link);
     assert!(world.raw(&second, &head, &[]).is_empty());
     transfer.complete(lost());
     world.server.runtime().run_queued();
-    assert!(
-        second.why_closed().contains("resend"),
-        "{}",
-        second.why_closed()
-    );
+    assert!(second.why_closed().contains("resend"), "{}", second.why_closed());
     world.close(&second);
 
     let third = world.link();
@@ -180,10 +122,7 @@ fn a_transfer_that_breaks_leaves_the_request_to_be_repeated() {
     third.transfers.lock().remove(0).complete(lost());
     world.server.runtime().run_queued();
     let sent = third.take();
-    assert_eq!(
-        Header::decode(&sent[0].0).unwrap().0.status,
-        Status::Transfer
-    );
+    assert_eq!(Header::decode(&sent[0].0).unwrap().0.status, Status::Transfer);
 }
 
 #[test]
@@ -197,19 +136,8 @@ fn a_panic_costs_one_error() {
         let (ticket, session, credits) = world.service.admit(&link_dyn, &header).unwrap();
         world.server.begin_request(0).unwrap();
         let server = Arc::clone(&world.server);
-        let cx = OpContext {
-            server,
-            session,
-            link: link_dyn.clone(),
-            data: Vec::new(),
-        };
-        Job {
-            cx,
-            header,
-            ticket,
-            credits,
-            replied: false,
-        }
+        let cx = OpContext { server, session, link: link_dyn.clone(), data: Vec::new() };
+        Job { cx, header, ticket, credits, replied: false }
     };
     let first = job();
     world.server.runtime().run(async move {
@@ -224,10 +152,7 @@ fn a_panic_costs_one_error() {
     assert_eq!(Header::decode(&sent[0].0).unwrap().0.status, Status::Io);
     // Whether it was executed is not known, so it is not executed again.
     assert_eq!(world.raw(&link, &head, &[]), sent);
-    assert!(
-        world.server.drain(Duration::ZERO),
-        "nothing is under way any more"
-    );
+    assert!(world.server.drain(Duration::ZERO), "nothing is under way any more");
 }
 
 #[test]
@@ -239,22 +164,8 @@ fn a_dropped_request_is_answered() {
     let link_dyn: Arc<dyn Link> = link.clone();
     let (ticket, session, credits) = world.service.admit(&link_dyn, &header).unwrap();
     world.server.begin_request(0).unwrap();
-    let cx = OpContext {
-        server: Arc::clone(&world.server),
-        session,
-        link: link_dyn,
-        data: vec![],
-    };
-    drop(Job {
-        cx,
-        header,
-        ticket,
-        credits,
-        replied: false,
-    });
-    assert_eq!(
-        Header::decode(&link.take()[0].0).unwrap().0.status,
-        Status::Io
-    );
+    let cx = OpContext { server: Arc::clone(&world.server), session, link: link_dyn, data: vec![] };
+    drop(Job { cx, header, ticket, credits, replied: false });
+    assert_eq!(Header::decode(&link.take()[0].0).unwrap().0.status, Status::Io);
     assert!(world.server.drain(Duration::ZERO));
 }

@@ -6,59 +6,27 @@ use super::*;
 fn requests_of_no_session_are_refused() {
     let world = world();
     let link = world.link();
-    assert_eq!(
-        status(world.call(&link, &StatsRequest {}, (0, 1))),
-        Status::BadSession
-    );
+    assert_eq!(status(world.call(&link, &StatsRequest {}, (0, 1))), Status::BadSession);
     let connect = connect_request("data");
     assert_eq!(status(world.call(&link, &connect, (0, 1))), Status::BadSlot);
-    let wrong = ConnectRequest {
-        version: 9,
-        ..connect.clone()
-    };
-    assert_eq!(
-        status(world.call(&link, &wrong, (NO_SLOT, 1))),
-        Status::Version
-    );
-    let (code, text) = world
-        .call(&link, &connect_request("none"), (NO_SLOT, 1))
-        .unwrap_err();
+    let wrong = ConnectRequest { version: 9, ..connect.clone() };
+    assert_eq!(status(world.call(&link, &wrong, (NO_SLOT, 1))), Status::Version);
+    let (code, text) = world.call(&link, &connect_request("none"), (NO_SLOT, 1)).unwrap_err();
     assert_eq!(code, Status::NoExport);
-    assert!(
-        text.contains("none") && text.contains("data, frozen"),
-        "{text}"
-    );
+    assert!(text.contains("none") && text.contains("data, frozen"), "{text}");
     for protection in [0, 2, 3, 77] {
-        let wrong = ConnectRequest {
-            protection,
-            ..connect.clone()
-        };
+        let wrong = ConnectRequest { protection, ..connect.clone() };
         let (code, text) = world.call(&link, &wrong, (NO_SLOT, 1)).unwrap_err();
         assert_eq!(code, Status::Protection);
         assert!(text.contains("\"data\"") && text.contains("none"), "{text}");
     }
-    let wrong = ConnectRequest {
-        session: vec![1; 15],
-        ..connect.clone()
-    };
-    assert_eq!(
-        status(world.call(&link, &wrong, (NO_SLOT, 1))),
-        Status::Invalid
-    );
+    let wrong = ConnectRequest { session: vec![1; 15], ..connect.clone() };
+    assert_eq!(status(world.call(&link, &wrong, (NO_SLOT, 1))), Status::Invalid);
 
     world.connect(&link);
-    assert_eq!(
-        status(world.call(&link, &connect, (NO_SLOT, 2))),
-        Status::Invalid
-    );
-    assert_eq!(
-        status(world.call(&link, &StatsRequest {}, (3, 1))),
-        Status::BadSlot
-    );
-    assert_eq!(
-        status(world.call(&link, &StatsRequest {}, (0, 2))),
-        Status::BadSequence
-    );
+    assert_eq!(status(world.call(&link, &connect, (NO_SLOT, 2))), Status::Invalid);
+    assert_eq!(status(world.call(&link, &StatsRequest {}, (3, 1))), Status::BadSlot);
+    assert_eq!(status(world.call(&link, &StatsRequest {}, (0, 2))), Status::BadSequence);
     assert_eq!(world.server.session_counts().0, 1);
 }
 
@@ -66,11 +34,7 @@ fn requests_of_no_session_are_refused() {
 fn a_reply_is_sent_again_and_the_work_not_done_again() {
     let world = world();
     let (link, connect) = world.session();
-    let mkdir = MkdirRequest {
-        directory: connect.root.clone(),
-        name: b"d".to_vec(),
-        attr: None,
-    };
+    let mkdir = MkdirRequest { directory: connect.root.clone(), name: b"d".to_vec(), attr: None };
     let head = message(&mkdir, 0, 1);
     let first = world.raw(&link, &head, &[]);
     assert_eq!(world.raw(&link, &head, &[]), first);
@@ -78,25 +42,16 @@ fn a_reply_is_sent_again_and_the_work_not_done_again() {
 
     // Over a new connection, too.
     let again = world.link();
-    let resume = ConnectRequest {
-        session: connect.session.clone(),
-        ..connect_request("data")
-    };
+    let resume = ConnectRequest { session: connect.session.clone(), ..connect_request("data") };
     let reply = world.call(&again, &resume, (NO_SLOT, 1)).unwrap();
     assert!(reply.resumed);
-    assert_eq!(
-        (reply.session, reply.boot, reply.slots),
-        (connect.session, connect.boot, 3)
-    );
+    assert_eq!((reply.session, reply.boot, reply.slots), (connect.session, connect.boot, 3));
     assert_eq!(world.raw(&again, &head, &[]), first);
     assert_eq!(status(world.call(&again, &mkdir, (0, 2))), Status::Exists);
     assert_eq!(status(world.call(&again, &mkdir, (0, 2))), Status::Exists);
 
     // What only reads is done again.
-    let lookup = LookupRequest {
-        directory: connect.root,
-        name: b"d".to_vec(),
-    };
+    let lookup = LookupRequest { directory: connect.root, name: b"d".to_vec() };
     world.call(&again, &lookup, (0, 3)).unwrap();
     std::fs::remove_dir(world.directory.path().join("d")).unwrap();
     assert_eq!(status(world.call(&again, &lookup, (0, 3))), Status::NoEntry);
@@ -107,40 +62,23 @@ fn a_session_goes_on_over_a_new_connection_only() {
     let world = world();
     let (link, connect) = world.session();
     let open = world.open(&link, &connect.root, (0, 1));
-    let resume = ConnectRequest {
-        session: connect.session.clone(),
-        ..connect_request("data")
-    };
-    let other_export = ConnectRequest {
-        export: "frozen".into(),
-        ..resume.clone()
-    };
+    let resume = ConnectRequest { session: connect.session.clone(), ..connect_request("data") };
+    let other_export = ConnectRequest { export: "frozen".into(), ..resume.clone() };
     let again = world.link();
-    assert_eq!(
-        status(world.call(&again, &other_export, (NO_SLOT, 1))),
-        Status::Invalid
-    );
+    assert_eq!(status(world.call(&again, &other_export, (NO_SLOT, 1))), Status::Invalid);
     assert!(world.call(&again, &resume, (NO_SLOT, 1)).unwrap().resumed);
     assert!(link.why_closed().contains("anew"), "{}", link.why_closed());
     assert!(!*link.may_read.lock() && *again.may_read.lock());
-    assert_eq!(
-        status(world.call(&link, &StatsRequest {}, (1, 1))),
-        Status::BadSession
-    );
+    assert_eq!(status(world.call(&link, &StatsRequest {}, (1, 1))), Status::BadSession);
     world.close(&link);
-    let getattr = GetAttrRequest {
-        handle: open.handle,
-    };
+    let getattr = GetAttrRequest { handle: open.handle };
     world.call(&again, &getattr, (1, 1)).unwrap();
     assert_eq!(world.server.session_counts(), (1, 1));
 
     world.call(&again, &DisconnectRequest {}, (0, 2)).unwrap();
     assert_eq!(world.server.session_counts(), (0, 0));
     assert!(!*again.may_read.lock());
-    assert_eq!(
-        status(world.call(&again, &getattr, (1, 2))),
-        Status::BadSession
-    );
+    assert_eq!(status(world.call(&again, &getattr, (1, 2))), Status::BadSession);
     assert!(!world.call(&again, &resume, (NO_SLOT, 1)).unwrap().resumed);
 }
 
@@ -150,14 +88,9 @@ fn sessions_and_connections_are_bounded_and_end_in_time() {
     let (first, connect) = world.session();
     let (_second, _) = world.session();
     let third = world.link();
-    let (code, text) = world
-        .call(&third, &connect_request("data"), (NO_SLOT, 1))
-        .unwrap_err();
+    let (code, text) = world.call(&third, &connect_request("data"), (NO_SLOT, 1)).unwrap_err();
     assert_eq!(code, Status::TooManySessions);
-    assert!(
-        text.contains('2') && text.contains("sessions.max"),
-        "{text}"
-    );
+    assert!(text.contains('2') && text.contains("sessions.max"), "{text}");
     let fourth = world.link();
     assert!(world.link().why_closed().contains("too many"));
 
@@ -166,10 +99,7 @@ fn sessions_and_connections_are_bounded_and_end_in_time() {
     assert!(first.why_closed().is_empty());
     world.close(&first);
     world.pass(9);
-    let resume = ConnectRequest {
-        session: connect.session,
-        ..connect_request("data")
-    };
+    let resume = ConnectRequest { session: connect.session, ..connect_request("data") };
     assert!(world.call(&third, &resume, (NO_SLOT, 1)).unwrap().resumed);
     world.close(&third);
     world.pass(11);
@@ -184,66 +114,21 @@ fn opens_are_bounded_and_say_what_they_allow() {
     let (link, connect) = world.session();
     let open = world.open(&link, &connect.root, (0, 1));
     world.open(&link, &connect.root, (0, 2));
-    let request = OpenRequest {
-        handle: open.handle.clone(),
-        access: 1,
-        ..OpenRequest::default()
-    };
-    assert_eq!(
-        status(world.call(&link, &request, (0, 3))),
-        Status::TooManyOpenFiles
-    );
-    world
-        .call(&link, &CloseRequest { open: open.open }, (0, 4))
-        .unwrap();
+    let request = OpenRequest { handle: open.handle.clone(), access: 1, ..OpenRequest::default() };
+    assert_eq!(status(world.call(&link, &request, (0, 3))), Status::TooManyOpenFiles);
+    world.call(&link, &CloseRequest { open: open.open }, (0, 4)).unwrap();
     let readable = world.call(&link, &request, (0, 5)).unwrap();
-    let extents = vec![Extent {
-        offset: 0,
-        length: 1,
-    }];
-    let write = WriteRequest {
-        open: readable.open,
-        extents,
-        ..Default::default()
-    };
-    assert_eq!(
-        status(world.call_with(&link, &write, (0, 6), b"x")),
-        Status::BadOpen
-    );
+    let extents = vec![Extent { offset: 0, length: 1 }];
+    let write = WriteRequest { open: readable.open, extents, ..Default::default() };
+    assert_eq!(status(world.call_with(&link, &write, (0, 6), b"x")), Status::BadOpen);
     for (sequence, wrong) in (7..).zip([
-        OpenRequest {
-            access: 0,
-            ..request.clone()
-        },
-        OpenRequest {
-            access: 4,
-            ..request.clone()
-        },
-        OpenRequest {
-            truncate: true,
-            ..request.clone()
-        },
-        OpenRequest {
-            create: 1,
-            ..request.clone()
-        },
-        OpenRequest {
-            create: 9,
-            ..request.clone()
-        },
+        OpenRequest { access: 0, ..request.clone() },
+        OpenRequest { access: 4, ..request.clone() },
+        OpenRequest { truncate: true, ..request.clone() },
+        OpenRequest { create: 1, ..request.clone() },
+        OpenRequest { create: 9, ..request.clone() },
     ]) {
-        world
-            .call(
-                &link,
-                &CloseRequest {
-                    open: readable.open,
-                },
-                (1, sequence - 6),
-            )
-            .ok();
-        assert_eq!(
-            status(world.call(&link, &wrong, (0, sequence))),
-            Status::Invalid
-        );
+        world.call(&link, &CloseRequest { open: readable.open }, (1, sequence - 6)).ok();
+        assert_eq!(status(world.call(&link, &wrong, (0, sequence))), Status::Invalid);
     }
 }

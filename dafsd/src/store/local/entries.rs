@@ -166,21 +166,12 @@ impl LocalStore {
         check_name(what, name)?;
         let object = self.object(handle)?;
         if object.kind == FileType::Directory {
-            return Err(failed(
-                format!("{what} {} to a directory", show(name)),
-                Errno::PERM,
-            ));
+            return Err(failed(format!("{what} {} to a directory", show(name)), Errno::PERM));
         }
         let directory = self.directory(directory, what, name)?;
         // By way of /proc, because linking a descriptor itself takes a capability.
-        fs::linkat(
-            CWD,
-            sys::proc_path(&object.fd),
-            &directory.fd,
-            name,
-            AtFlags::SYMLINK_FOLLOW,
-        )
-        .map_err(|error| self.error(&directory, what, name, error))?;
+        fs::linkat(CWD, sys::proc_path(&object.fd), &directory.fd, name, AtFlags::SYMLINK_FOLLOW)
+            .map_err(|error| self.error(&directory, what, name, error))?;
         self.node_of(&object)
     }
 
@@ -201,10 +192,7 @@ impl LocalStore {
         if last {
             self.lost(object);
         }
-        Ok(Removed {
-            identity: object.identity,
-            last,
-        })
+        Ok(Removed { identity: object.identity, last })
     }
 
     pub(super) fn remove_file(&self, directory: &Handle, name: &[u8]) -> Result<Removed> {
@@ -213,9 +201,7 @@ impl LocalStore {
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
         let fail = |error| self.error(&directory, what, name, error);
-        let object = self
-            .doomed(&directory, name)?
-            .ok_or_else(|| fail(Errno::NOENT))?;
+        let object = self.doomed(&directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
         fs::unlinkat(&directory.fd, name, AtFlags::empty()).map_err(fail)?;
         self.removed(&object)
     }
@@ -226,9 +212,7 @@ impl LocalStore {
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
         let fail = |error| self.error(&directory, what, name, error);
-        let object = self
-            .doomed(&directory, name)?
-            .ok_or_else(|| fail(Errno::NOENT))?;
+        let object = self.doomed(&directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
         fs::unlinkat(&directory.fd, name, AtFlags::REMOVEDIR).map_err(fail)?;
         self.removed(&object).map(drop)
     }
@@ -255,13 +239,8 @@ impl LocalStore {
         if let Handles::Table(table) = &self.handles {
             table.moved(&moved.handle, (&target.handle, to.1));
         }
-        let replaced = replaced
-            .map(|replaced| self.removed(&replaced))
-            .transpose()?;
-        Ok(Renamed {
-            moved: moved.identity,
-            replaced,
-        })
+        let replaced = replaced.map(|replaced| self.removed(&replaced)).transpose()?;
+        Ok(Renamed { moved: moved.identity, replaced })
     }
 
     pub(super) fn list(
@@ -302,11 +281,7 @@ impl LocalStore {
             if bytes > max_bytes && !entries.is_empty() {
                 return Ok((entries, false));
             }
-            entries.push(Entry {
-                name: name.to_vec(),
-                cookie: entry.next_entry_cookie(),
-                node,
-            });
+            entries.push(Entry { name: name.to_vec(), cookie: entry.next_entry_cookie(), node });
         }
         Ok((entries, true))
     }

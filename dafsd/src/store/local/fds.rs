@@ -24,19 +24,12 @@ struct State {
 
 impl FdCache {
     pub fn new(capacity: usize) -> Self {
-        Self {
-            state: Mutex::default(),
-            capacity,
-        }
+        Self { state: Mutex::default(), capacity }
     }
 
     pub fn get(&self, handle: &Handle) -> Option<Arc<Object>> {
         let mut state = self.state.lock();
-        let State {
-            objects,
-            order,
-            clock,
-        } = &mut *state;
+        let State { objects, order, clock } = &mut *state;
         let (object, used) = objects.get_mut(handle)?;
         *clock += 1;
         if let Some(handle) = order.remove(used) {
@@ -54,9 +47,7 @@ impl FdCache {
         state.clock += 1;
         let used = state.clock;
         let handle = object.handle.clone();
-        let old = state
-            .objects
-            .insert(handle.clone(), (Arc::clone(object), used));
+        let old = state.objects.insert(handle.clone(), (Arc::clone(object), used));
         if let Some((_, used)) = &old {
             state.order.remove(used);
         }

@@ -19,11 +19,7 @@ pub struct LocalFile {
 
 impl LocalFile {
     pub(super) fn new(fd: OwnedFd, identity: Identity, writable: bool) -> Self {
-        Self {
-            fd,
-            identity,
-            writable,
-        }
+        Self { fd, identity, writable }
     }
 
     fn what(&self, what: &str) -> String {
@@ -63,11 +59,7 @@ impl StoreFile for LocalFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
-            match io::pread(
-                &self.fd,
-                &mut buffer[done..],
-                offset.saturating_add(done as u64),
-            ) {
+            match io::pread(&self.fd, &mut buffer[done..], offset.saturating_add(done as u64)) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
@@ -117,11 +109,7 @@ impl StoreFile for LocalFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<()> {
-        let result = if data_only {
-            fs::fdatasync(&self.fd)
-        } else {
-            fs::fsync(&self.fd)
-        };
+        let result = if data_only { fs::fdatasync(&self.fd) } else { fs::fsync(&self.fd) };
         result.map_err(|error| failed(self.what("sync"), error))?;
         self.drop_kernel_copy(0, 0);
         Ok(())
@@ -142,17 +130,8 @@ impl StoreFile for LocalFile {
                 }
             }
         };
-        let last_access = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        };
-        fs::futimens(
-            &self.fd,
-            &Timestamps {
-                last_access,
-                last_modification,
-            },
-        )
-        .map_err(|error| failed(self.what("setting the modification time"), error))
+        let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        fs::futimens(&self.fd, &Timestamps { last_access, last_modification })
+            .map_err(|error| failed(self.what("setting the modification time"), error))
     }
 }

@@ -41,11 +41,7 @@ impl Change {
         match self {
             Self::Put(number, record) => {
                 body.push(PUT);
-                let Identity {
-                    device,
-                    inode,
-                    generation,
-                } = record.identity;
+                let Identity { device, inode, generation } = record.identity;
                 for field in [*number, record.parent, device, inode, generation] {
                     body.extend(field.to_le_bytes());
                 }
@@ -70,18 +66,10 @@ impl Change {
         match *body.first()? {
             PUT => {
                 let name = body.get(PUT_LEN..)?;
-                let identity = Identity {
-                    device: field(2)?,
-                    inode: field(3)?,
-                    generation: field(4)?,
-                };
+                let identity =
+                    Identity { device: field(2)?, inode: field(3)?, generation: field(4)? };
                 let directory = body[PUT_LEN - 1] != 0;
-                let record = Record {
-                    parent: field(1)?,
-                    name: name.into(),
-                    identity,
-                    directory,
-                };
+                let record = Record { parent: field(1)?, name: name.into(), identity, directory };
                 super::sys::check_name("record", name).ok()?;
                 Some(Self::Put(field(0)?, record))
             }
@@ -120,12 +108,7 @@ impl Journal {
             file.set_len(len)?;
         }
         file.seek(io::SeekFrom::End(0))?;
-        let journal = Self {
-            path: path.to_owned(),
-            file,
-            records,
-            scratch: Vec::new(),
-        };
+        let journal = Self { path: path.to_owned(), file, records, scratch: Vec::new() };
         Ok((journal, table))
     }
 
@@ -148,12 +131,8 @@ impl Journal {
     fn rewrite(&mut self, table: &Records) -> io::Result<()> {
         use std::os::unix::fs::OpenOptionsExt;
         let new = self.path.with_extension("new");
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         let mut writer = BufWriter::new(file);
         for (number, record) in table.iter() {
             self.scratch.clear();
@@ -210,20 +189,8 @@ mod tests {
     use super::*;
 
     fn put(number: u64, name: &[u8]) -> Change {
-        let identity = Identity {
-            device: 1,
-            inode: number,
-            generation: 7,
-        };
-        Change::Put(
-            number,
-            Record {
-                parent: 0,
-                name: name.into(),
-                identity,
-                directory: false,
-            },
-        )
+        let identity = Identity { device: 1, inode: number, generation: 7 };
+        Change::Put(number, Record { parent: 0, name: name.into(), identity, directory: false })
     }
 
     fn numbers(table: &Records) -> Vec<u64> {
@@ -238,12 +205,7 @@ mod tests {
         let path = directory.path().join("log");
         let (mut journal, table) = Journal::open(&path).unwrap();
         assert_eq!(table.len(), 0);
-        for change in [
-            put(1, b"a"),
-            put(2, b"\xff\n"),
-            Change::Remove(1),
-            put(3, b"c"),
-        ] {
+        for change in [put(1, b"a"), put(2, b"\xff\n"), Change::Remove(1), put(3, b"c")] {
             journal.append(&change, &table).unwrap();
         }
         drop(journal);
@@ -251,12 +213,7 @@ mod tests {
         let (_, table) = Journal::open(&path).unwrap();
         assert_eq!(numbers(&table), [2, 3]);
         assert_eq!(
-            table
-                .iter()
-                .find(|(number, _)| *number == 2)
-                .unwrap()
-                .1
-                .name[..],
+            table.iter().find(|(number, _)| *number == 2).unwrap().1.name[..],
             b"\xff\n"[..]
         );
 
@@ -266,10 +223,7 @@ mod tests {
             assert!(!numbers(&table).contains(&3));
             journal.append(&put(9, b"z"), &table).unwrap();
             let (_, table) = Journal::open(&path).unwrap();
-            assert!(
-                numbers(&table).contains(&9),
-                "appended after a cut at {cut}"
-            );
+            assert!(numbers(&table).contains(&9), "appended after a cut at {cut}");
         }
     }
 
@@ -281,9 +235,7 @@ mod tests {
         for round in 0..3 * REWRITE_FROM as u64 {
             let change = put(1, format!("{round}").as_bytes());
             journal.append(&change, &table).unwrap();
-            let Change::Put(number, record) = change else {
-                unreachable!()
-            };
+            let Change::Put(number, record) = change else { unreachable!() };
             table.put(number, record);
         }
         assert!(journal.records <= REWRITE_FROM);

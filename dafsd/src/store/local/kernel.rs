@@ -65,18 +65,11 @@ impl KernelHandles {
             .map_err(|error| format!("the root cannot be opened: {error}"))?;
         let (kind, bytes) = ordma::os::file_handle(root.as_fd()).map_err(|error| {
             let overlay = fs::fstatfs(&root).is_ok_and(|fs| fs.f_type as u64 == 0x794c_7630);
-            let hint = if overlay {
-                "; mount the overlayfs with nfs_export=on"
-            } else {
-                ""
-            };
+            let hint = if overlay { "; mount the overlayfs with nfs_export=on" } else { "" };
             format!("the file system makes no file handles: {error}{hint}")
         })?;
         if u8::try_from(kind).is_err() || 12 + bytes.len() > Handle::MAX {
-            return Err(format!(
-                "its file handles are too long: {} bytes",
-                bytes.len()
-            ));
+            return Err(format!("its file handles are too long: {} bytes", bytes.len()));
         }
         let flags = OFlags::PATH.bits() as i32;
         let again =
@@ -92,11 +85,7 @@ impl KernelHandles {
             (Ok(root_identity), Ok(other)) if root_identity == other => {
                 fs::readlink(sys::proc_path(&root), Vec::new())
                     .map_err(|error| format!("/proc is not there: {error}"))?;
-                Ok(Self {
-                    export,
-                    root,
-                    root_identity,
-                })
+                Ok(Self { export, root, root_identity })
             }
             _ => Err("the root's file handle leads elsewhere".to_owned()),
         }
@@ -112,10 +101,7 @@ impl KernelHandles {
         let (kind, bytes) = ordma::os::file_handle(fd)
             .map_err(|error| StoreError::io("making a file handle", &error))?;
         let too_long = || failed("making a file handle: it is too long", Errno::OVERFLOW);
-        let raw = Raw {
-            kind: u8::try_from(kind).map_err(|_| too_long())?,
-            bytes: &bytes,
-        };
+        let raw = Raw { kind: u8::try_from(kind).map_err(|_| too_long())?, bytes: &bytes };
         let mut wire = vec![VERSION];
         wire.extend(self.export);
         raw.append(&mut wire);
@@ -128,17 +114,11 @@ impl KernelHandles {
         {
             parent.append(&mut wire);
         }
-        Ok((
-            Handle::from_wire(&wire)?,
-            identity_with(stat, raw.generation()),
-        ))
+        Ok((Handle::from_wire(&wire)?, identity_with(stat, raw.generation())))
     }
 
     fn parse<'a>(&self, handle: &'a Handle) -> Option<(Raw<'a>, Option<Raw<'a>>)> {
-        let rest = handle
-            .as_bytes()
-            .strip_prefix(&[VERSION])?
-            .strip_prefix(&self.export)?;
+        let rest = handle.as_bytes().strip_prefix(&[VERSION])?.strip_prefix(&self.export)?;
         let (raw, rest) = Raw::split(rest)?;
         if rest.is_empty() {
             return Some((raw, None));
@@ -150,9 +130,7 @@ impl KernelHandles {
     /// Opens what a wire handle names, if that lies in the export. The flag says that it has a name
     /// yet: the kernel opens also what somebody still has open.
     pub fn open(&self, handle: &Handle) -> Result<(Object, bool)> {
-        let (raw, parent) = self
-            .parse(handle)
-            .ok_or_else(|| stale("not one of this export"))?;
+        let (raw, parent) = self.parse(handle).ok_or_else(|| stale("not one of this export"))?;
         let fd = self.open_raw(raw)?;
         let stat = sys::stat(&fd).map_err(|error| failed("handle", error))?;
         let identity = identity_with(&stat, raw.generation());
@@ -167,12 +145,7 @@ impl KernelHandles {
             }
         };
         let handle = handle.clone();
-        let object = Object {
-            fd,
-            handle,
-            identity,
-            kind,
-        };
+        let object = Object { fd, handle, identity, kind };
         Ok((object, stat.stx_nlink > 0))
     }
 
@@ -194,12 +167,8 @@ impl KernelHandles {
         if identity == self.root_identity {
             return Some(true);
         }
-        let path = fs::readlink(sys::proc_path(fd), Vec::new())
-            .ok()?
-            .into_bytes();
-        let root = fs::readlink(sys::proc_path(&self.root), Vec::new())
-            .ok()?
-            .into_bytes();
+        let path = fs::readlink(sys::proc_path(fd), Vec::new()).ok()?.into_bytes();
+        let root = fs::readlink(sys::proc_path(&self.root), Vec::new()).ok()?.into_bytes();
         let root = if root == b"/" { &[][..] } else { &root[..] };
         match path.strip_prefix(root) {
             Some([b'/', _, ..]) => Some(true),

@@ -20,14 +20,8 @@ impl LocalStore {
     pub(super) fn node_of(&self, object: &Object) -> Result<Node> {
         let what = || format!("attributes of inode {}", object.identity.inode);
         let stat = sys::stat(&object.fd).map_err(|error| failed(what(), error))?;
-        let Object {
-            handle, identity, ..
-        } = object;
-        Ok(Node {
-            handle: handle.clone(),
-            identity: *identity,
-            attr: sys::attributes(&stat),
-        })
+        let Object { handle, identity, .. } = object;
+        Ok(Node { handle: handle.clone(), identity: *identity, attr: sys::attributes(&stat) })
     }
 
     pub(super) fn set_attributes(&self, handle: &Handle, attr: &SetAttr) -> Result<Node> {
@@ -90,15 +84,9 @@ impl Changes {
                     let why = format!("{} nanoseconds are no part of a second", time.nanoseconds);
                     return Err(invalid(why));
                 }
-                Ok(Timespec {
-                    tv_sec: time.seconds,
-                    tv_nsec: time.nanoseconds.into(),
-                })
+                Ok(Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() })
             }
-            _ => Ok(Timespec {
-                tv_sec: 0,
-                tv_nsec: if now { UTIME_NOW } else { UTIME_OMIT },
-            }),
+            _ => Ok(Timespec { tv_sec: 0, tv_nsec: if now { UTIME_NOW } else { UTIME_OMIT } }),
         };
         let times = Timestamps {
             last_access: time(&attr.atime, attr.atime_now)?,
@@ -106,11 +94,7 @@ impl Changes {
         };
         let given = |time: &Timespec| time.tv_nsec != UTIME_OMIT;
         let any = given(&times.last_access) || given(&times.last_modification);
-        Ok(Self {
-            owner: (attr.uid, attr.gid),
-            mode: attr.mode,
-            times: any.then_some(times),
-        })
+        Ok(Self { owner: (attr.uid, attr.gid), mode: attr.mode, times: any.then_some(times) })
     }
 
     /// For a new object: what was not asked for is set as well, whatever the server's umask is.
@@ -145,12 +129,7 @@ impl Changes {
             let result = if object.kind == FileType::Symlink {
                 Err(Errno::OPNOTSUPP)
             } else {
-                fs::chmodat(
-                    CWD,
-                    sys::proc_path(fd),
-                    Mode::from_raw_mode(mode),
-                    AtFlags::empty(),
-                )
+                fs::chmodat(CWD, sys::proc_path(fd), Mode::from_raw_mode(mode), AtFlags::empty())
             };
             result.map_err(|error| failed(format!("setting the mode of {what}"), error))?;
         }
@@ -170,8 +149,5 @@ pub(super) fn check_target(what: &str, target: &[u8]) -> Result<()> {
         _ if target.len() > TARGET_MAX => Errno::NAMETOOLONG,
         _ => return Ok(()),
     };
-    Err(failed(
-        format!("{what}: its target of {} bytes", target.len()),
-        error,
-    ))
+    Err(failed(format!("{what}: its target of {} bytes", target.len()), error))
 }

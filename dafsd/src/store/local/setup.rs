@@ -28,13 +28,7 @@ pub struct LocalOptions {
 
 impl Default for LocalOptions {
     fn default() -> Self {
-        Self {
-            read_only: false,
-            owner: None,
-            descriptors: 1024,
-            state: None,
-            handle_table: false,
-        }
+        Self { read_only: false, owner: None, descriptors: 1024, state: None, handle_table: false }
     }
 }
 
@@ -94,16 +88,11 @@ pub(super) fn open_root(path: &Path) -> Result<(OwnedFd, [u8; 8])> {
     let fd = fs::open(&canonical, flags, Mode::empty()).map_err(|error| failed(what(), error))?;
     // One call of the kind that every operation needs, so that its lack is found here.
     sys::open_path(&fd, b".").map_err(|error| {
-        failed(
-            format!("{}: openat2 (Linux 5.6, allowed by seccomp)", what()),
-            error,
-        )
+        failed(format!("{}: openat2 (Linux 5.6, allowed by seccomp)", what()), error)
     })?;
     let stat = sys::stat(&fd).map_err(|error| failed(what(), error))?;
     // Not the device number, which may be another one after the next restart of the host.
-    let file_system = fs::fstatvfs(&fd)
-        .map_err(|error| failed(what(), error))?
-        .f_fsid;
+    let file_system = fs::fstatvfs(&fd).map_err(|error| failed(what(), error))?.f_fsid;
     let export = sys::fnv([
         canonical.as_os_str().as_bytes(),
         &file_system.to_le_bytes(),
@@ -135,10 +124,7 @@ pub(super) fn handle_table(
 ) -> Result<(ObjectTable, HandleReport)> {
     let own = sys::open_path(root, b".").map_err(|error| failed("export root", error))?;
     let Some(state) = &options.state else {
-        return Ok((
-            ObjectTable::new(export, own, None),
-            HandleReport::Memory { why },
-        ));
+        return Ok((ObjectTable::new(export, own, None), HandleReport::Memory { why }));
     };
     let path = table_path(state, export);
     let (journal, records) = Journal::open(&path).map_err(|error| {

@@ -27,18 +27,12 @@ pub fn check_name(what: &str, name: &[u8]) -> Result<(), StoreError> {
         _ if name.contains(&b'/') => "a name cannot contain a slash",
         _ if name.contains(&0) => "a name cannot contain a NUL byte",
         _ if name.len() > NAME_MAX => {
-            let what = format!(
-                "{what} a name of {} bytes, more than {NAME_MAX}",
-                name.len()
-            );
+            let what = format!("{what} a name of {} bytes, more than {NAME_MAX}", name.len());
             return Err(failed(what, Errno::NAMETOOLONG));
         }
         _ => return Ok(()),
     };
-    Err(failed(
-        format!("{what} {}: {reason}", show(name)),
-        Errno::INVAL,
-    ))
+    Err(failed(format!("{what} {}: {reason}", show(name)), Errno::INVAL))
 }
 
 /// Opens a path below a directory; neither a symbolic link nor a mount point leads away.
@@ -80,26 +74,16 @@ pub fn path_of(fd: impl AsFd) -> Result<OwnedFd, Errno> {
 /// What `statx` says of a file.
 pub fn stat(fd: impl AsFd) -> Result<Statx, Errno> {
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-    fs::statx(
-        fd,
-        c"",
-        AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW,
-        wanted,
-    )
+    fs::statx(fd, c"", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW, wanted)
 }
 
 fn time(stamp: fs::StatxTimestamp) -> Time {
-    Time {
-        seconds: stamp.tv_sec,
-        nanoseconds: stamp.tv_nsec,
-    }
+    Time { seconds: stamp.tv_sec, nanoseconds: stamp.tv_nsec }
 }
 
 fn nanoseconds(stamp: fs::StatxTimestamp) -> u64 {
     // What matters is that two times differ, so wrapping before 1970 and after 2554 does no harm.
-    (stamp.tv_sec as u64)
-        .wrapping_mul(1_000_000_000)
-        .wrapping_add(u64::from(stamp.tv_nsec))
+    (stamp.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(u64::from(stamp.tv_nsec))
 }
 
 /// The type of a file.
@@ -148,11 +132,7 @@ pub fn identity(fd: BorrowedFd<'_>, stat: &Statx) -> Identity {
         Err(_) if stat.stx_mask & StatxFlags::BTIME.bits() != 0 => nanoseconds(stat.stx_btime),
         Err(_) => 0,
     };
-    Identity {
-        device: device(stat),
-        inode: stat.stx_ino,
-        generation,
-    }
+    Identity { device: device(stat), inode: stat.stx_ino, generation }
 }
 
 /// The generation of a file whose kernel handle is known.
@@ -162,19 +142,12 @@ pub fn handle_generation(kind: i32, bytes: &[u8]) -> u64 {
 
 /// The cache identity of a file whose kernel handle is known.
 pub fn identity_with(stat: &Statx, generation: u64) -> Identity {
-    Identity {
-        device: device(stat),
-        inode: stat.stx_ino,
-        generation,
-    }
+    Identity { device: device(stat), inode: stat.stx_ino, generation }
 }
 
 /// FNV-1a: a hash that is the same in every version, for what is stored.
 pub fn fnv<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
-    parts
-        .into_iter()
-        .flatten()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+    parts.into_iter().flatten().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

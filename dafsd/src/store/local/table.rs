@@ -59,9 +59,7 @@ impl Records {
 
     /// All objects.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Record)> {
-        self.by_number
-            .iter()
-            .map(|(number, record)| (*number, record))
+        self.by_number.iter().map(|(number, record)| (*number, record))
     }
 
     /// Puts an object in, or elsewhere.
@@ -156,14 +154,9 @@ fn stale(why: &str) -> StoreError {
 impl ObjectTable {
     /// A table that begins with what the journal holds; without a journal its handles end with it.
     pub fn new(export: [u8; 8], root: OwnedFd, journal: Option<(Journal, Records)>) -> Self {
-        let (journal, records) = journal.map_or_else(Default::default, |(journal, records)| {
-            (Some(journal), records)
-        });
-        Self {
-            export,
-            root,
-            state: Mutex::new(State { records, journal }),
-        }
+        let (journal, records) =
+            journal.map_or_else(Default::default, |(journal, records)| (Some(journal), records));
+        Self { export, root, state: Mutex::new(State { records, journal }) }
     }
 
     /// The wire handle and identity of what was found in `parent` under `name`; `None` for the
@@ -223,9 +216,7 @@ impl ObjectTable {
     fn number(&self, handle: &Handle) -> Result<u64> {
         let wire = handle.as_bytes().strip_prefix(&[VERSION]);
         let number = wire.and_then(|wire| wire.strip_prefix(&self.export));
-        let number = number
-            .and_then(|number| number.try_into().ok())
-            .map(u64::from_le_bytes);
+        let number = number.and_then(|number| number.try_into().ok()).map(u64::from_le_bytes);
         number.ok_or_else(|| stale("not one of this export"))
     }
 
@@ -234,15 +225,8 @@ impl ObjectTable {
         let number = self.number(handle)?;
         let (paths, identity) = {
             let state = self.state.lock();
-            let names = state
-                .records
-                .path(number)
-                .ok_or_else(|| stale("not known"))?;
-            let identity = state
-                .records
-                .by_number
-                .get(&number)
-                .map(|record| record.identity);
+            let names = state.records.path(number).ok_or_else(|| stale("not known"))?;
+            let identity = state.records.by_number.get(&number).map(|record| record.identity);
             (join(&names), identity)
         };
         let mut fd = sys::open_path(&self.root, b".").map_err(|error| failed("handle", error))?;
@@ -255,12 +239,7 @@ impl ObjectTable {
             return Err(stale("its path leads to another file now"));
         }
         let kind = sys::file_type(&stat);
-        Ok(Object {
-            fd,
-            handle: handle.clone(),
-            identity: found,
-            kind,
-        })
+        Ok(Object { fd, handle: handle.clone(), identity: found, kind })
     }
 
     /// An object was renamed.
@@ -270,11 +249,7 @@ impl ObjectTable {
         };
         let mut state = self.state.lock();
         if let Some(record) = state.records.by_number.get(&number) {
-            let record = Record {
-                parent,
-                name: to.1.into(),
-                ..record.clone()
-            };
+            let record = Record { parent, name: to.1.into(), ..record.clone() };
             state.change(Change::Put(number, record));
         }
     }
@@ -307,17 +282,8 @@ mod tests {
     use super::*;
 
     fn record(parent: u64, inode: u64, directory: bool) -> Record {
-        let identity = Identity {
-            device: 1,
-            inode,
-            generation: 1,
-        };
-        Record {
-            parent,
-            name: format!("n{inode}").into_bytes().into(),
-            identity,
-            directory,
-        }
+        let identity = Identity { device: 1, inode, generation: 1 };
+        Record { parent, name: format!("n{inode}").into_bytes().into(), identity, directory }
     }
 
     #[test]

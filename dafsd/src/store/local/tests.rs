@@ -40,11 +40,7 @@ impl World {
 
 fn options(directory: &TempDir, handle_table: bool) -> LocalOptions {
     let state = Some(directory.path().join("state"));
-    LocalOptions {
-        state,
-        handle_table,
-        ..LocalOptions::default()
-    }
+    LocalOptions { state, handle_table, ..LocalOptions::default() }
 }
 
 /// Runs a test with each kind of handles.
@@ -64,25 +60,16 @@ fn status<T: std::fmt::Debug>(result: Result<T>) -> Status {
 }
 
 fn mode(mode: u32) -> SetAttr {
-    SetAttr {
-        mode: Some(mode),
-        ..SetAttr::default()
-    }
+    SetAttr { mode: Some(mode), ..SetAttr::default() }
 }
 
 fn exclusive(attr: SetAttr) -> CreateOptions {
-    CreateOptions {
-        exclusive: true,
-        attr,
-    }
+    CreateOptions { exclusive: true, attr }
 }
 
 /// Attributes that others may change, or reading does, left out.
 fn lasting(attr: &Attr) -> Attr {
-    Attr {
-        atime: None,
-        ..*attr
-    }
+    Attr { atime: None, ..*attr }
 }
 
 #[test]
@@ -91,20 +78,12 @@ fn what_is_created_is_found_and_written() {
         let (store, root) = (&world.store, world.root());
         let (node, file) = store.create(&root, b"f", &exclusive(mode(0o4751))).unwrap();
         let file = file.unwrap();
-        assert_eq!(
-            (node.attr.mode, node.attr.size, node.attr.nlink),
-            (0o4751, 0, 1)
-        );
+        assert_eq!((node.attr.mode, node.attr.size, node.attr.nlink), (0o4751, 0, 1));
         assert_eq!(node.attr.r#type(), FileType::Regular);
         assert_eq!(node.identity, file.identity());
         assert_eq!(store.lookup(&root, b"f").unwrap(), node);
-        assert_eq!(
-            status(store.create(&root, b"f", &exclusive(mode(0)))),
-            Status::Exists
-        );
-        let (found, opened) = store
-            .create(&root, b"f", &CreateOptions::default())
-            .unwrap();
+        assert_eq!(status(store.create(&root, b"f", &exclusive(mode(0)))), Status::Exists);
+        let (found, opened) = store.create(&root, b"f", &CreateOptions::default()).unwrap();
         assert_eq!((found, opened.is_none()), (node.clone(), true));
 
         file.write_at(b"hello", 10).unwrap();
@@ -119,18 +98,9 @@ fn what_is_created_is_found_and_written() {
         file.set_mtime(mtime).unwrap();
         let attr = store.node(&node.handle).unwrap().attr;
         assert_eq!(attr.size, 12);
-        assert_eq!(
-            attr.mtime,
-            Some(Time {
-                seconds: -2,
-                nanoseconds: 500_000_000
-            })
-        );
+        assert_eq!(attr.mtime, Some(Time { seconds: -2, nanoseconds: 500_000_000 }));
         assert_ne!(attr.change, node.attr.change);
-        assert_eq!(
-            attr.inode,
-            std::fs::metadata(world.path("f")).unwrap().ino()
-        );
+        assert_eq!(attr.inode, std::fs::metadata(world.path("f")).unwrap().ino());
         // Two opens of one file share a descriptor.
         let again = store.open_file(&node.handle, true).unwrap();
         assert_eq!(again.identity(), file.identity());
@@ -141,10 +111,7 @@ fn what_is_created_is_found_and_written() {
 #[test]
 fn who_creates_a_file_can_write_it_whatever_its_mode() {
     each(|world| {
-        let (_, file) = world
-            .store
-            .create(&world.root(), b"f", &exclusive(mode(0)))
-            .unwrap();
+        let (_, file) = world.store.create(&world.root(), b"f", &exclusive(mode(0))).unwrap();
         file.unwrap().write_at(b"x", 0).unwrap();
         assert_eq!(std::fs::metadata(world.path("f")).unwrap().len(), 1);
     });
@@ -155,10 +122,7 @@ fn directories_are_made_renamed_and_removed() {
     each(|world| {
         let (store, root) = (&world.store, world.root());
         let a = store.mkdir(&root, b"a", &mode(0o3777)).unwrap();
-        assert_eq!(
-            (a.attr.mode, a.attr.r#type()),
-            (0o3777, FileType::Directory)
-        );
+        assert_eq!((a.attr.mode, a.attr.r#type()), (0o3777, FileType::Directory));
         assert_eq!(status(store.mkdir(&root, b"a", &mode(0))), Status::Exists);
         let b = store.mkdir(&a.handle, b"b", &SetAttr::default()).unwrap();
         assert_eq!(b.attr.mode, 0o755);
@@ -168,44 +132,23 @@ fn directories_are_made_renamed_and_removed() {
         assert_eq!(status(store.rmdir(&root, b"f")), Status::NotDirectory);
         assert_eq!(status(store.rmdir(&root, b"none")), Status::NoEntry);
         assert_eq!(status(store.unlink(&root, b"none")), Status::NoEntry);
-        assert_eq!(
-            status(store.rename((&root, b"none"), (&root, b"x"))),
-            Status::NoEntry
-        );
-        assert_eq!(
-            status(store.rename((&root, b"a"), (&b.handle, b"x"))),
-            Status::Invalid
-        );
-        assert_eq!(
-            status(store.rename((&root, b"f"), (&root, b"a"))),
-            Status::IsDirectory
-        );
-        assert_eq!(
-            status(store.lookup(&world.file("f", b"1").handle, b"x")),
-            Status::NotDirectory
-        );
+        assert_eq!(status(store.rename((&root, b"none"), (&root, b"x"))), Status::NoEntry);
+        assert_eq!(status(store.rename((&root, b"a"), (&b.handle, b"x"))), Status::Invalid);
+        assert_eq!(status(store.rename((&root, b"f"), (&root, b"a"))), Status::IsDirectory);
+        assert_eq!(status(store.lookup(&world.file("f", b"1").handle, b"x")), Status::NotDirectory);
 
         // A directory stays itself under another name, and so does what is in it.
-        let inner = store
-            .create(&b.handle, b"g", &exclusive(mode(0o600)))
-            .unwrap()
-            .0;
+        let inner = store.create(&b.handle, b"g", &exclusive(mode(0o600))).unwrap().0;
         let renamed = store.rename((&a.handle, b"b"), (&root, b"c")).unwrap();
         assert_eq!((renamed.moved, renamed.replaced), (b.identity, None));
         assert_eq!(store.node(&b.handle).unwrap().identity, b.identity);
         store.objects.remove(&inner.handle);
         assert_eq!(store.node(&inner.handle).unwrap().identity, inner.identity);
-        assert_eq!(
-            world.again().node(&inner.handle).unwrap().identity,
-            inner.identity
-        );
+        assert_eq!(world.again().node(&inner.handle).unwrap().identity, inner.identity);
 
         store.rmdir(&root, b"a").unwrap();
         assert_eq!(status(store.node(&a.handle)), Status::StaleHandle);
-        assert_eq!(
-            status(store.mkdir(&a.handle, b"x", &mode(0))),
-            Status::StaleHandle
-        );
+        assert_eq!(status(store.mkdir(&a.handle, b"x", &mode(0))), Status::StaleHandle);
     });
 }
 
@@ -216,10 +159,7 @@ fn removal_tells_whether_a_name_is_left() {
         let node = world.file("f", b"1");
         let linked = store.link(&node.handle, &root, b"g").unwrap();
         assert_eq!((linked.identity, linked.attr.nlink), (node.identity, 2));
-        assert_eq!(
-            status(store.link(&node.handle, &root, b"g")),
-            Status::Exists
-        );
+        assert_eq!(status(store.link(&node.handle, &root, b"g")), Status::Exists);
         assert_eq!(status(store.link(&root, &root, b"h")), Status::Permission);
         // Two names of one file: nothing happens.
         let renamed = store.rename((&root, b"f"), (&root, b"g")).unwrap();
@@ -283,29 +223,16 @@ fn names_that_are_none_are_refused_by_name() {
             assert_eq!(status(store.rmdir(&root, name)), expected);
             assert_eq!(status(store.rename((&root, name), (&root, b"x"))), expected);
             assert_eq!(status(store.link(&root, &root, name)), expected);
-            let lookup = if name == b"." || name == b".." {
-                Status::NoEntry
-            } else {
-                expected
-            };
+            let lookup = if name == b"." || name == b".." { Status::NoEntry } else { expected };
             assert_eq!(status(store.lookup(&root, name)), lookup);
         }
-        for name in [
-            &b"\xff\xfe"[..],
-            b"a b\n\t\\\"",
-            b"...",
-            &long[..255],
-            "\u{e9}".as_bytes(),
-        ] {
+        for name in [&b"\xff\xfe"[..], b"a b\n\t\\\"", b"...", &long[..255], "\u{e9}".as_bytes()] {
             let (node, _) = store.create(&root, name, &exclusive(mode(0o600))).unwrap();
             assert_eq!(store.lookup(&root, name).unwrap(), node);
             assert!(world.path(OsStr::from_bytes(name)).exists());
             let (entries, end) = store.readdir(&root, 0, 1 << 20).unwrap();
             assert!(end && entries.len() == 1 && entries[0].name == name);
-            assert_eq!(
-                world.again().node(&node.handle).unwrap().identity,
-                node.identity
-            );
+            assert_eq!(world.again().node(&node.handle).unwrap().identity, node.identity);
             assert!(store.unlink(&root, name).unwrap().last);
         }
         let error = store.lookup(&root, b"\xffsecret").unwrap_err();
@@ -318,51 +245,23 @@ fn attributes_are_set_and_wrong_ones_refused() {
     each(|world| {
         let store = &world.store;
         let node = world.file("f", b"1");
-        let time = |seconds, nanoseconds| {
-            Some(Time {
-                seconds,
-                nanoseconds,
-            })
-        };
-        let attr = SetAttr {
-            atime: time(5, 6),
-            mtime: time(-7, 8),
-            ..mode(0o2640)
-        };
+        let time = |seconds, nanoseconds| Some(Time { seconds, nanoseconds });
+        let attr = SetAttr { atime: time(5, 6), mtime: time(-7, 8), ..mode(0o2640) };
         let changed = store.set_attr(&node.handle, &attr).unwrap().attr;
-        assert_eq!(
-            (changed.mode, changed.atime, changed.mtime),
-            (0o2640, attr.atime, attr.mtime)
-        );
-        let now = SetAttr {
-            mtime_now: true,
-            ..SetAttr::default()
-        };
+        assert_eq!((changed.mode, changed.atime, changed.mtime), (0o2640, attr.atime, attr.mtime));
+        let now = SetAttr { mtime_now: true, ..SetAttr::default() };
         let changed = store.set_attr(&node.handle, &now).unwrap().attr;
         assert!(changed.mtime.unwrap().seconds > 1_000_000_000);
         assert_eq!(changed.atime, attr.atime);
         for wrong in [
             mode(0o10000),
-            SetAttr {
-                mtime: time(0, 1_000_000_000),
-                ..SetAttr::default()
-            },
-            SetAttr {
-                uid: Some(u32::MAX),
-                ..SetAttr::default()
-            },
+            SetAttr { mtime: time(0, 1_000_000_000), ..SetAttr::default() },
+            SetAttr { uid: Some(u32::MAX), ..SetAttr::default() },
         ] {
-            assert_eq!(
-                status(store.set_attr(&node.handle, &wrong)),
-                Status::Invalid
-            );
+            assert_eq!(status(store.set_attr(&node.handle, &wrong)), Status::Invalid);
         }
         if rustix::process::geteuid().is_root() {
-            let owner = SetAttr {
-                uid: Some(12),
-                gid: Some(34),
-                ..SetAttr::default()
-            };
+            let owner = SetAttr { uid: Some(12), gid: Some(34), ..SetAttr::default() };
             let changed = store.set_attr(&node.handle, &owner).unwrap().attr;
             assert_eq!((changed.uid, changed.gid), (12, 34));
         }
@@ -381,10 +280,7 @@ fn a_listing_is_complete_in_parts_of_any_size() {
         for max_bytes in [0, 1000, 1 << 20] {
             let (mut names, mut cookie, mut calls) = (Vec::new(), 0, 0);
             loop {
-                let (entries, end) = world
-                    .store
-                    .readdir(&world.root(), cookie, max_bytes)
-                    .unwrap();
+                let (entries, end) = world.store.readdir(&world.root(), cookie, max_bytes).unwrap();
                 cookie = entries.last().map_or(cookie, |entry| entry.cookie);
                 names.extend(entries.into_iter().map(|entry| entry.name));
                 calls += 1;
@@ -409,34 +305,19 @@ fn a_listing_is_complete_in_parts_of_any_size() {
 fn a_read_only_export_changes_nothing() {
     each(|world| {
         world.file("f", b"1");
-        let options = LocalOptions {
-            read_only: true,
-            ..world.store.options.clone()
-        };
+        let options = LocalOptions { read_only: true, ..world.store.options.clone() };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let root = store.root();
         let node = store.lookup(&root, b"f").unwrap();
         let read_only = Status::ReadOnly;
-        assert_eq!(
-            status(store.create(&root, b"g", &CreateOptions::default())),
-            read_only
-        );
-        assert!(
-            store
-                .create(&root, b"f", &CreateOptions::default())
-                .unwrap()
-                .1
-                .is_none()
-        );
+        assert_eq!(status(store.create(&root, b"g", &CreateOptions::default())), read_only);
+        assert!(store.create(&root, b"f", &CreateOptions::default()).unwrap().1.is_none());
         assert_eq!(status(store.mkdir(&root, b"d", &mode(0))), read_only);
         assert_eq!(status(store.symlink(&root, b"d", b"t")), read_only);
         assert_eq!(status(store.link(&node.handle, &root, b"d")), read_only);
         assert_eq!(status(store.unlink(&root, b"f")), read_only);
         assert_eq!(status(store.rmdir(&root, b"f")), read_only);
-        assert_eq!(
-            status(store.rename((&root, b"f"), (&root, b"g"))),
-            read_only
-        );
+        assert_eq!(status(store.rename((&root, b"f"), (&root, b"g"))), read_only);
         assert_eq!(status(store.set_attr(&node.handle, &mode(0))), read_only);
         assert_eq!(status(store.open(&node.handle, true)), read_only);
         let file = store.open(&node.handle, false).unwrap();
@@ -456,10 +337,7 @@ fn what_is_no_regular_file_is_not_opened() {
         fs::mknodat(fs::CWD, &fifo, fs::FileType::Fifo, mode, 0).unwrap();
         let node = world.store.lookup(&root, b"fifo").unwrap();
         assert_eq!(node.attr.r#type(), FileType::Fifo);
-        assert_eq!(
-            status(world.store.open(&node.handle, false)),
-            Status::Invalid
-        );
+        assert_eq!(status(world.store.open(&node.handle, false)), Status::Invalid);
         assert!(world.store.statfs(&root).unwrap().block_size > 0);
     });
 }
@@ -471,29 +349,20 @@ fn new_objects_belong_to_the_configured_owner() {
         return;
     }
     each(|world| {
-        let options = LocalOptions {
-            owner: Some((12, 34)),
-            ..world.store.options.clone()
-        };
+        let options = LocalOptions { owner: Some((12, 34)), ..world.store.options.clone() };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let root = store.root();
         let (file, _) = store.create(&root, b"f", &exclusive(mode(0o4755))).unwrap();
         let directory = store.mkdir(&root, b"d", &SetAttr::default()).unwrap();
         let link = store.symlink(&root, b"l", b"t").unwrap();
-        let given = SetAttr {
-            uid: Some(56),
-            ..mode(0o600)
-        };
+        let given = SetAttr { uid: Some(56), ..mode(0o600) };
         let (other, _) = store.create(&root, b"g", &exclusive(given)).unwrap();
         for (node, uid) in [(&file, 12), (&directory, 12), (&link, 12), (&other, 56)] {
             assert_eq!((node.attr.uid, node.attr.gid), (uid, 34));
         }
         assert_eq!(file.attr.mode, 0o4755);
         let metadata = std::fs::metadata(world.path("f")).unwrap();
-        assert_eq!(
-            (metadata.uid(), metadata.permissions().mode() & 0o7777),
-            (12, 0o4755)
-        );
+        assert_eq!((metadata.uid(), metadata.permissions().mode() & 0o7777), (12, 0o4755));
     });
 }
 

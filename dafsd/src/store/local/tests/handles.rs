@@ -16,26 +16,12 @@ fn symbolic_links_lead_nowhere_on_the_server() {
         for name in [&b"out"[..], b"file", b"magic"] {
             let node = store.lookup(&root, name).unwrap();
             assert_eq!(node.attr.r#type(), FileType::Symlink);
-            assert_eq!(
-                status(store.lookup(&node.handle, b"secret")),
-                Status::NotDirectory
-            );
-            assert_eq!(
-                status(store.readdir(&node.handle, 0, 4096)),
-                Status::NotDirectory
-            );
-            assert_eq!(
-                status(store.mkdir(&node.handle, b"x", &mode(0))),
-                Status::NotDirectory
-            );
+            assert_eq!(status(store.lookup(&node.handle, b"secret")), Status::NotDirectory);
+            assert_eq!(status(store.readdir(&node.handle, 0, 4096)), Status::NotDirectory);
+            assert_eq!(status(store.mkdir(&node.handle, b"x", &mode(0))), Status::NotDirectory);
             assert_eq!(status(store.open(&node.handle, false)), Status::Loop);
-            assert_eq!(
-                status(store.set_attr(&node.handle, &mode(0o777))),
-                Status::NotSupported
-            );
-            let (found, file) = store
-                .create(&root, name, &CreateOptions::default())
-                .unwrap();
+            assert_eq!(status(store.set_attr(&node.handle, &mode(0o777))), Status::NotSupported);
+            let (found, file) = store.create(&root, name, &CreateOptions::default()).unwrap();
             assert!(file.is_none() && found.identity == node.identity);
         }
         assert_eq!(std::fs::read(outside.join("secret")).unwrap(), b"s");
@@ -44,10 +30,7 @@ fn symbolic_links_lead_nowhere_on_the_server() {
         assert_eq!(store.readlink(&node.handle).unwrap(), b"\xff/../x");
         assert_eq!(status(store.readlink(&root)), Status::Invalid);
         assert_eq!(status(store.symlink(&root, b"y", b"")), Status::NoEntry);
-        assert_eq!(
-            status(store.symlink(&root, b"y", &[b'y'; 5000])),
-            Status::NameTooLong
-        );
+        assert_eq!(status(store.symlink(&root, b"y", &[b'y'; 5000])), Status::NameTooLong);
         let linked = store.link(&node.handle, &root, b"new2").unwrap();
         assert_eq!(linked.attr.r#type(), FileType::Symlink);
     });
@@ -91,14 +74,8 @@ fn a_handle_of_another_export_is_stale() {
         std::fs::write(other.join("secret"), b"s").unwrap();
         let foreign = LocalStore::new(&other, world.store.options.clone()).unwrap();
         let secret = foreign.lookup(&foreign.root(), b"secret").unwrap();
-        assert_eq!(
-            status(world.store.node(&secret.handle)),
-            Status::StaleHandle
-        );
-        assert_eq!(
-            status(world.store.node(&foreign.root())),
-            Status::StaleHandle
-        );
+        assert_eq!(status(world.store.node(&secret.handle)), Status::StaleHandle);
+        assert_eq!(status(world.store.node(&foreign.root())), Status::StaleHandle);
 
         // Even with this export's id in it.
         let ours = world.root();
@@ -119,14 +96,8 @@ fn a_handle_of_another_export_is_stale() {
 fn what_is_moved_out_of_the_export_is_stale() {
     each(|world| {
         let file = world.file("f", b"1");
-        let directory = world
-            .store
-            .mkdir(&world.root(), b"d", &mode(0o700))
-            .unwrap();
-        let inner = world
-            .store
-            .mkdir(&directory.handle, b"e", &mode(0o700))
-            .unwrap();
+        let directory = world.store.mkdir(&world.root(), b"d", &mode(0o700)).unwrap();
+        let inner = world.store.mkdir(&directory.handle, b"e", &mode(0o700)).unwrap();
         std::fs::rename(world.path("f"), world.directory.path().join("f")).unwrap();
         std::fs::rename(world.path("d"), world.directory.path().join("d")).unwrap();
         let store = world.again();
@@ -141,25 +112,15 @@ fn handles_survive_a_restart() {
     each(|world| {
         let (store, root) = (&world.store, world.root());
         let directory = store.mkdir(&root, b"d", &mode(0o700)).unwrap();
-        let (file, _) = store
-            .create(&directory.handle, b"f", &exclusive(mode(0o600)))
-            .unwrap();
+        let (file, _) = store.create(&directory.handle, b"f", &exclusive(mode(0o600))).unwrap();
         let gone = world.file("gone", b"");
         store.unlink(&root, b"gone").unwrap();
-        store
-            .rename((&directory.handle, b"f"), (&root, b"g"))
-            .unwrap();
+        store.rename((&directory.handle, b"f"), (&root, b"g")).unwrap();
 
         let again = world.again();
         assert_eq!(again.root(), root);
-        assert_eq!(
-            lasting(&again.node(&root).unwrap().attr).r#type(),
-            FileType::Directory
-        );
-        assert_eq!(
-            again.node(&directory.handle).unwrap().identity,
-            directory.identity
-        );
+        assert_eq!(lasting(&again.node(&root).unwrap().attr).r#type(), FileType::Directory);
+        assert_eq!(again.node(&directory.handle).unwrap().identity, directory.identity);
         assert_eq!(again.node(&file.handle).unwrap().identity, file.identity);
         assert_eq!(status(again.node(&gone.handle)), Status::StaleHandle);
         assert!(again.open(&file.handle, true).unwrap().writable());
@@ -174,26 +135,18 @@ fn a_replaced_file_is_another_file() {
         std::fs::rename(world.path("new"), world.path("f")).unwrap();
         let other = world.store.lookup(&world.root(), b"f").unwrap();
         assert_ne!(other.handle, node.handle);
-        assert_eq!(
-            status(world.again().node(&node.handle)),
-            Status::StaleHandle
-        );
+        assert_eq!(status(world.again().node(&node.handle)), Status::StaleHandle);
     });
 }
 
 #[test]
 fn descriptors_are_bounded() {
     each(|world| {
-        let options = LocalOptions {
-            descriptors: 4,
-            ..world.store.options.clone()
-        };
+        let options = LocalOptions { descriptors: 4, ..world.store.options.clone() };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let made = (0..20).map(|n| {
             world.file(&n.to_string(), b"");
-            store
-                .lookup(&store.root(), n.to_string().as_bytes())
-                .unwrap()
+            store.lookup(&store.root(), n.to_string().as_bytes()).unwrap()
         });
         let nodes: Vec<Node> = made.collect();
         for node in nodes.iter().chain(nodes.iter().rev()) {
@@ -215,10 +168,7 @@ fn a_file_that_has_no_path_yet_is_found_where_it_was() {
         let fd = handles.seek(root(), node.identity).unwrap();
         let stat = sys::stat(&fd).unwrap();
         assert_eq!(sys::identity(fd.as_fd(), &stat), node.identity);
-        let other = Identity {
-            generation: node.identity.generation + 1,
-            ..node.identity
-        };
+        let other = Identity { generation: node.identity.generation + 1, ..node.identity };
         assert_eq!(status(handles.seek(root(), other)), Status::StaleHandle);
     });
 }
@@ -251,9 +201,6 @@ fn handles_survive_a_kernel_that_forgets() {
             assert_eq!(status(world.store.node(&forged)), Status::StaleHandle);
         }
         std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-        assert_eq!(
-            world.store.node(&node.handle).unwrap().identity,
-            node.identity
-        );
+        assert_eq!(world.store.node(&node.handle).unwrap().identity, node.identity);
     });
 }
