@@ -94,8 +94,9 @@ gather() {
             awk -v files="$MIN_FILES" -v bytes="$MIN_BYTES" '
                 n >= files && sum >= bytes { next }
                 n >= 4000 && $1 < 100000 { next }
-                { n++; sum += $1; sub(/^[0-9]+ /, ""); print }' >"$list"
-        xargs -r -d '\n' cp -a --no-preserve=ownership --parents -t "$tree" -- <"$list"
+                { n++; sum += $1; sub(/^[0-9]+ \//, ""); print }' >"$list"
+        tar -C / -cf - --ignore-failed-read --verbatim-files-from -T "$list" |
+            tar -C "$tree" -xf - --no-same-owner
         rm "$list"
     fi
     # A machine that has not enough: the rest is generated.

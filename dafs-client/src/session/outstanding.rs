@@ -25,7 +25,7 @@ impl Sink {
             return Err("pages where none were asked for".into());
         };
         let count = data.len() / (page_size + FOOTER_LEN);
-        if data.len() % (page_size + FOOTER_LEN) != 0 || count > self.pages.len() {
+        if !data.len().is_multiple_of(page_size + FOOTER_LEN) || count > self.pages.len() {
             return Err(format!(
                 "{} bytes of inline data are not up to {} pages",
                 data.len(),

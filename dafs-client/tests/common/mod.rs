@@ -29,9 +29,12 @@ pub enum Verdict {
     /// Send this in place of a reply: head and data.
     Answer(Vec<u8>, Vec<u8>),
     /// Serve it, and let this change head and data of the reply.
-    Change(Box<dyn FnOnce(&mut Vec<u8>, &mut Vec<u8>) + Send>),
+    Change(Change),
 }
 
+type Change = Box<dyn FnOnce(&mut Vec<u8>, &mut Vec<u8>) + Send>;
+/// Head and data.
+type Message = (Vec<u8>, Vec<u8>);
 type Script = Box<dyn FnMut(&Header, &[u8]) -> Verdict + Send>;
 
 /// A file, directory or symbolic link.
@@ -57,7 +60,7 @@ pub struct Session {
     pub opens: HashMap<u64, u64>,
     pub last_open: u64,
     /// Last sequence number and reply of each slot.
-    pub replies: HashMap<u16, (u32, Option<(Vec<u8>, Vec<u8>)>)>,
+    pub replies: HashMap<u16, (u32, Option<Message>)>,
 }
 
 pub struct State {

@@ -205,6 +205,7 @@ fn answer(
             let id = id_of(state, &request.handle)?;
             if let Some(size) = request.attr.and_then(|set| set.size) {
                 state.change(id, |data| data.resize(size as usize, 0));
+                state.nodes.get_mut(&id).unwrap().stable.resize(size as usize, 0);
             }
             good(SetAttrReply { attr: Some(attr(state, id)) })
         }
@@ -283,6 +284,7 @@ fn open(state: &mut State, session: &[u8], request: &OpenRequest) -> Answer {
     }
     if request.truncate {
         state.change(id, Vec::clear);
+        state.nodes.get_mut(&id).unwrap().stable.clear();
     }
     let session = state.sessions.get_mut(session).unwrap();
     session.last_open += 1;
