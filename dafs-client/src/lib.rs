@@ -50,3 +50,8 @@ pub use ops::{DirEntry, OpenOptions};
 pub use options::{Options, Path, Stability};
 pub use ordma;
 pub use start::{Connectors, PathChoice};
+
+/// The README's example, so that it keeps compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct ReadmeExample;

@@ -8,5 +8,9 @@ mod errors;
 mod files;
 #[path = "cli/harness.rs"]
 mod harness;
+#[path = "cli/interruptions.rs"]
+mod interruptions;
+#[path = "cli/names.rs"]
+mod names;
 #[path = "cli/paths.rs"]
 mod paths;

@@ -141,6 +141,7 @@ impl Daemon {
             }
         }
         cache.start_background().map_err(StartError::Thread)?;
+        cache.start_pressure_watch().map_err(StartError::Thread)?;
         let (stop, stopped) = mpsc::channel();
         let server = Arc::clone(&self.server);
         let ticker = std::thread::Builder::new().name("dafs-tick".to_owned()).spawn(move || {

@@ -318,9 +318,7 @@ impl Server {
                 }
             }
         };
-        for chunk in self.cache.arena().chunks() {
-            (0..chunk.geometry().slots).for_each(|slot| chunk.kill(slot));
-        }
+        self.cache.close();
         flushed
     }
 }

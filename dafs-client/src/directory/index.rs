@@ -11,17 +11,26 @@ pub(super) trait Chained {
     fn chain(&mut self) -> &mut u32;
 }
 
+/// Buckets of an empty index.
+const FEWEST: usize = 64;
+
 /// Buckets of chains. Seeded at random: file numbers and blocks come from the server.
 #[derive(Debug)]
 pub(super) struct Index {
+    /// A power of two; doubles as entries come, so that few entries have their chains close
+    /// together.
     heads: Vec<u32>,
+    len: usize,
+    most: usize,
     hasher: RandomState,
 }
 
 impl Index {
-    /// An index for up to `capacity` entries. Takes 4 to 8 bytes an entry, touched as it fills.
+    /// An index for up to `capacity` entries. Takes 4 to 8 bytes an entry.
     pub(super) fn new(capacity: usize) -> Self {
-        Self { heads: vec![0; capacity.next_power_of_two()], hasher: RandomState::default() }
+        let most = capacity.next_power_of_two();
+        let heads = vec![0; FEWEST.min(most)];
+        Self { heads, len: 0, most, hasher: RandomState::default() }
     }
 
     fn bucket(&self, key: (u64, u64)) -> usize {
@@ -47,6 +56,10 @@ impl Index {
 
     /// Adds the entry at `place`, whose key must not be there yet.
     pub(super) fn insert<T: Chained>(&mut self, slab: &mut [T], place: u32) {
+        if self.len >= self.heads.len() && self.heads.len() < self.most {
+            self.grow(slab);
+        }
+        self.len += 1;
         let bucket = self.bucket(slab[place as usize].key());
         *slab[place as usize].chain() = self.heads[bucket];
         self.heads[bucket] = place + 1;
@@ -54,6 +67,7 @@ impl Index {
 
     /// Takes the entry at `place` out.
     pub(super) fn remove<T: Chained>(&mut self, slab: &mut [T], place: u32) {
+        self.len = self.len.saturating_sub(1);
         let bucket = self.bucket(slab[place as usize].key());
         let after = *slab[place as usize].chain();
         if self.heads[bucket] == place + 1 {
@@ -73,6 +87,56 @@ impl Index {
 
     /// Takes all entries out.
     pub(super) fn clear(&mut self) {
-        self.heads.fill(0);
+        self.heads = vec![0; FEWEST.min(self.most)];
+        self.len = 0;
+    }
+
+    /// Doubles the buckets and links every entry anew.
+    fn grow<T: Chained>(&mut self, slab: &mut [T]) {
+        let heads = vec![0; self.heads.len() * 2];
+        for mut link in std::mem::replace(&mut self.heads, heads) {
+            while link != 0 {
+                let entry = &mut slab[link as usize - 1];
+                let bucket = self.bucket(entry.key());
+                let next = std::mem::replace(entry.chain(), self.heads[bucket]);
+                self.heads[bucket] = link;
+                link = next;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Item(u64, u32);
+    impl Chained for Item {
+        fn key(&self) -> (u64, u64) {
+            (1, self.0)
+        }
+        fn chain(&mut self) -> &mut u32 {
+            &mut self.1
+        }
+    }
+
+    #[test]
+    fn every_entry_is_found_while_the_index_grows_and_shrinks() {
+        let mut slab: Vec<Item> = (0..5000).map(|n| Item(n, 0)).collect();
+        let mut index = Index::new(slab.len());
+        for place in 0..5000u32 {
+            index.insert(&mut slab, place);
+            assert_eq!(index.find(&mut slab, (1, u64::from(place / 2))), Some(place / 2));
+        }
+        assert_eq!(index.heads.len(), 8192);
+        for place in (0..5000u32).step_by(2) {
+            index.remove(&mut slab, place);
+        }
+        for place in 0..5000u32 {
+            let found = index.find(&mut slab, (1, u64::from(place)));
+            assert_eq!(found, (place % 2 == 1).then_some(place));
+        }
+        index.clear();
+        assert_eq!(index.find(&mut slab, (1, 1)), None);
     }
 }

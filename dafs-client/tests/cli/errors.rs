@@ -9,10 +9,7 @@ use std::time::{Duration, Instant};
 /// `dafs: cannot VERB WHAT: WHY; WHAT TO DO`, and nothing else.
 #[track_caller]
 fn check(error: &str, verb: &str, why: &str, advice: &str) {
-    assert!(
-        error.starts_with(&format!("dafs: cannot {verb} ")),
-        "{error}"
-    );
+    assert!(error.starts_with(&format!("dafs: cannot {verb} ")), "{error}");
     assert!(error.contains(&format!(": {why}")), "{error}");
     assert!(error.contains(&format!("; {advice}")), "{error}");
     assert!(!error.contains("os error"), "{error}");
@@ -25,54 +22,14 @@ fn what_is_not_there_or_of_another_kind() {
     server.file("f", "x");
     std::fs::create_dir(server.export.join("d")).unwrap();
     let missing = "no such file or directory";
-    check(
-        &server.fails(1, ["ls", "/no"]),
-        "list",
-        missing,
-        "see what is there",
-    );
-    check(
-        &server.fails(1, ["cat", "/no"]),
-        "read",
-        missing,
-        "see what is there",
-    );
-    check(
-        &server.fails(1, ["stat", "/no"]),
-        "stat",
-        missing,
-        "see what is there",
-    );
-    check(
-        &server.fails(1, ["cat", "/d"]),
-        "read",
-        "is a directory",
-        "name a file",
-    );
-    check(
-        &server.fails(1, ["cat", "/f/x"]),
-        "read",
-        "not a directory",
-        "see what is there",
-    );
-    check(
-        &server.fails(1, ["get", "/d", "x"]),
-        "copy",
-        "it is a directory",
-        "add -r",
-    );
-    check(
-        &server.fails(1, ["put", "/no/such", "/x"]),
-        "copy",
-        missing,
-        "check the path",
-    );
-    check(
-        &server.fails(1, ["put", "/", "/x"]),
-        "copy",
-        "it is a directory",
-        "add -r",
-    );
+    check(&server.fails(1, ["ls", "/no"]), "list", missing, "see what is there");
+    check(&server.fails(1, ["cat", "/no"]), "read", missing, "see what is there");
+    check(&server.fails(1, ["stat", "/no"]), "stat", missing, "see what is there");
+    check(&server.fails(1, ["cat", "/d"]), "read", "is a directory", "name a file");
+    check(&server.fails(1, ["cat", "/f/x"]), "read", "not a directory", "see what is there");
+    check(&server.fails(1, ["get", "/d", "x"]), "copy", "it is a directory", "add -r");
+    check(&server.fails(1, ["put", "/no/such", "/x"]), "copy", missing, "check the path");
+    check(&server.fails(1, ["put", "/", "/x"]), "copy", "it is a directory", "add -r");
     let no_parent = "its directory is not there";
     check(
         &server.fails(1, ["put", "/dev/null", "/no/x"]),
@@ -80,72 +37,31 @@ fn what_is_not_there_or_of_another_kind() {
         no_parent,
         "make the directory",
     );
-    check(
-        &server.fails(1, ["get", "/f", "/no/such"]),
-        "write",
-        missing,
-        "check the path",
-    );
-    check(
-        &server.fails(1, ["stat", "--path", "/d"]),
-        "read",
-        "it is a directory",
-        "name a file",
-    );
+    check(&server.fails(1, ["get", "/f", "/no/such"]), "write", missing, "check the path");
+    check(&server.fails(1, ["stat", "--path", "/d"]), "read", "it is a directory", "name a file");
     let long = "n".repeat(300);
-    check(
-        &server.fails(1, ["mkdir", &long]),
-        "make directory",
-        "the name is too long",
-        "choose",
-    );
+    check(&server.fails(1, ["mkdir", &long]), "make directory", "the name is too long", "choose");
 }
 
 #[test]
 fn a_server_that_may_not() {
-    let server = Server::start_with(Setup {
-        powerless: true,
-        ..Setup::default()
-    });
+    let server = Server::start_with(Setup { powerless: true, ..Setup::default() });
     server.file("secret", "x");
-    let mode = PermissionsExt::from_mode(0);
+    let mode = PermissionsExt::from_mode(0o0);
     std::fs::set_permissions(server.export.join("secret"), mode).unwrap();
     let denied = "the caller's credential does not permit it";
-    check(
-        &server.fails(1, ["cat", "/secret"]),
-        "read",
-        denied,
-        "see its owner and mode",
-    );
+    check(&server.fails(1, ["cat", "/secret"]), "read", denied, "see its owner and mode");
 }
 
 #[test]
 fn a_read_only_export() {
-    let server = Server::start_with(Setup {
-        read_only: true,
-        ..Setup::default()
-    });
+    let server = Server::start_with(Setup { read_only: true, ..Setup::default() });
     server.file("a", "x");
     assert_eq!(server.ok(["cat", "/a"]), "x");
     let why = "the export or its file system is read-only";
-    check(
-        &server.fails(1, ["put", "/dev/null", "/x"]),
-        "write",
-        why,
-        "export it writable",
-    );
-    check(
-        &server.fails(1, ["rm", "/a"]),
-        "remove",
-        why,
-        "export it writable",
-    );
-    check(
-        &server.fails(1, ["mkdir", "/d"]),
-        "make directory",
-        why,
-        "export it writable",
-    );
+    check(&server.fails(1, ["put", "/dev/null", "/x"]), "write", why, "export it writable");
+    check(&server.fails(1, ["rm", "/a"]), "remove", why, "export it writable");
+    check(&server.fails(1, ["mkdir", "/d"]), "make directory", why, "export it writable");
 }
 
 #[test]
@@ -158,12 +74,7 @@ fn a_server_that_is_not_there() {
     let url = format!("dafs://{closed}/data?protection=none");
     let begun = Instant::now();
     let error = server.fails(1, ["ls", &url]);
-    check(
-        &error,
-        "connect to",
-        "connection refused",
-        "check that dafsd runs",
-    );
+    check(&error, "connect to", "connection refused", "check that dafsd runs");
     assert!(begun.elapsed() < Duration::from_secs(5));
 
     // One that takes connections and never says anything.
@@ -175,10 +86,7 @@ fn a_server_that_is_not_there() {
     assert!(begun.elapsed() < Duration::from_secs(5));
 
     let error = server.fails(1, ["ls", "dafs://host.invalid/data?protection=none"]);
-    assert!(
-        error.starts_with("dafs: cannot connect to dafs://host.invalid:20490/data"),
-        "{error}"
-    );
+    assert!(error.starts_with("dafs: cannot connect to dafs://host.invalid:20490/data"), "{error}");
 }
 
 #[test]
@@ -186,22 +94,14 @@ fn an_export_that_is_not_there() {
     let server = Server::start();
     let url = format!("dafs://127.0.0.1:{}/other?protection=none", server.port);
     let error = server.fails(1, ["ls", &url]);
-    check(
-        &error,
-        "connect to",
-        "the server has no such export",
-        "check the name after the host",
-    );
+    check(&error, "connect to", "the server has no such export", "check the name after the host");
 }
 
 #[test]
 fn no_protection_is_never_assumed() {
     let server = Server::start();
     let error = server.fails(2, ["ls", &server.url()]);
-    assert!(
-        error.contains("no protection level was named; add --protection none"),
-        "{error}"
-    );
+    assert!(error.contains("no protection level was named; add --protection none"), "{error}");
     let error = server.fails(2, ["ls", &format!("{}?protection=sealed", server.url())]);
     assert!(error.contains("only protection=none"), "{error}");
     server.fails(2, ["--protection", "sealed", "ls"]);
@@ -214,23 +114,13 @@ fn arguments_that_cannot_be() {
         ("dafs://h", "names no export"),
         ("dafs://h:99999/d", "is no port"),
         ("dafs://h/d?speed=high", "\"speed=high\" is not understood"),
-        (
-            "dafs://h/d/%zz",
-            "a % must be followed by two hexadecimal digits",
-        ),
+        ("dafs://h/d/%zz", "a % must be followed by two hexadecimal digits"),
     ] {
         let error = server.fails(2, ["ls", argument]);
-        assert!(
-            error.starts_with("dafs: ") && error.contains(why),
-            "{error}"
-        );
+        assert!(error.starts_with("dafs: ") && error.contains(why), "{error}");
     }
     let mut bare = server.command([OsStr::new("cat"), OsStr::new("/a")]);
     let bare = run(bare.env_remove("DAFS_URL"));
     assert_eq!(bare.code, 2);
-    assert!(
-        bare.error.contains("it names no server; write dafs://"),
-        "{}",
-        bare.error
-    );
+    assert!(bare.error.contains("it names no server; write dafs://"), "{}", bare.error);
 }

@@ -92,14 +92,7 @@ impl Server {
             offer.push(",ro");
         }
         command.arg("--export").arg(offer);
-        command.args([
-            "--listen",
-            "tcp:127.0.0.1:0",
-            "--memory",
-            "64MiB",
-            "--protection",
-            "none",
-        ]);
+        command.args(["--listen", "tcp:127.0.0.1:0", "--memory", "64MiB", "--protection", "none"]);
         if !setup.without_shm {
             let mut listen = OsString::from("shm:");
             listen.push(dir.path().join("socket"));
@@ -107,9 +100,7 @@ impl Server {
         }
         command.arg("--state-dir").arg(&state).stdin(Stdio::null());
         let log = dir.path().join("log");
-        command
-            .stdout(Stdio::piped())
-            .stderr(File::create(&log).unwrap());
+        command.stdout(Stdio::piped()).stderr(File::create(&log).unwrap());
         let mut child = command.spawn().unwrap();
         let mut port = None;
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
@@ -125,12 +116,7 @@ impl Server {
             let ended = child.wait();
             panic!("dafsd does not listen: {ended:?}\n{log}");
         };
-        Self {
-            child,
-            dir,
-            export,
-            port,
-        }
+        Self { child, dir, export, port }
     }
 
     /// The export's URL, without a query.
@@ -151,9 +137,7 @@ impl Server {
     /// The command, with this server as the default one.
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dafs"));
-        command
-            .args(args)
-            .env("DAFS_URL", format!("{}?protection=none", self.url()));
+        command.args(args).env("DAFS_URL", format!("{}?protection=none", self.url()));
         command.env_remove("DAFS_LOG").stdin(Stdio::null());
         command
     }
@@ -228,22 +212,13 @@ impl Run {
 
 /// Runs a command to its end, which must come soon.
 pub fn run(command: &mut Command) -> Run {
-    let (output, error) = (
-        tempfile::NamedTempFile::new().unwrap(),
-        tempfile::NamedTempFile::new(),
-    );
+    let (output, error) = (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new());
     let error = error.unwrap();
-    command
-        .stdout(output.reopen().unwrap())
-        .stderr(error.reopen().unwrap());
+    command.stdout(output.reopen().unwrap()).stderr(error.reopen().unwrap());
     let mut child = command.spawn().unwrap();
     let code = wait(&mut child);
     let error = String::from_utf8_lossy(&std::fs::read(error.path()).unwrap()).into();
-    Run {
-        code,
-        output: std::fs::read(output.path()).unwrap(),
-        error,
-    }
+    Run { code, output: std::fs::read(output.path()).unwrap(), error }
 }
 
 /// Waits for a command's end, which must come soon.

@@ -4,10 +4,7 @@ use crate::harness::{Server, Setup};
 
 /// A number of a JSON text, by the place of its name.
 fn number(json: &str, name: &str, place: usize) -> u64 {
-    let after = json
-        .split(&format!("\"{name}\":"))
-        .nth(place + 1)
-        .expect(name);
+    let after = json.split(&format!("\"{name}\":")).nth(place + 1).expect(name);
     let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().unwrap()
 }
@@ -17,22 +14,14 @@ fn the_second_pass_costs_the_server_nothing() {
     let server = Server::start();
     server.file("file", vec![5; 300 * 4096 + 1]);
     for engine in ["tcp", "shm"] {
-        let json = server.ok([
-            "--engine", engine, "stat", "--path", "--pages", "all", "--json", "/file",
-        ]);
-        assert!(
-            json.contains(&format!(r#""served":{{"engine":"{engine}","#)),
-            "{json}"
-        );
+        let json =
+            server.ok(["--engine", engine, "stat", "--path", "--pages", "all", "--json", "/file"]);
+        assert!(json.contains(&format!(r#""served":{{"engine":"{engine}","#)), "{json}");
         let pages = number(&json, "pages", 0);
         let page_size = number(&json, "page_size", 0);
         assert_eq!(pages, (300 * 4096 + 1_u64).div_ceil(page_size));
         // The first by RPC alone, the second by ordma alone.
-        assert_eq!(
-            number(&json, "inline", 0) + number(&json, "direct", 0),
-            pages,
-            "{json}"
-        );
+        assert_eq!(number(&json, "inline", 0) + number(&json, "direct", 0), pages, "{json}");
         assert_eq!(number(&json, "ordma", 0), 0, "{json}");
         assert!(number(&json, "handler_calls", 0) >= 1, "{json}");
         assert_eq!(number(&json, "ordma", 1), pages, "{json}");
@@ -40,17 +29,11 @@ fn the_second_pass_costs_the_server_nothing() {
         assert_eq!(number(&json, "bytes", 1), 300 * 4096 + 1, "{json}");
     }
     let text = server.ok(["stat", "-p", "--pages", "7", "--passes", "3", "/file"]);
-    assert!(
-        text.contains("engine shm: the server is on this host"),
-        "{text}"
-    );
+    assert!(text.contains("engine shm: the server is on this host"), "{text}");
     assert!(
         text.contains("pass 1 7 pages of 4096 bytes: 7 inline, 0 direct, 0 ordma; faults: none")
     );
-    assert!(
-        text.contains("pass 3 7 pages of 4096 bytes: 0 inline, 0 direct, 7 ordma"),
-        "{text}"
-    );
+    assert!(text.contains("pass 3 7 pages of 4096 bytes: 0 inline, 0 direct, 7 ordma"), "{text}");
     assert!(text.contains("handler calls 0"), "{text}");
 }
 
@@ -68,35 +51,19 @@ fn the_doctor_tells_what_is_possible_and_taken() {
     let text = server.ok(["doctor"]);
     assert!(text.contains("   tcp yes connected;") && text.contains("   shm yes connected;"));
     assert!(text.contains(" verbs no  not in this version"), "{text}");
-    assert!(
-        text.contains(" taken shm: the server is on this host, reached by /"),
-        "{text}"
-    );
+    assert!(text.contains(" taken shm: the server is on this host, reached by /"), "{text}");
     let text = server.ok(["doctor", "--engine", "tcp"]);
     assert!(text.contains(" taken tcp: it was asked for"), "{text}");
-    assert!(
-        server
-            .ok(["doctor", "--json"])
-            .contains(r#""taken":{"engine":"shm","#)
-    );
+    assert!(server.ok(["doctor", "--json"]).contains(r#""taken":{"engine":"shm","#));
 }
 
 #[test]
 fn without_shared_memory_tcp_is_taken() {
-    let server = Server::start_with(Setup {
-        without_shm: true,
-        ..Setup::default()
-    });
+    let server = Server::start_with(Setup { without_shm: true, ..Setup::default() });
     server.file("a", "x");
     let text = server.ok(["doctor"]);
-    assert!(
-        text.contains("   shm no  the server offers no shared memory"),
-        "{text}"
-    );
-    assert!(
-        text.contains(" taken tcp: the server offers no shared memory"),
-        "{text}"
-    );
+    assert!(text.contains("   shm no  the server offers no shared memory"), "{text}");
+    assert!(text.contains(" taken tcp: the server offers no shared memory"), "{text}");
     assert_eq!(server.ok(["cat", "/a"]), "x");
     let error = server.fails(1, ["--engine", "shm", "cat", "/a"]);
     assert!(error.contains("cannot connect by shm to") && error.contains("use --engine tcp"));

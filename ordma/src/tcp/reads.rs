@@ -293,16 +293,10 @@ impl Reads {
             self.advance(r, placed);
             return Ok(Some(placed + spilled));
         }
-        if under_way == 0 && buffered == 0 {
-            let got = io::receive(self.socket.as_fd(), &mut r.scratch[..1]);
-            return match self.received(got)? {
-                Some(_) => Err(self.broken("a reply that was not asked for")),
-                None => Ok(None),
-            };
-        }
         r.scratch.copy_within(r.start..r.end, 0);
         (r.start, r.end) = (0, buffered);
-        // Not more than the head where several payloads follow it: those go to their places.
+        // Not more than the head where several payloads follow it: those go to their places. Where
+        // nothing was under way, another thread may have asked meanwhile and be answered already.
         let want = if front == 1 { SCRATCH } else { Self::longest_head(front) };
         let got =
             io::receive(self.socket.as_fd(), &mut r.scratch[buffered..want.max(buffered + 1)]);

@@ -327,8 +327,9 @@ pub fn several_threads_drive_one_endpoint(row: &Row) {
                 client.endpoint.interrupt();
             }
         });
-        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        let results: Vec<_> = readers.into_iter().map(|reader| reader.join()).collect();
         echoes.store(false, Ordering::Relaxed);
+        results.into_iter().for_each(|result| result.unwrap());
     });
 }
 

@@ -47,11 +47,7 @@ pub enum ProtectionArg {
 }
 
 fn absolute(text: &str) -> std::result::Result<String, String> {
-    if text.starts_with('/') {
-        Ok(text.into())
-    } else {
-        Err("must be an absolute path".into())
-    }
+    if text.starts_with('/') { Ok(text.into()) } else { Err("must be an absolute path".into()) }
 }
 
 /// The global flags, the environment, and the servers that are connected.
@@ -71,15 +67,9 @@ impl Context {
             EngineArg::Tcp => EngineChoice::Tcp,
             EngineArg::Shm => EngineChoice::Shm,
         });
-        let protection = global
-            .protection
-            .map(|ProtectionArg::None| Protection::None);
+        let protection = global.protection.map(|ProtectionArg::None| Protection::None);
         Self {
-            wishes: Wishes {
-                engine,
-                socket: global.socket.clone(),
-                protection,
-            },
+            wishes: Wishes { engine, socket: global.socket.clone(), protection },
             timeout: Duration::from_secs(global.timeout),
             default: std::env::var_os(DEFAULT_VARIABLE),
             clients: RefCell::default(),
@@ -131,12 +121,7 @@ impl Context {
         let choice = client.path_choice();
         if wants_shm && choice.engine != "shm" {
             let advice = "use --engine tcp, or name the server's socket with --socket";
-            return Err(Failure::new(
-                "connect by shm to",
-                &location,
-                choice.why.clone(),
-                advice,
-            ));
+            return Err(Failure::new("connect by shm to", &location, choice.why.clone(), advice));
         }
         Ok(client)
     }

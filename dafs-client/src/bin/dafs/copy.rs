@@ -135,10 +135,7 @@ impl Tally {
                 format::size((bytes as f64 / time.max(0.001)) as u64),
             ));
         }
-        let failures = self
-            .failures
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
+        let failures = self.failures.into_inner().unwrap_or_else(PoisonError::into_inner);
         failures.iter().for_each(|failure| _ = failure.tell());
         match (failures.len(), count(&self.skipped)) {
             (0, _) => return Ok(()),

@@ -29,16 +29,10 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         counters.map_err(|error| Failure::client("read the counters of", &target, &error))?;
     let mut output = Output::new();
     if args.json {
-        let fields = counters
-            .into_iter()
-            .map(|(name, value)| (name, Json::number(value)));
+        let fields = counters.into_iter().map(|(name, value)| (name, Json::number(value)));
         output.line(Json::Object(fields.collect()))?;
     } else {
-        let width = counters
-            .iter()
-            .map(|(name, _)| name.len())
-            .max()
-            .unwrap_or(0);
+        let width = counters.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, value) in counters {
             output.line(format_args!("{name:width$} {value}"))?;
         }

@@ -20,11 +20,7 @@ pub struct Args {
 
 /// Runs the subcommand.
 pub fn run(cx: &Context, args: &Args) -> Result {
-    let paths = if args.paths.is_empty() {
-        &[OsString::new()][..]
-    } else {
-        &args.paths
-    };
+    let paths = if args.paths.is_empty() { &[OsString::new()][..] } else { &args.paths };
     let mut output = Output::new();
     if !args.json {
         let [size, used, free] = ["size", "used", "free"];
@@ -53,11 +49,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
             ]));
         }
         let usable = used.saturating_add(statfs.blocks_available);
-        let percent = if usable == 0 {
-            0
-        } else {
-            u128::from(used) * 100 / u128::from(usable)
-        };
+        let percent = if usable == 0 { 0 } else { u128::from(used) * 100 / u128::from(usable) };
         output.line(format_args!(
             "{:>10} {:>10} {:>10} {percent:>4}% {:>12}  {target}",
             format::size(bytes(statfs.blocks)),

@@ -36,11 +36,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     let target = cx.target(&args.path)?;
     let tcp = try_engine(cx, &target, EngineChoice::Tcp, "tcp")?;
     let shm = try_engine(cx, &target, EngineChoice::Shm, "shm")?;
-    let verbs = Finding {
-        engine: "verbs",
-        usable: false,
-        why: verbs(),
-    };
+    let verbs = Finding { engine: "verbs", usable: false, why: verbs() };
     let taken = cx.connect(&target.location, cx.options());
     let (taken, failure) = match taken {
         Ok(client) => (Some(client.path_choice().clone()), None),
@@ -50,24 +46,15 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     let findings = [tcp, shm, verbs];
     let mut output = Output::new();
     if args.json {
-        let engines = findings.iter().map(
-            |Finding {
-                 engine,
-                 usable,
-                 why,
-             }| {
-                Json::object([
-                    ("engine", Json::text(*engine)),
-                    ("usable", Json::Bool(*usable)),
-                    ("why", Json::text(why)),
-                ])
-            },
-        );
-        let taken = taken.map_or(Json::Null, |choice| {
+        let engines = findings.iter().map(|Finding { engine, usable, why }| {
             Json::object([
-                ("engine", Json::text(choice.engine)),
-                ("why", Json::text(choice.why)),
+                ("engine", Json::text(*engine)),
+                ("usable", Json::Bool(*usable)),
+                ("why", Json::text(why)),
             ])
+        });
+        let taken = taken.map_or(Json::Null, |choice| {
+            Json::object([("engine", Json::text(choice.engine)), ("why", Json::text(choice.why))])
         });
         output.line(Json::object([
             ("server", Json::text(target.location.to_string())),
@@ -76,12 +63,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         ]))?;
     } else {
         output.line(format_args!("server {}", target.location))?;
-        for Finding {
-            engine,
-            usable,
-            why,
-        } in &findings
-        {
+        for Finding { engine, usable, why } in &findings {
             let usable = if *usable { "yes" } else { "no" };
             output.line(format_args!("{engine:>6} {usable:<3} {why}"))?;
         }
@@ -108,11 +90,7 @@ fn try_engine(
     let client = match cx.connect(&location, cx.options()) {
         Ok(client) => client,
         Err(Failure::Failed(report)) => {
-            return Ok(Finding {
-                engine,
-                usable: false,
-                why: report.why,
-            });
+            return Ok(Finding { engine, usable: false, why: report.why });
         }
         Err(failure) => return Err(failure),
     };
@@ -120,17 +98,9 @@ fn try_engine(
     match client.metadata("/") {
         Ok(_) => {
             let time = crate::format::micros(begun.elapsed());
-            Ok(Finding {
-                engine,
-                usable: true,
-                why: format!("connected; a request took {time}"),
-            })
+            Ok(Finding { engine, usable: true, why: format!("connected; a request took {time}") })
         }
-        Err(error) => Ok(Finding {
-            engine,
-            usable: false,
-            why: error.to_string(),
-        }),
+        Err(error) => Ok(Finding { engine, usable: false, why: error.to_string() }),
     }
 }
 
@@ -138,20 +108,12 @@ fn try_engine(
 fn verbs() -> String {
     let mut devices: Vec<String> = Path::new(RDMA_DEVICES)
         .read_dir()
-        .map(|entries| {
-            entries
-                .flatten()
-                .map(|e| e.file_name().to_string_lossy().into())
-                .collect()
-        })
+        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into()).collect())
         .unwrap_or_default();
     devices.sort();
     if devices.is_empty() {
         "not in this version, and this host has no RDMA device".into()
     } else {
-        format!(
-            "not in this version, though this host has {}",
-            devices.join(", ")
-        )
+        format!("not in this version, though this host has {}", devices.join(", "))
     }
 }

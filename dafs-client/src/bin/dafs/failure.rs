@@ -48,29 +48,14 @@ impl Failure {
         advice: impl Into<String>,
     ) -> Self {
         let (what, why, advice) = (what.to_string(), why.into(), advice.into());
-        Self::Failed(Box::new(Report {
-            verb,
-            what,
-            why,
-            advice,
-            hopeless: false,
-        }))
+        Self::Failed(Box::new(Report { verb, what, why, advice, hopeless: false }))
     }
 
     /// An error of the client.
     pub fn client(verb: &'static str, what: impl fmt::Display, error: &Error) -> Self {
         let (what, why, advice) = (what.to_string(), reason(error), advice(error).to_owned());
-        let hopeless = matches!(
-            error,
-            Error::Link(_) | Error::Timeout { .. } | Error::Closed(_)
-        );
-        Self::Failed(Box::new(Report {
-            verb,
-            what,
-            why,
-            advice,
-            hopeless,
-        }))
+        let hopeless = matches!(error, Error::Link(_) | Error::Timeout { .. } | Error::Closed(_));
+        Self::Failed(Box::new(Report { verb, what, why, advice, hopeless }))
     }
 
     /// Whether whatever else is tried will fail too.
@@ -80,12 +65,7 @@ impl Failure {
 
     /// An error of the local system about a path.
     pub fn local(verb: &'static str, path: &Path, error: &io::Error) -> Self {
-        Self::new(
-            verb,
-            names::show_path(path),
-            local_reason(error),
-            local_advice(error.kind()),
-        )
+        Self::new(verb, names::show_path(path), local_reason(error), local_advice(error.kind()))
     }
 
     /// Tells it, unless that was done, and gives the exit code.
@@ -109,13 +89,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(report) => {
-                let Report {
-                    verb,
-                    what,
-                    why,
-                    advice,
-                    ..
-                } = &**report;
+                let Report { verb, what, why, advice, .. } = &**report;
                 write!(f, "cannot {verb} {what}: {why}; {advice}")
             }
             Self::Usage(message) => f.write_str(message),
@@ -159,20 +133,13 @@ pub fn local_reason(error: &io::Error) -> String {
 fn without_number(text: &str) -> String {
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut chars = text.chars();
-    chars
-        .next()
-        .map(|first| first.to_lowercase().chain(chars).collect())
-        .unwrap_or_default()
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }
 
 fn reason(error: &Error) -> String {
     match error {
-        Error::Status {
-            status, message, ..
-        } if message.is_empty() => status.to_string(),
-        Error::Status {
-            status, message, ..
-        } => format!("{status} ({message})"),
+        Error::Status { status, message, .. } if message.is_empty() => status.to_string(),
+        Error::Status { status, message, .. } => format!("{status} ({message})"),
         // The target is known already.
         Error::Link(LinkError::Connect { reason, .. }) => without_number(reason),
         _ => error.to_string(),

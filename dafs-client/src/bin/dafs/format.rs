@@ -37,11 +37,9 @@ pub fn type_name(kind: FileType) -> &'static str {
 pub fn mode(attr: &Attr) -> String {
     let bit = |mask: u32| attr.mode & mask != 0;
     let mut text = String::from(type_letter(attr.r#type()));
-    for (shift, special, set, clear) in [
-        (6, 0o4000, 's', 'S'),
-        (3, 0o2000, 's', 'S'),
-        (0, 0o1000, 't', 'T'),
-    ] {
+    for (shift, special, set, clear) in
+        [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')]
+    {
         text.push(if bit(4 << shift) { 'r' } else { '-' });
         text.push(if bit(2 << shift) { 'w' } else { '-' });
         text.push(match (bit(special), bit(1 << shift)) {
@@ -57,10 +55,7 @@ pub fn mode(attr: &Attr) -> String {
 /// A time in UTC, as in `2026-01-31 23:59:59Z`.
 pub fn time(time: Option<Time>) -> String {
     let Some(time) = time else { return "-".into() };
-    let (days, second) = (
-        time.seconds.div_euclid(86400),
-        time.seconds.rem_euclid(86400),
-    );
+    let (days, second) = (time.seconds.div_euclid(86400), time.seconds.rem_euclid(86400));
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
@@ -94,11 +89,7 @@ pub fn size(bytes: u64) -> String {
 /// A duration for people: microseconds with one decimal where it is short.
 pub fn micros(duration: Duration) -> String {
     let micros = duration.as_secs_f64() * 1e6;
-    if micros < 10_000.0 {
-        format!("{micros:.1} us")
-    } else {
-        format!("{:.1} ms", micros / 1e3)
-    }
+    if micros < 10_000.0 { format!("{micros:.1} us") } else { format!("{:.1} ms", micros / 1e3) }
 }
 
 /// A name for machines: as text, which may have lost something, and exactly, percent-encoded.
@@ -147,32 +138,17 @@ mod tests {
             (1_767_225_599, "2025-12-31 23:59:59Z"),
             (-2_208_988_800, "1900-01-01 00:00:00Z"),
         ] {
-            assert_eq!(
-                time(Some(Time {
-                    seconds,
-                    nanoseconds: 0
-                })),
-                text
-            );
+            assert_eq!(time(Some(Time { seconds, nanoseconds: 0 })), text);
         }
         // Nothing that a server can say makes it fail.
         for seconds in [i64::MIN, i64::MAX] {
-            assert!(
-                time(Some(Time {
-                    seconds,
-                    nanoseconds: 0
-                }))
-                .ends_with('Z')
-            );
+            assert!(time(Some(Time { seconds, nanoseconds: 0 })).ends_with('Z'));
         }
     }
 
     #[test]
     fn modes_show_the_special_bits() {
-        let mut attr = Attr {
-            mode: 0o6751,
-            ..Attr::default()
-        };
+        let mut attr = Attr { mode: 0o6751, ..Attr::default() };
         attr.set_type(FileType::Regular);
         assert_eq!(mode(&attr), "-rwsr-s--x");
         attr.mode = 0o1776;

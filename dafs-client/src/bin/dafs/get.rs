@@ -49,12 +49,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     if remote.len() > 1 && !into {
         let advice = "name a directory last, or copy one thing at a time";
         let what = names::show_path(to);
-        return Err(Failure::new(
-            "copy to",
-            what,
-            "it is no directory to hold several",
-            advice,
-        ));
+        return Err(Failure::new("copy to", what, "it is no directory to hold several", advice));
     }
     let targets = remote.iter().map(|remote| {
         let target = cx.target(remote)?;
@@ -116,13 +111,7 @@ fn operand(
         match attr.r#type() {
             FileType::Regular => {
                 tally.found(attr.size);
-                feed(Job {
-                    client: client.clone(),
-                    from,
-                    to,
-                    attr,
-                    named,
-                });
+                feed(Job { client: client.clone(), from, to, attr, named });
             }
             FileType::Symlink => {
                 tally.note(link(client, &from, &to, &attr).inspect(|()| tally.link()));
@@ -166,11 +155,7 @@ fn directory(
         Err(error) => {
             // Nothing that the server sends leads out of the copy through a link: only a directory
             // that the user named may be one.
-            let there = if named {
-                to.metadata()
-            } else {
-                to.symlink_metadata()
-            };
+            let there = if named { to.metadata() } else { to.symlink_metadata() };
             if !there.is_ok_and(|there| there.is_dir()) {
                 return Err(Failure::local("make directory", to, &error));
             }
@@ -183,9 +168,7 @@ fn directory(
         let (from, to) = (from.join(&entry.name), to.join(&entry.name));
         let attr = match entry.attr {
             Some(attr) => attr,
-            None => client
-                .symlink_metadata(&from.path)
-                .map_err(|error| fail(&error))?,
+            None => client.symlink_metadata(&from.path).map_err(|error| fail(&error))?,
         };
         found.push((from, to, attr, false));
     }
@@ -193,13 +176,7 @@ fn directory(
 }
 
 fn file(tally: &Tally, verify: bool, block: &mut [u8], job: &Job) -> Result {
-    let Job {
-        client,
-        from,
-        to,
-        attr,
-        named,
-    } = job;
+    let Job { client, from, to, attr, named } = job;
     let fail = |error: &_| Failure::client("copy", from, error);
     let fail_local = |error: &_| Failure::local("write", to, error);
     let file = client.open(&from.path).map_err(|error| fail(&error))?;
@@ -255,10 +232,7 @@ pub fn compare(
             }
         }
         if count != filled || theirs[..count] != ours[..filled] {
-            let same = theirs[..count]
-                .iter()
-                .zip(&ours[..filled])
-                .take_while(|(a, b)| a == b);
+            let same = theirs[..count].iter().zip(&ours[..filled]).take_while(|(a, b)| a == b);
             let why = format!("the copy differs from byte {} on", at + same.count() as u64);
             let advice = "copy it again while nobody changes it";
             return Err(Failure::new("verify", target, why, advice));

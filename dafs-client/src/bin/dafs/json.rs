@@ -88,15 +88,9 @@ mod tests {
     fn text_is_escaped_and_fields_keep_their_order() {
         let value = Json::object([
             ("b", Json::text("a\"\\\n\u{1}ü")),
-            (
-                "a",
-                Json::Array(vec![Json::Null, Json::Bool(true), Json::number(-3)]),
-            ),
+            ("a", Json::Array(vec![Json::Null, Json::Bool(true), Json::number(-3)])),
             ("c", Json::Decimal(1.25)),
         ]);
-        assert_eq!(
-            value.to_string(),
-            r#"{"b":"a\"\\\n\u0001ü","a":[null,true,-3],"c":1.2}"#
-        );
+        assert_eq!(value.to_string(), r#"{"b":"a\"\\\n\u0001ü","a":[null,true,-3],"c":1.2}"#);
     }
 }

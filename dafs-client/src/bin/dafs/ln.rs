@@ -33,23 +33,15 @@ pub fn run(cx: &Context, args: &Args) -> Result {
             _ => link,
         };
         let made = client.symlink(target, &link.path);
-        return made
-            .map(drop)
-            .map_err(|error| Failure::client("make link", &link, &error));
+        return made.map(drop).map_err(|error| Failure::client("make link", &link, &error));
     }
     let file = cx.target(&args.file)?;
     let link = mv::place(&file, &link, into, "link")?;
     if !file.same_export(&link) {
         let why = format!("{link} is in another export");
-        return Err(Failure::new(
-            "link",
-            &file,
-            why,
-            "make a symbolic link with -s, or copy it",
-        ));
+        return Err(Failure::new("link", &file, why, "make a symbolic link with -s, or copy it"));
     }
     let what = format!("{file} as {link}");
     let made = client.link(&file.path, &link.path);
-    made.map(drop)
-        .map_err(|error| Failure::client("link", what, &error))
+    made.map(drop).map_err(|error| Failure::client("link", what, &error))
 }

@@ -54,22 +54,14 @@ enum Kind {
 impl Landing {
     /// Begins a file that will be `to`. `follow`: if that is a symbolic link, what it leads to.
     pub fn begin(to: &Path, follow: bool) -> io::Result<Self> {
-        let to = if follow {
-            to.canonicalize().unwrap_or_else(|_| to.into())
-        } else {
-            to.into()
-        };
+        let to = if follow { to.canonicalize().unwrap_or_else(|_| to.into()) } else { to.into() };
         if let Ok(there) = to.symlink_metadata() {
             if there.is_dir() {
                 return Err(io::ErrorKind::IsADirectory.into());
             }
             if follow && !there.is_file() && !there.is_symlink() {
                 let file = File::options().write(true).open(&to)?;
-                return Ok(Self {
-                    file,
-                    to,
-                    kind: Kind::Straight,
-                });
+                return Ok(Self { file, to, kind: Kind::Straight });
             }
         }
         let directory = match to.parent() {
@@ -82,20 +74,12 @@ impl Landing {
             let file = File::from(file);
             // Without /proc it could not be given a name.
             if Path::new(&handle(&file)).exists() {
-                return Ok(Self {
-                    file,
-                    to,
-                    kind: Kind::Nameless,
-                });
+                return Ok(Self { file, to, kind: Kind::Nameless });
             }
         }
         let name = temporary_beside(&to);
         let file = fs::openat(CWD, &name, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
-        Ok(Self {
-            file: file.into(),
-            to,
-            kind: Kind::Named(name),
-        })
+        Ok(Self { file: file.into(), to, kind: Kind::Named(name) })
     }
 
     /// Where to write.
@@ -114,8 +98,7 @@ impl Landing {
         if matches!(self.kind, Kind::Straight) {
             return Ok(());
         }
-        self.file
-            .set_permissions(Permissions::from_mode(attr.mode & KEPT_MODE))?;
+        self.file.set_permissions(Permissions::from_mode(attr.mode & KEPT_MODE))?;
         if let Some(mtime) = attr.mtime {
             fs::futimens(&self.file, &times(mtime))?;
         }
@@ -153,10 +136,7 @@ fn handle(file: &File) -> String {
 
 fn times(mtime: Time) -> Timestamps {
     Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec {
             tv_sec: mtime.seconds,
             tv_nsec: mtime.nanoseconds.min(999_999_999).into(),
@@ -169,19 +149,12 @@ pub fn symlink(target: &Path, path: &Path, mtime: Option<Time>) -> io::Result<()
     let name = temporary_beside(path);
     std::os::unix::fs::symlink(target, &name)?;
     let result = mtime.map_or(Ok(()), |mtime| {
-        Ok(fs::utimensat(
-            CWD,
-            &name,
-            &times(mtime),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?)
+        Ok(fs::utimensat(CWD, &name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)?)
     });
-    result
-        .and_then(|()| std::fs::rename(&name, path))
-        .inspect_err(|_| {
-            // The first error is the one to tell.
-            _ = std::fs::remove_file(&name);
-        })
+    result.and_then(|()| std::fs::rename(&name, path)).inspect_err(|_| {
+        // The first error is the one to tell.
+        _ = std::fs::remove_file(&name);
+    })
 }
 
 /// Gives a directory mode and time of change.
@@ -197,19 +170,12 @@ pub fn finish_directory(path: &Path, attr: &Attr) -> io::Result<()> {
 pub fn mtime(metadata: &std::fs::Metadata) -> Time {
     // The kernel keeps nanoseconds below a billion.
     let nanoseconds = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
-    Time {
-        seconds: metadata.mtime(),
-        nanoseconds,
-    }
+    Time { seconds: metadata.mtime(), nanoseconds }
 }
 
 /// What a copied thing is to be called at the local `to`; `None` if it has no name of its own.
 pub fn place(from: &Path, to: &Path, into: bool) -> Option<PathBuf> {
-    if into {
-        names::last_name(from).map(|name| to.join(name))
-    } else {
-        Some(to.into())
-    }
+    if into { names::last_name(from).map(|name| to.join(name)) } else { Some(to.into()) }
 }
 
 #[cfg(test)]
@@ -218,15 +184,8 @@ mod tests {
     use std::io::Write;
 
     fn attr() -> Attr {
-        let mtime = Some(Time {
-            seconds: -1,
-            nanoseconds: 5,
-        });
-        Attr {
-            mode: 0o4640,
-            mtime,
-            ..Attr::default()
-        }
+        let mtime = Some(Time { seconds: -1, nanoseconds: 5 });
+        Attr { mode: 0o4640, mtime, ..Attr::default() }
     }
 
     #[test]
@@ -241,13 +200,7 @@ mod tests {
         }
         let metadata = to.metadata().unwrap();
         assert_eq!(metadata.mode() & 0o7777, 0o640);
-        assert_eq!(
-            mtime(&metadata),
-            Time {
-                seconds: -1,
-                nanoseconds: 5
-            }
-        );
+        assert_eq!(mtime(&metadata), Time { seconds: -1, nanoseconds: 5 });
         assert_eq!(directory.path().read_dir().unwrap().count(), 1);
     }
 

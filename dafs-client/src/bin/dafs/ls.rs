@@ -46,18 +46,9 @@ struct Entry {
 
 /// Runs the subcommand.
 pub fn run(cx: &Context, args: &Args) -> Result {
-    let paths = if args.paths.is_empty() {
-        &[OsString::new()][..]
-    } else {
-        &args.paths
-    };
+    let paths = if args.paths.is_empty() { &[OsString::new()][..] } else { &args.paths };
     let mut output = Output::new();
-    let mut lister = Lister {
-        args,
-        raw: !output.is_terminal(),
-        output: &mut output,
-        lists: 0,
-    };
+    let mut lister = Lister { args, raw: !output.is_terminal(), output: &mut output, lists: 0 };
     let headings = paths.len() > 1 || args.recursive;
     let result = each(paths, |path| {
         let target = cx.target(path)?;
@@ -87,9 +78,9 @@ impl Lister<'_> {
         };
         let attr = match attr {
             // A link that leads nowhere can still be listed.
-            Err(error) if follow => client
-                .symlink_metadata(&target.path)
-                .map_err(|_| fail(&error))?,
+            Err(error) if follow => {
+                client.symlink_metadata(&target.path).map_err(|_| fail(&error))?
+            }
             attr => attr.map_err(|error| fail(&error))?,
         };
         if attr.r#type() != FileType::Directory || self.args.directory {
@@ -116,9 +107,7 @@ impl Lister<'_> {
     /// Lists a directory; the directories in it.
     fn list(&mut self, client: &Client, directory: &Target, heading: bool) -> Result<Vec<Target>> {
         let fail = |error: &_| Failure::client("list", directory, error);
-        let mut entries = client
-            .read_dir(&directory.path)
-            .map_err(|error| fail(&error))?;
+        let mut entries = client.read_dir(&directory.path).map_err(|error| fail(&error))?;
         entries.retain(|entry| self.args.all || !names::bytes(&entry.name).starts_with(b"."));
         entries.sort_by(|a, b| names::bytes(&a.name).cmp(names::bytes(&b.name)));
         let mut shown = Vec::with_capacity(entries.len());
@@ -155,10 +144,7 @@ impl Lister<'_> {
         let wants_link = self.args.long || self.args.json;
         let link = if wants_link && attr.r#type() == FileType::Symlink {
             // Without it the rest of the entry is still worth listing.
-            client
-                .read_link(&target.path)
-                .ok()
-                .map(|link| names::bytes(&link).to_vec())
+            client.read_link(&target.path).ok().map(|link| names::bytes(&link).to_vec())
         } else {
             None
         };
@@ -166,25 +152,15 @@ impl Lister<'_> {
     }
 
     fn name(&self, name: &[u8]) -> Vec<u8> {
-        if self.raw {
-            name.to_vec()
-        } else {
-            names::show(name).into_bytes()
-        }
+        if self.raw { name.to_vec() } else { names::show(name).into_bytes() }
     }
 
     fn show(&mut self, directory: &Target, entries: &[Entry]) -> Result {
         if self.args.json {
-            return entries
-                .iter()
-                .try_for_each(|entry| self.output.line(json(directory, entry)));
+            return entries.iter().try_for_each(|entry| self.output.line(json(directory, entry)));
         }
         let width = |number: fn(&Attr) -> u64| {
-            entries
-                .iter()
-                .map(|entry| number(&entry.attr).to_string().len())
-                .max()
-                .unwrap_or(0)
+            entries.iter().map(|entry| number(&entry.attr).to_string().len()).max().unwrap_or(0)
         };
         let links = width(|attr| attr.nlink.into());
         let (uid, gid) = (width(|attr| attr.uid.into()), width(|attr| attr.gid.into()));
@@ -217,15 +193,9 @@ impl Lister<'_> {
 
 fn json(directory: &Target, entry: &Entry) -> Json {
     let mut fields: Vec<_> = format::name_json(&entry.name).into();
-    fields.push((
-        "directory".into(),
-        Json::text(names::encode(names::bytes(&directory.path))),
-    ));
+    fields.push(("directory".into(), Json::text(names::encode(names::bytes(&directory.path)))));
     fields.extend(format::attr_json(&entry.attr));
-    let link = entry
-        .link
-        .as_ref()
-        .map_or(Json::Null, |link| Json::text(names::encode(link)));
+    let link = entry.link.as_ref().map_or(Json::Null, |link| Json::text(names::encode(link)));
     fields.push(("link".into(), link));
     Json::Object(fields)
 }

@@ -90,10 +90,7 @@ fn log() {
     let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("DAFS_LOG") else {
         return;
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 #[cfg(test)]

@@ -52,10 +52,7 @@ fn parents(client: &Client, target: &Target, mode: u32) -> Result {
     let Some(above) = target.path.parent() else {
         return Ok(());
     };
-    if client
-        .metadata(above)
-        .is_ok_and(|attr| attr.r#type() == FileType::Directory)
-    {
+    if client.metadata(above).is_ok_and(|attr| attr.r#type() == FileType::Directory) {
         return Ok(());
     }
     let mut path = PathBuf::new();
@@ -71,11 +68,8 @@ fn parents(client: &Client, target: &Target, mode: u32) -> Result {
 /// Makes a directory. `accept`: it may be there.
 fn make(client: &Client, target: &Target, mode: u32, accept: bool) -> Result {
     let fail = |error: &_| Failure::client("make directory", target, error);
-    let is_there = || {
-        client
-            .metadata(&target.path)
-            .is_ok_and(|attr| attr.r#type() == FileType::Directory)
-    };
+    let is_there =
+        || client.metadata(&target.path).is_ok_and(|attr| attr.r#type() == FileType::Directory);
     if accept && is_there() {
         return Ok(());
     }
@@ -85,14 +79,8 @@ fn make(client: &Client, target: &Target, mode: u32, accept: bool) -> Result {
         Ok(attr) if attr.mode == mode => Ok(()),
         // The system sets no special bits of a directory that is being made.
         Ok(_) => {
-            let set = SetAttr {
-                mode: Some(mode),
-                ..SetAttr::default()
-            };
-            client
-                .set_attr(&target.path, set)
-                .map(drop)
-                .map_err(|error| fail(&error))
+            let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
+            client.set_attr(&target.path, set).map(drop).map_err(|error| fail(&error))
         }
     }
 }

@@ -28,24 +28,13 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     };
     let to = cx.target(last)?;
     let client = cx.client(&to)?;
-    let into = is_target_directory(
-        &client,
-        &to,
-        from.len(),
-        args.no_target_directory,
-        "move to",
-    )?;
+    let into = is_target_directory(&client, &to, from.len(), args.no_target_directory, "move to")?;
     each(from, |from| {
         let from = cx.target(from)?;
         let to = place(&from, &to, into, "move")?;
         if !from.same_export(&to) {
             let advice = "copy it with dafs get and dafs put, then remove it with dafs rm";
-            return Err(Failure::new(
-                "move",
-                &from,
-                format!("{to} is in another export"),
-                advice,
-            ));
+            return Err(Failure::new("move", &from, format!("{to} is in another export"), advice));
         }
         let what = format!("{from} to {to}");
         let renamed = client.rename(&from.path, &to.path);
@@ -65,12 +54,7 @@ pub fn is_target_directory(
     let is_directory = attr.is_ok_and(|attr| attr.r#type() == FileType::Directory);
     if count > 1 && (never || !is_directory) {
         let advice = "name a directory last, or move and copy one thing at a time";
-        return Err(Failure::new(
-            verb,
-            to,
-            "it is no directory to hold several",
-            advice,
-        ));
+        return Err(Failure::new(verb, to, "it is no directory to hold several", advice));
     }
     Ok(is_directory && !never)
 }

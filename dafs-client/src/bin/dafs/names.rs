@@ -12,16 +12,15 @@ fn is_plain(byte: u8) -> bool {
 
 /// A path as it is written in a URL: exact, printable, and fit to be pasted into a shell's quotes.
 pub fn encode(path: &[u8]) -> String {
-    path.iter()
-        .fold(String::with_capacity(path.len()), |mut text, byte| {
-            if is_plain(*byte) {
-                text.push(char::from(*byte));
-            } else {
-                // Writing to a String does not fail.
-                _ = write!(text, "%{byte:02X}");
-            }
-            text
-        })
+    path.iter().fold(String::with_capacity(path.len()), |mut text, byte| {
+        if is_plain(*byte) {
+            text.push(char::from(*byte));
+        } else {
+            // Writing to a String does not fail.
+            _ = write!(text, "%{byte:02X}");
+        }
+        text
+    })
 }
 
 /// The bytes that an encoded path stands for. Bytes that need encoding and are not encoded are
@@ -35,15 +34,11 @@ pub fn decode(text: &[u8]) -> Result<Vec<u8>, String> {
             bytes.push(byte);
             continue;
         }
-        let digits = rest
-            .get(..2)
-            .and_then(|two| Some((hex(two[0])?, hex(two[1])?)));
+        let digits = rest.get(..2).and_then(|two| Some((hex(two[0])?, hex(two[1])?)));
         let Some((high, low)) = digits else {
-            return Err(
-                "a % must be followed by two hexadecimal digits; write %25 for a percent \
+            return Err("a % must be followed by two hexadecimal digits; write %25 for a percent \
                         sign"
-                    .into(),
-            );
+                .into());
         };
         match high << 4 | low {
             0 => return Err("no name contains a zero byte (%00)".into()),
@@ -56,9 +51,7 @@ pub fn decode(text: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|digit| u8::try_from(digit).ok())
+    char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 /// A name for a terminal: as it is where that is harmless, else quoted with escapes as a shell's
@@ -66,9 +59,7 @@ fn hex(digit: u8) -> Option<u8> {
 pub fn show(name: &[u8]) -> String {
     if let Ok(text) = std::str::from_utf8(name)
         && !text.is_empty()
-        && !text
-            .chars()
-            .any(|c| c.is_control() || c == '\'' || c == '\\')
+        && !text.chars().any(|c| c.is_control() || c == '\'' || c == '\\')
     {
         return text.into();
     }

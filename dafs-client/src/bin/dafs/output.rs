@@ -43,12 +43,7 @@ fn failed(error: &io::Error) -> Failure {
                 io::ErrorKind::StorageFull => "make room where it goes",
                 _ => "check where it goes",
             };
-            Failure::new(
-                "write",
-                "to the standard output",
-                local_reason(error),
-                advice,
-            )
+            Failure::new("write", "to the standard output", local_reason(error), advice)
         }
     }
 }

@@ -44,37 +44,22 @@ pub struct Pass {
 /// first and asks for none but those of the pages it reads.
 pub fn probe(cx: &Context, target: &Target, passes: u16, most: Option<u64>) -> Result<Probe> {
     let fail = |error: &_| Failure::client("read", target, error);
-    let client = cx.connect(
-        &target.location,
-        Options {
-            neighbours: 0,
-            ..cx.options()
-        },
-    )?;
+    let client = cx.connect(&target.location, Options { neighbours: 0, ..cx.options() })?;
     let page_size = client.page_size().map_err(|error| fail(&error))?;
     let file = client.open(&target.path).map_err(|error| fail(&error))?;
     let size = file.attr().map_err(|error| fail(&error))?.size;
-    let pages = size
-        .div_ceil(page_size as u64)
-        .min(most.unwrap_or(u64::MAX));
+    let pages = size.div_ceil(page_size as u64).min(most.unwrap_or(u64::MAX));
     let mut page = vec![0; page_size];
     let passes =
         (0..passes).map(|_| pass(&client, &file, &mut page, pages).map_err(|error| fail(&error)));
     let passes = passes.collect::<Result<Vec<_>>>()?;
-    Ok(Probe {
-        choice: client.path_choice().clone(),
-        page_size,
-        passes,
-    })
+    Ok(Probe { choice: client.path_choice().clone(), page_size, passes })
 }
 
 fn pass(client: &Client, file: &File, page: &mut [u8], pages: u64) -> dafs_client::Result<Pass> {
     let handler_calls = || -> dafs_client::Result<u64> {
         let counters = client.server_stats()?;
-        Ok(counters
-            .iter()
-            .find(|(name, _)| name == HANDLER_CALLS)
-            .map_or(0, |(_, count)| *count))
+        Ok(counters.iter().find(|(name, _)| name == HANDLER_CALLS).map_or(0, |(_, count)| *count))
     };
     let (calls, before) = (handler_calls()?, client.counters());
     let mut times = Vec::new();
@@ -111,9 +96,7 @@ fn pass(client: &Client, file: &File, page: &mut [u8], pages: u64) -> dafs_clien
 
 fn faults(before: &Snapshot, after: &Snapshot) -> Vec<(AccessFault, u64)> {
     let count = |fault| after.fault(fault).saturating_sub(before.fault(fault));
-    let faults = AccessFault::ALL
-        .into_iter()
-        .map(|fault| (fault, count(fault)));
+    let faults = AccessFault::ALL.into_iter().map(|fault| (fault, count(fault)));
     faults.filter(|(_, count)| *count > 0).collect()
 }
 
@@ -124,10 +107,7 @@ impl Probe {
             ("engine", Json::text(&self.choice.engine)),
             ("why", Json::text(&self.choice.why)),
             ("page_size", Json::Number(self.page_size as i128)),
-            (
-                "passes",
-                Json::Array(self.passes.iter().map(Pass::json).collect()),
-            ),
+            ("passes", Json::Array(self.passes.iter().map(Pass::json).collect())),
         ])
     }
 }

@@ -47,13 +47,8 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     let flags = &args.flags;
     let to = cx.target(to)?;
     let client = cx.client(&to)?;
-    let into = is_target_directory(
-        &client,
-        &to,
-        paths.len(),
-        flags.no_target_directory,
-        "copy to",
-    )?;
+    let into =
+        is_target_directory(&client, &to, paths.len(), flags.no_target_directory, "copy to")?;
     let tally = Tally::new();
     let mut made = Made::new();
     in_parallel(
@@ -69,15 +64,8 @@ pub fn run(cx: &Context, args: &Args) -> Result {
                     tally.failed(Failure::new("copy", what, why, advice));
                     continue;
                 };
-                let result = operand(
-                    &tally,
-                    &client,
-                    from.into(),
-                    to.at(path),
-                    flags,
-                    &mut made,
-                    feed,
-                );
+                let result =
+                    operand(&tally, &client, from.into(), to.at(path), flags, &mut made, feed);
                 tally.note(result);
             }
         },
@@ -114,11 +102,7 @@ fn operand(
             break;
         }
         let follow = named && !flags.recursive;
-        let metadata = if follow {
-            from.metadata()
-        } else {
-            from.symlink_metadata()
-        };
+        let metadata = if follow { from.metadata() } else { from.symlink_metadata() };
         let metadata = match metadata {
             Ok(metadata) => metadata,
             Err(error) => {
@@ -166,11 +150,8 @@ fn directory(
     match client.mkdir(&to.path, 0o700) {
         Ok(_) => made.push((to.clone(), attributes(metadata))),
         Err(error) => {
-            let there = if named {
-                client.metadata(&to.path)
-            } else {
-                client.symlink_metadata(&to.path)
-            };
+            let there =
+                if named { client.metadata(&to.path) } else { client.symlink_metadata(&to.path) };
             let is_there = there.is_ok_and(|attr| attr.r#type() == FileType::Directory);
             // The root cannot be made, and is always there.
             if !is_there {
@@ -201,9 +182,7 @@ fn land(client: &Client, temporary: &Target, to: &Target, result: Result) -> Res
 }
 
 fn link(client: &Client, from: &Path, to: &Target) -> Result {
-    let target = from
-        .read_link()
-        .map_err(|error| Failure::local("copy", from, &error))?;
+    let target = from.read_link().map_err(|error| Failure::local("copy", from, &error))?;
     let temporary = to.at(temporary_beside(&to.path));
     let made = client.symlink(target, &temporary.path).map(drop);
     made.map_err(|error| Failure::client("make link", to, &error))?;
@@ -221,18 +200,11 @@ fn file(tally: &Tally, verify: bool, client: &Client, block: &mut [u8], job: &Jo
     };
     // The flags of open(2) all fit.
     let flags = i32::try_from(flags).unwrap_or(0);
-    let local = std::fs::File::options()
-        .read(true)
-        .custom_flags(flags)
-        .open(from);
+    let local = std::fs::File::options().read(true).custom_flags(flags).open(from);
     let local = local.map_err(|error| fail_local(&error))?;
     let metadata = local.metadata().map_err(|error| fail_local(&error))?;
     let temporary = to.at(temporary_beside(&to.path));
-    let options = OpenOptions::new()
-        .read(verify)
-        .write(true)
-        .create_new(true)
-        .mode(0o600);
+    let options = OpenOptions::new().read(verify).write(true).create_new(true).mode(0o600);
     let remote = client.open_with(&temporary.path, options);
     let remote = remote.map_err(|error| match error.status() {
         // It is the directory that is missing, not the file.
@@ -248,10 +220,7 @@ fn file(tally: &Tally, verify: bool, client: &Client, block: &mut [u8], job: &Jo
         }
         let mut attr = attributes(&metadata);
         if !metadata.is_file() {
-            attr = SetAttr {
-                mode: Some(0o666 & !local::umask()),
-                ..SetAttr::default()
-            };
+            attr = SetAttr { mode: Some(0o666 & !local::umask()), ..SetAttr::default() };
         }
         let finished = remote.set_attr(attr).and_then(|_| remote.close());
         finished.map_err(|error| Failure::client("write", to, &error))
@@ -282,9 +251,7 @@ fn fill(
                 Err(error) => return Err(Failure::local("copy", from, &error)),
             }
         }
-        remote
-            .write_all_at(&block[..filled], at)
-            .map_err(|error| fail(&error))?;
+        remote.write_all_at(&block[..filled], at).map_err(|error| fail(&error))?;
         tally.moved(filled);
         at += filled as u64;
         if filled < block.len() {

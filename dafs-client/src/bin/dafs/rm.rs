@@ -30,12 +30,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         let target = cx.target(path)?;
         if names::last_name(&target.path).is_none() {
             let advice = "name what is in it";
-            return Err(Failure::new(
-                "remove",
-                &target,
-                "it is no name in a directory",
-                advice,
-            ));
+            return Err(Failure::new("remove", &target, "it is no name in a directory", advice));
         }
         remove(&cx.client(&target)?, &target, args)
     })
@@ -107,9 +102,5 @@ fn remove_tree(client: &Client, root: &Target) -> Result {
             }
         }
     }
-    if failed_any {
-        Err(Failure::Told)
-    } else {
-        Ok(())
-    }
+    if failed_any { Err(Failure::Told) } else { Ok(()) }
 }

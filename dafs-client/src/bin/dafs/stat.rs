@@ -62,9 +62,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         let attr = attr.map_err(|error| fail(&error))?;
         let link = match attr.r#type() {
             FileType::Symlink => {
-                let link = client
-                    .read_link(&target.path)
-                    .map_err(|error| fail(&error))?;
+                let link = client.read_link(&target.path).map_err(|error| fail(&error))?;
                 Some(names::bytes(&link).to_vec())
             }
             _ => None,
@@ -105,11 +103,7 @@ fn attributes(output: &mut Output, attr: &Attr, link: Option<&[u8]>) -> Result {
         format::size(attr.size),
         format::size(attr.used)
     ))?;
-    output.line(format_args!(
-        "    mode {} ({:04o})",
-        format::mode(attr),
-        attr.mode
-    ))?;
+    output.line(format_args!("    mode {} ({:04o})", format::mode(attr), attr.mode))?;
     output.line(format_args!(
         "   owner uid {}, gid {}; {} links; inode {}",
         attr.uid, attr.gid, attr.nlink, attr.inode
@@ -120,30 +114,13 @@ fn attributes(output: &mut Output, attr: &Attr, link: Option<&[u8]>) -> Result {
 }
 
 fn served(output: &mut Output, probe: &Probe) -> Result {
-    let Probe {
-        choice,
-        page_size,
-        passes,
-    } = probe;
+    let Probe { choice, page_size, passes } = probe;
     output.line(format_args!("  engine {}: {}", choice.engine, choice.why))?;
     for (number, pass) in passes.iter().enumerate() {
-        let Pass {
-            report,
-            pages,
-            faults,
-            p50,
-            p99,
-            handler_calls,
-        } = pass;
-        let faults: Vec<_> = faults
-            .iter()
-            .map(|(fault, count)| format!("{} {count}", fault.name()))
-            .collect();
-        let faults = if faults.is_empty() {
-            "none".into()
-        } else {
-            faults.join(", ")
-        };
+        let Pass { report, pages, faults, p50, p99, handler_calls } = pass;
+        let faults: Vec<_> =
+            faults.iter().map(|(fault, count)| format!("{} {count}", fault.name())).collect();
+        let faults = if faults.is_empty() { "none".into() } else { faults.join(", ") };
         output.line(format_args!(
             "  pass {} {pages} pages of {page_size} bytes: {} inline, {} direct, {} ordma; \
              faults: {faults}; p50 {}, p99 {}; handler calls {handler_calls}",

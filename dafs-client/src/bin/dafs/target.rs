@@ -71,10 +71,7 @@ impl Target {
 
     fn from_url(url: &[u8]) -> Result<Self, Failure> {
         let rest = &url[SCHEME.len()..];
-        let question = rest
-            .iter()
-            .position(|byte| *byte == b'?')
-            .unwrap_or(rest.len());
+        let question = rest.iter().position(|byte| *byte == b'?').unwrap_or(rest.len());
         let (place, query) = rest.split_at(question);
         let mut parts = place.splitn(3, |byte| *byte == b'/');
         let mut part = || parts.next().unwrap_or_default();
@@ -92,18 +89,12 @@ impl Target {
             .map_err(|error: dafs_client::Error| Failure::Usage(error.to_string()))?;
         let mut absolute = OsString::from("/");
         absolute.push(OsStr::from_bytes(&path));
-        Ok(Self {
-            location,
-            path: absolute.into(),
-        })
+        Ok(Self { location, path: absolute.into() })
     }
 
     /// The same server and export, another path.
     pub fn at(&self, path: PathBuf) -> Self {
-        Self {
-            location: self.location.clone(),
-            path,
-        }
+        Self { location: self.location.clone(), path }
     }
 
     /// A name in this directory.
@@ -114,9 +105,7 @@ impl Target {
     /// Whether both are in the same export of the same server.
     pub fn same_export(&self, other: &Self) -> bool {
         let place = |target: &Self| {
-            let Location {
-                host, port, export, ..
-            } = &target.location;
+            let Location { host, port, export, .. } = &target.location;
             (host.clone(), *port, export.clone())
         };
         place(self) == place(other)
@@ -149,29 +138,20 @@ mod tests {
     #[test]
     fn a_url_names_server_export_and_path() {
         let target = parse(b"dafs://h:7/data/a%20b/%ff\xfe?protection=none", None).unwrap();
-        assert_eq!(
-            (target.location.host.as_str(), target.location.port),
-            ("h", 7)
-        );
+        assert_eq!((target.location.host.as_str(), target.location.port), ("h", 7));
         assert_eq!(target.location.export, "data");
         assert_eq!(target.location.protection, Some(Protection::None));
         assert_eq!(names::bytes(&target.path), b"/a b/\xff\xfe");
         assert_eq!(target.to_string(), "dafs://h:7/data/a%20b/%FF%FE");
-        assert_eq!(
-            names::bytes(&parse(b"dafs://h/data", None).unwrap().path),
-            b"/"
-        );
+        assert_eq!(names::bytes(&parse(b"dafs://h/data", None).unwrap().path), b"/");
     }
 
     #[test]
     fn plain_paths_are_taken_as_they_are_at_the_default_server() {
         let default = Some("dafs://h/data/home?engine=tcp");
-        for (argument, path) in [
-            ("a%20b?", "/home/a%20b?"),
-            ("/x", "/x"),
-            ("", "/home/"),
-            (".", "/home/."),
-        ] {
+        for (argument, path) in
+            [("a%20b?", "/home/a%20b?"), ("/x", "/x"), ("", "/home/"), (".", "/home/.")]
+        {
             let target = parse(argument.as_bytes(), default).unwrap();
             assert_eq!(target.path.as_os_str(), path, "{argument}");
             assert_eq!(target.location.engine, Some(EngineChoice::Tcp));
@@ -180,10 +160,7 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_url() {
-        let wishes = Wishes {
-            engine: Some(EngineChoice::Shm),
-            ..Wishes::default()
-        };
+        let wishes = Wishes { engine: Some(EngineChoice::Shm), ..Wishes::default() };
         let target = Target::parse(OsStr::new("dafs://h/d?engine=tcp"), None, &wishes).unwrap();
         assert_eq!(target.location.engine, Some(EngineChoice::Shm));
     }
