@@ -4,6 +4,8 @@
 //! `output`, `failure`, `format` and `json`.
 
 #![forbid(unsafe_code)]
+// The comments of the command line are what `--help` prints, square brackets and all.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 mod cat;
 mod context;
