@@ -5,22 +5,19 @@ use super::control::{self, Message, Received};
 use crate::arena::{Geometry, PeerChunk};
 use crate::engine::PageRead;
 use crate::slot::{FOOTER_LEN, Footer, verify};
+use crate::stream::lock;
 use crate::{AccessFault, ChunkId};
 use arc_swap::ArcSwap;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Most chunks that a server may hand over: 4 TiB of the default size.
 const MOST_CHUNKS: usize = 1 << 16;
 /// Pages that are read before the lock of their region is given back.
 const AT_ONCE: usize = 64;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The chunks, and the connection that they come over.
 #[derive(Debug)]

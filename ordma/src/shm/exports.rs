@@ -5,23 +5,19 @@ use super::control::{self, LEN, Message};
 use crate::ChunkId;
 use crate::arena::Chunk;
 use crate::engine::{Link, LinkError, Transfer};
-use crate::stream::io;
 use crate::stream::link::{Second, StreamLink};
 use crate::stream::reactor::{Registration, Room, Source, Step};
 use crate::stream::server::{Counted, Server};
+use crate::stream::{io, lock};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// How long to wait where the kernel has too many descriptors under way.
 const BREATHER: Duration = Duration::from_millis(20);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// All that is handed over, and to whom.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
 //! The server's side of a stream engine: its threads, its links, and the door.
 
+use super::connection::RpcConnection;
 use super::hello::{ServerHello, Ticket};
-use super::link::{RpcConnection, StreamLink};
+use super::link::StreamLink;
 use super::memory::ReceiveMemory;
 use super::reactor::Reactor;
 use super::settings::Settings;

@@ -5,6 +5,7 @@
 //! [`Service`].
 
 mod agent;
+mod posting;
 mod reads;
 mod wire;
 

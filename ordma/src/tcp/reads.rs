@@ -1,34 +1,24 @@
 //! The client's one-sided connection: asks for pages, receives them into their places and judges
 //! each as soon as it is there.
 
-use super::wire::{
-    ENTRY_LEN, HEADER_LEN, LONGEST_HEAD, ReplyHeader, pages_per_request, put_entry, put_request,
-    status, statuses_len,
-};
+use super::posting::{Flight, Posting};
+use super::wire::{HEADER_LEN, LONGEST_HEAD, ReplyHeader, status, statuses_len};
 use crate::AccessFault;
 use crate::arena::Geometry;
 use crate::engine::{LinkError, PageRead, ReadBatch};
 use crate::region::{Access, Iovecs, with_iovecs};
 use crate::slot::{FOOTER_LEN, Footer, verify};
 use crate::stream::endpoint::ReadLane;
-use crate::stream::io;
-use crate::stream::rpc::receive_into;
+use crate::stream::placing::receive_into;
 use crate::stream::turn::{Handled, Lane};
-use std::collections::VecDeque;
+use crate::stream::{io, lock};
 use std::fmt;
-use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Bytes of the buffer that the heads of replies arrive in, and small pages that are asked for one
 /// by one and come in a row.
 const SCRATCH: usize = 80 << 10;
-
-/// Payload bytes that are asked for at a time of a server on the same host. Two requests keep both
-/// sides busy, and their payloads stay in the caches between the server's copy into the socket and
-/// the client's copy out of it: with 1 MiB under way, that alone costs half of the throughput.
-/// Across a network there is no such bound: the path decides how much must be under way.
-const LOCAL_WINDOW: usize = 512 << 10;
 
 /// The largest page there is.
 const MAX_PAGE: usize = 64 << 10;
@@ -38,8 +28,6 @@ pub(crate) struct Reads {
     socket: OwnedFd,
     peer: String,
     page_size: usize,
-    /// Most pages asked for at a time, unless one request has more.
-    window: usize,
     posting: Mutex<Posting>,
     receiving: Mutex<Receiving>,
 }
@@ -48,30 +36,6 @@ impl fmt::Debug for Reads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reads").field("peer", &self.peer).finish_non_exhaustive()
     }
-}
-
-/// What has been asked for.
-#[derive(Default)]
-struct Posting {
-    next: u64,
-    /// Requests, in the order in which they are answered.
-    flights: VecDeque<Flight>,
-    /// How many of them have been sent or are in `unsent`, and their pages.
-    begun: usize,
-    begun_pages: usize,
-    /// Requests that the kernel did not take.
-    unsent: Vec<u8>,
-    lost: bool,
-}
-
-/// A request under way.
-#[derive(Clone)]
-struct Flight {
-    number: u64,
-    batch: Arc<ReadBatch>,
-    /// Its first page within the batch.
-    first: usize,
-    count: usize,
 }
 
 /// What has arrived.
@@ -99,10 +63,6 @@ struct Reply {
     at: usize,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Reads {
     /// The connection; `same_host` where the server is on this host.
     pub(crate) fn new(socket: OwnedFd, peer: String, geometry: Geometry, same_host: bool) -> Self {
@@ -110,8 +70,7 @@ impl Reads {
             socket,
             peer,
             page_size: geometry.page_size,
-            window: if same_host { LOCAL_WINDOW / geometry.page_size } else { usize::MAX },
-            posting: Mutex::default(),
+            posting: Mutex::new(Posting::new(geometry.page_size, same_host)),
             receiving: Mutex::new(Receiving {
                 scratch: vec![0; SCRATCH],
                 start: 0,
@@ -133,62 +92,15 @@ impl Reads {
         }
         let mut posting = lock(&self.posting);
         let fits = batch.pages.iter().all(|page| page.dest.len == self.page_size);
-        if posting.lost || !fits {
+        if posting.is_closed() || !fits {
             drop(posting);
             // A place of another size is the caller's mistake; nothing can be put there.
             batch.fail(if fits { AccessFault::Unreachable } else { AccessFault::Stale });
             return (batch, false);
         }
-        let each = pages_per_request(self.page_size);
-        for first in (0..count).step_by(each) {
-            let number = posting.next;
-            posting.next += 1;
-            let batch = Arc::clone(&batch);
-            posting.flights.push_back(Flight {
-                number,
-                batch,
-                first,
-                count: each.min(count - first),
-            });
-        }
-        self.begin(&mut posting);
-        let queued = !posting.unsent.is_empty();
+        posting.add(&batch);
+        let queued = posting.begin(self.socket.as_fd());
         (batch, queued)
-    }
-
-    /// Sends as many requests as may be under way.
-    fn begin(&self, posting: &mut Posting) {
-        let mut bytes = Vec::new();
-        while let Some(flight) = posting.flights.get(posting.begun) {
-            let pages = posting.begun_pages + flight.count;
-            if posting.begun > 0 && pages > self.window {
-                break;
-            }
-            let asked = &flight.batch.pages[flight.first..flight.first + flight.count];
-            bytes.reserve(HEADER_LEN + asked.len() * ENTRY_LEN);
-            put_request(&mut bytes, flight.number, asked.len());
-            asked.iter().for_each(|page| put_entry(&mut bytes, &page.reference, page.floor));
-            posting.begun += 1;
-            posting.begun_pages = pages;
-        }
-        let mut sent = 0;
-        if posting.unsent.is_empty() && !bytes.is_empty() {
-            // An error shows when the replies do not come.
-            let slices = [IoSlice::new(&bytes)];
-            sent = io::send(self.socket.as_fd(), &slices).ok().flatten().unwrap_or(0);
-        }
-        posting.unsent.extend_from_slice(&bytes[sent..]);
-    }
-
-    /// Takes the first request off, whose reply has begun to arrive, which makes room for another.
-    fn next_flight(&self) -> Option<Flight> {
-        let mut posting = lock(&self.posting);
-        let flight = posting.flights.pop_front()?;
-        // A peer may answer what was not yet asked; it gets no further than the next request.
-        posting.begun = posting.begun.saturating_sub(1);
-        posting.begun_pages = posting.begun_pages.saturating_sub(flight.count);
-        self.begin(&mut posting);
-        Some(flight)
     }
 
     fn lost(&self, reason: impl fmt::Display) -> LinkError {
@@ -209,8 +121,7 @@ impl Reads {
 
     /// How many requests are under way, and the pages of the first.
     fn under_way(&self) -> (usize, usize) {
-        let posting = lock(&self.posting);
-        (posting.flights.len(), posting.flights.front().map_or(0, |flight| flight.count))
+        lock(&self.posting).under_way()
     }
 
     /// The longest head that the reply to a request for `count` pages can have.
@@ -221,7 +132,7 @@ impl Reads {
     /// Receives the reply to a request for one page when no other is under way: it goes to its place
     /// at once. Bytes of a reply that is not there whole are left for the ordinary way.
     fn receive_single(&self, r: &mut Receiving) -> Result<Option<usize>, LinkError> {
-        let Some(flight) = lock(&self.posting).flights.front().cloned() else { return Ok(None) };
+        let Some(flight) = lock(&self.posting).first().cloned() else { return Ok(None) };
         let page = &flight.batch.pages[flight.first];
         let mut head = [0; HEADER_LEN + FOOTER_LEN];
         let mut iovecs = Iovecs::new();
@@ -312,7 +223,7 @@ impl Reads {
             return Ok(false);
         }
         let header = ReplyHeader::decode(bytes);
-        let statuses = match lock(&self.posting).flights.front() {
+        let statuses = match lock(&self.posting).first() {
             Some(flight) if flight.number == header.number && flight.count == header.count => {
                 statuses_len(flight.count)
             }
@@ -346,7 +257,7 @@ impl Reads {
             }));
         }
         r.start += len;
-        let Some(flight) = self.next_flight() else { return Ok(false) };
+        let Some(flight) = lock(&self.posting).next(self.socket.as_fd()) else { return Ok(false) };
         r.reply = Some(Reply { flight, heads, page: 0, at: 0 });
         Ok(true)
     }
@@ -430,28 +341,19 @@ impl Lane for Reads {
     }
 
     fn wants_to_write(&self) -> bool {
-        !lock(&self.posting).unsent.is_empty()
+        lock(&self.posting).is_queued()
     }
 
     fn flush(&self) -> Result<(), LinkError> {
         let mut posting = lock(&self.posting);
-        let slices = [IoSlice::new(&posting.unsent)];
-        let sent = io::send(self.socket.as_fd(), &slices).map_err(|error| self.lost(error))?;
-        if let Some(sent) = sent {
-            posting.unsent.drain(..sent);
-        }
-        Ok(())
+        posting.flush(self.socket.as_fd()).map_err(|error| self.lost(error))
     }
 }
 
 impl ReadLane for Reads {
     fn lose(&self) {
         io::shut_down(self.socket.as_fd());
-        let mut posting = lock(&self.posting);
-        posting.lost = true;
-        posting.unsent = Vec::new();
-        let flights = std::mem::take(&mut posting.flights);
-        drop(posting);
+        let flights = lock(&self.posting).close();
         // Only now: whoever receives holds this lock while it takes the first flight.
         let mut receiving = lock(&self.receiving);
         let current = receiving.reply.take().map(|reply| reply.flight);
