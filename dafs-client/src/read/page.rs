@@ -5,7 +5,6 @@ use crate::counters::ReadReport;
 use crate::file::OpenFile;
 use crate::session::Session;
 use crate::sync::lock;
-use dafs_proto::WireHeat;
 use ordma::{AccessFault, Footer, PageRead, Region, RemoteRef, Segment};
 
 /// How such a read went.
@@ -47,7 +46,7 @@ pub(super) async fn read_one(file: &OpenFile, to: &Segment, offset: u64) -> Sing
         let mut table = lock(&session.table);
         table.directory.saw(footer.file, block, footer.generation, footer.version);
     }
-    served(session, file, &footer, page_size);
+    served(session, file, &[footer], page_size);
     // At most a page.
     let valid = footer.valid as usize;
     let bytes = to.len.min(valid.saturating_sub(within));
@@ -76,13 +75,12 @@ pub(super) fn fault_seen(session: &Session, reference: &RemoteRef, fault: Access
     lock(&session.table).directory.faulted(reference, fault);
 }
 
-/// Counts a page that was read one-sidedly, and notes what it says of the end of the file.
-pub(super) fn served(session: &Session, file: &OpenFile, footer: &Footer, page_size: usize) {
-    session.counters.ordma_pages.add(1);
-    session.counters.ordma_bytes.add(page_size as u64);
-    saw_end(file, footer);
-    let Footer { file, block, generation, .. } = *footer;
-    session.record_heat(WireHeat { file, block, generation });
+/// Counts pages that were read one-sidedly, and notes what they say of the end of the file.
+pub(super) fn served(session: &Session, file: &OpenFile, pages: &[Footer], page_size: usize) {
+    session.counters.ordma_pages.add(pages.len() as u64);
+    session.counters.ordma_bytes.add((pages.len() * page_size) as u64);
+    pages.iter().for_each(|footer| saw_end(file, footer));
+    session.record_heat(pages);
 }
 
 /// Notes what a page says of the end of the file.

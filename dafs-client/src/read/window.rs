@@ -159,7 +159,7 @@ impl Window<'_> {
                     footer.generation,
                     footer.version,
                 );
-                served(session, self.file, &footer, page_size);
+                served(session, self.file, &[footer], page_size);
                 self.report.ordma += 1;
                 let end = last * page_size as u64 + u64::from(footer.valid);
                 let ends = footer.last && end <= offset;
@@ -303,7 +303,9 @@ impl Window<'_> {
         let file = self.file;
         let session = file.session();
         let page_size = self.grant.page_size;
-        let mut seen = Vec::with_capacity(places.len());
+        let mut here = Vec::with_capacity(places.len());
+        // Those in a version that the directory does not know of.
+        let mut seen = Vec::new();
         for (&place, outcome) in places.iter().zip(outcomes) {
             let page = &mut self.pages[place];
             let Some(known) = page.known else { continue };
@@ -311,7 +313,7 @@ impl Window<'_> {
                 Ok(footer) => {
                     page.state = State::Here(footer);
                     self.report.ordma += 1;
-                    served(session, file, &footer, page_size);
+                    here.push(footer);
                     if known.seen != Some(footer.version) {
                         seen.push(footer);
                     }
@@ -330,6 +332,7 @@ impl Window<'_> {
                 }
             }
         }
+        served(session, file, &here, page_size);
         if !seen.is_empty() {
             let mut table = lock(&session.table);
             for Footer { file, block, generation, version, .. } in seen {

@@ -24,7 +24,7 @@ use crate::slots::Slots;
 use crate::sync::lock;
 use dafs_proto::{Attr, WireHeat};
 pub(crate) use keeper::Owner;
-use ordma::{Connector, Endpoint, LinkError, Region};
+use ordma::{Connector, Endpoint, Footer, LinkError, Region};
 use outstanding::Outstanding;
 use pump::Pump;
 use rpc::CallError;
@@ -220,10 +220,17 @@ impl Session {
         self.closing.load(Ordering::Acquire)
     }
 
-    /// Records that a page was read one-sidedly; one of a few is kept.
-    pub(crate) fn record_heat(&self, heat: WireHeat) {
-        if self.heat_tick.fetch_add(1, Ordering::Relaxed).is_multiple_of(HEAT_SAMPLING) {
-            lock(&self.table).heat.record(heat);
+    /// Records pages that were read one-sidedly; one of a few is kept.
+    pub(crate) fn record_heat(&self, pages: &[Footer]) {
+        // At most as many as fit a window.
+        let count = u32::try_from(pages.len()).unwrap_or(u32::MAX);
+        let before = self.heat_tick.fetch_add(count, Ordering::Relaxed);
+        let to_next = (HEAT_SAMPLING - before % HEAT_SAMPLING) % HEAT_SAMPLING;
+        let mut sampled = pages.iter().skip(to_next as usize).step_by(HEAT_SAMPLING as usize);
+        let Some(first) = sampled.next() else { return };
+        let mut table = lock(&self.table);
+        for &Footer { file, block, generation, .. } in std::iter::once(first).chain(sampled) {
+            table.heat.record(WireHeat { file, block, generation });
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// sides busy, and their payloads stay in the caches between the server's copy into the socket and
 /// the client's copy out of it: with 1 MiB under way, that alone costs half of the throughput.
 /// Across a network there is no such bound: the path decides how much must be under way.
-const LOCAL_WINDOW: usize = 512 << 10;
+pub(super) const LOCAL_WINDOW: usize = 512 << 10;
 
 /// A request under way.
 #[derive(Clone)]
