@@ -7,7 +7,7 @@ missing=()
 need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
 
 if ! command -v "${CARGO:-cargo}" >/dev/null 2>&1; then
-    echo "deps: there is no cargo: install Rust 1.88 or newer (https://rustup.rs), then run this again" >&2
+    echo "deps: there is no cargo: install Rust 1.88 or newer, then run this again" >&2
     exit 1
 fi
 need cc gcc
