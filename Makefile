@@ -35,6 +35,11 @@ check: deps
 unit: deps
 	$(CARGO) build --workspace --bins $(CARGOFLAGS)
 	$(CARGO) test --workspace $(CARGOFLAGS)
+	@if [ "$$(id -u)" -eq 0 ]; then set -x; \
+		$(CARGO) test -p dafsd --lib $(CARGOFLAGS) -- --ignored handles_survive; \
+	else \
+		echo "not run: handles after the kernel has forgotten them, which takes root to empty its caches"; \
+	fi
 
 # Every interleaving of fill, write, evict and one-sided read, within a bound of preemptions.
 interleavings: deps
