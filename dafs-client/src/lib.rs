@@ -42,6 +42,7 @@ mod write;
 
 pub use client::{Client, File};
 pub use counters::{ReadReport, Snapshot};
+pub use dafs_keys as keys;
 pub use dafs_proto::{Attr, FileType, Op, SetAttr, StatfsReply as Statfs, Status, Time};
 pub use directory::Replacement;
 pub use error::{Error, Result};

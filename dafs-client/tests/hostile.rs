@@ -85,6 +85,8 @@ fn wrong_data_is_refused() {
 fn page_zero() -> Footer {
     Footer {
         kind: Kind::Data,
+        sealed: false,
+        epoch: 0,
         last: false,
         valid: PAGE as u32,
         file: 100 * 1_000_000 + 2,

@@ -186,7 +186,7 @@ impl LiveSession {
         let (link, opens) = self.state.lock().end();
         drop(opens);
         if let Some(link) = &link {
-            link.allow_reads(false);
+            link.allow_reads(None);
         }
         link
     }

@@ -10,6 +10,7 @@ use crate::secret::Secret;
 use crate::tags::ReadKey;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use std::fmt;
+use std::sync::{Arc, LazyLock};
 
 /// Versions lie below this: they take 32 bits of the nonce.
 pub const VERSIONS: u64 = 1 << 32;
@@ -100,8 +101,7 @@ impl PageKey {
         payload: &mut [u8],
     ) -> Result<(), CheckFailed> {
         let nonce = nonce(generation, version).ok_or(CheckFailed)?;
-        let opened =
-            self.aead.open_in_place_separate_tag(nonce, Aad::from(footer), check, payload);
+        let opened = self.aead.open_in_place_separate_tag(nonce, Aad::from(footer), check, payload);
         opened.map(drop).map_err(|_| CheckFailed)
     }
 }
@@ -116,6 +116,7 @@ fn nonce(generation: u64, version: u64) -> Option<Nonce> {
 
 /// What it takes to read the pages of one file.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "held by an Arc, one for each open file")]
 pub enum FileKey {
     /// Nothing: level `none`.
     Clear,
@@ -126,6 +127,13 @@ pub enum FileKey {
 }
 
 impl FileKey {
+    /// The key of files that need none.
+    #[must_use]
+    pub fn clear() -> Arc<Self> {
+        static CLEAR: LazyLock<Arc<FileKey>> = LazyLock::new(|| Arc::new(FileKey::Clear));
+        Arc::clone(&CLEAR)
+    }
+
     /// The epoch of the file that the key belongs to; 0 at `none`.
     #[must_use]
     pub fn epoch(&self) -> u64 {

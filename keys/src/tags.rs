@@ -95,13 +95,7 @@ impl Gmac {
         out
     }
 
-    fn verify(
-        &self,
-        number: u64,
-        index: u32,
-        bytes: &[u8],
-        tag: &[u8],
-    ) -> Result<(), CheckFailed> {
+    fn verify(&self, number: u64, index: u32, bytes: &[u8], tag: &[u8]) -> Result<(), CheckFailed> {
         let nonce = nonce(number, index);
         let opened = self.0.open_in_place_separate_tag(nonce, Aad::from(bytes), tag, &mut []);
         opened.map(drop).map_err(|_| CheckFailed)

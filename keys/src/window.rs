@@ -27,7 +27,8 @@ impl ReplayWindow {
         if number >= self.end {
             // Words between the last one in use and this one are of numbers never seen.
             let last = if self.end == 0 { None } else { Some((self.end - 1) / 64) };
-            let first_new = last.map_or(0, |last| last + 1).max((word + 1).saturating_sub(Self::WORDS as u64));
+            let first_new =
+                last.map_or(0, |last| last + 1).max((word + 1).saturating_sub(Self::WORDS as u64));
             for stale in first_new..=word {
                 self.seen[Self::place(stale)] = 0;
             }

@@ -6,7 +6,7 @@
 //! [--only SUBSTRING]`: `--awake` keeps the CPUs from halting, by a spinner of class SCHED_IDLE on
 //! each.
 
-use ordma::arena::Geometry;
+use ordma::arena::{Geometry, Guard};
 use ordma::{
     Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, PageRead, ReadBatch,
     Receiver, RemoteRef, Service,
@@ -74,7 +74,7 @@ struct Echo;
 
 impl Service for Echo {
     fn connected(&self, link: Arc<dyn Link>) {
-        link.allow_reads(true);
+        link.allow_reads(Some(ordma::ReadAccess::default()));
     }
     fn message(&self, link: &Arc<dyn Link>, head: &[u8], _data: &[u8]) {
         link.send(&head[..16], &[7; 64 + PAGE]);
@@ -107,13 +107,15 @@ impl Ordma {
         pin(server);
         let arena = Arc::new(Arena::new(Geometry::new(PAGE, 4 * BULK).unwrap()));
         let listener = engine.listen(address, Arc::new(Echo), Arc::clone(&arena)).unwrap();
-        listener.export(&arena.grow().unwrap());
+        listener.export(&arena.grow(Guard::None).unwrap());
         let pages = (0..(BULK / PAGE) as u64).map(|block| {
-            let slot = arena.take().unwrap();
+            let slot = arena.take(Guard::None).unwrap();
             let generation = arena.next_generation();
             let valid = PAGE as u32;
             let footer = Footer {
                 kind: Kind::Data,
+                sealed: false,
+                epoch: 0,
                 last: false,
                 valid,
                 file: 1,
@@ -154,6 +156,7 @@ impl Ordma {
                 reference: self.pages[(turn + i) % self.pages.len()],
                 floor: 0,
                 dest: region.segment(i * PAGE, PAGE),
+                key: dafs_keys::FileKey::clear(),
             });
             self.finish(&self.endpoint.read(pages.collect()));
         });

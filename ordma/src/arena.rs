@@ -66,19 +66,36 @@ impl Geometry {
     }
 }
 
+/// Who a chunk's pages are given to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Guard {
+    /// Everyone who may read one-sidedly at all: pages that are sealed, or need no protection.
+    None,
+    /// Who shows a right tag with the request: pages in the clear at level `keyed`. The chunk is
+    /// never handed over as memory.
+    Tags,
+}
+
 /// 64 MiB of payloads and then their footers: one memory region, one memfd, one export.
 #[derive(Debug)]
 pub struct Chunk {
     id: ChunkId,
+    guard: Guard,
     geometry: Geometry,
     memory: Mapping,
     file: MemoryFile,
 }
 
 impl Chunk {
-    fn create(id: ChunkId, geometry: Geometry) -> io::Result<Self> {
+    fn create(id: ChunkId, guard: Guard, geometry: Geometry) -> io::Result<Self> {
         let (file, memory) = MemoryFile::create("dafs-chunk", geometry.chunk_len())?;
-        Ok(Self { id, geometry, memory, file })
+        Ok(Self { id, guard, geometry, memory, file })
+    }
+
+    /// Who its pages are given to.
+    #[must_use]
+    pub fn guard(&self) -> Guard {
+        self.guard
     }
 
     /// The chunk's name.
@@ -103,7 +120,7 @@ impl Chunk {
     }
 
     /// Copies a slot's payload and footer out, without judging them; `false` where the chunk has no
-    /// such slot. Safe at any time: the copy may be torn, and [`crate::slot::verify`] will tell.
+    /// such slot. Safe at any time: the copy may be torn, and [`crate::slot::accept`] will tell.
     ///
     /// # Panics
     /// If `payload` is not of page size.
@@ -266,11 +283,23 @@ pub struct Arena {
 
 #[derive(Debug, Default)]
 struct Free {
+    /// Of chunks without a guard.
     slots: Vec<Slot>,
+    /// Of chunks with [`Guard::Tags`].
+    tagged: Vec<Slot>,
     /// Chunks that are dropped but still kept alive by a peer's mapping.
     dropped: Vec<Arc<Chunk>>,
     /// A chunk that is being retired: its slots do not come back.
     retiring: Option<ChunkId>,
+}
+
+impl Free {
+    fn of(&mut self, guard: Guard) -> &mut Vec<Slot> {
+        match guard {
+            Guard::None => &mut self.slots,
+            Guard::Tags => &mut self.tagged,
+        }
+    }
 }
 
 impl Arena {
@@ -304,36 +333,37 @@ impl Arena {
     /// When memory or descriptors are short; nothing has changed then.
     ///
     /// [`Listener::export`]: crate::Listener::export
-    pub fn grow(&self) -> io::Result<Arc<Chunk>> {
+    pub fn grow(&self, guard: Guard) -> io::Result<Arc<Chunk>> {
         let mut free = self.lock();
         let mut chunks = Vec::clone(&self.chunks.load());
         let id = ChunkId::try_from(chunks.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        let chunk = Arc::new(Chunk::create(id, self.geometry)?);
+        let chunk = Arc::new(Chunk::create(id, guard, self.geometry)?);
         chunks.push(Some(Arc::clone(&chunk)));
         self.chunks.store(Arc::new(chunks));
         let slots = (0..self.geometry.slots).rev();
-        free.slots.extend(slots.map(|index| Slot { chunk: Arc::clone(&chunk), index }));
+        free.of(guard).extend(slots.map(|index| Slot { chunk: Arc::clone(&chunk), index }));
         Ok(chunk)
     }
 
-    /// Takes a free slot.
+    /// Takes a free slot of a chunk with this guard.
     #[must_use]
-    pub fn take(&self) -> Option<Slot> {
-        self.lock().slots.pop()
+    pub fn take(&self, guard: Guard) -> Option<Slot> {
+        self.lock().of(guard).pop()
     }
 
     /// Gives a slot back. It must have been killed, or never been written since it was taken.
     pub fn free(&self, slot: Slot) {
         let mut free = self.lock();
         if free.retiring != Some(slot.chunk.id) && self.chunk(slot.chunk.id).is_some() {
-            free.slots.push(slot);
+            free.of(slot.chunk.guard).push(slot);
         }
     }
 
     /// Free slots at the moment.
     #[must_use]
     pub fn free_slots(&self) -> usize {
-        self.lock().slots.len()
+        let free = self.lock();
+        free.slots.len() + free.tagged.len()
     }
 
     /// The chunk with this id, if it is there.
@@ -357,6 +387,7 @@ impl Arena {
         }
         free.retiring = Some(id);
         free.slots.retain(|slot| slot.chunk.id != id);
+        free.tagged.retain(|slot| slot.chunk.id != id);
         true
     }
 
@@ -405,13 +436,14 @@ impl Arena {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::slot::{Footer, Kind, verify};
+    use crate::slot::{Footer, Kind, accept};
     use crate::{AccessFault, RemoteRef};
+    use dafs_keys::FileKey;
     use std::os::fd::{AsFd, AsRawFd};
 
     fn arena() -> Arena {
         let arena = Arena::new(Geometry::new(4096, 4 * 4096).unwrap());
-        arena.grow().unwrap();
+        arena.grow(Guard::None).unwrap();
         arena
     }
 
@@ -419,6 +451,8 @@ mod tests {
         let generation = arena.next_generation();
         let footer = Footer {
             kind: Kind::Data,
+            sealed: false,
+            epoch: 0,
             last: false,
             valid: 4096,
             file: 5,
@@ -434,13 +468,13 @@ mod tests {
     fn read(chunk: &Chunk, reference: &RemoteRef) -> Result<u8, AccessFault> {
         let (mut payload, mut footer) = ([0; 4096], [0; FOOTER_LEN]);
         assert!(chunk.copy_out(reference.slot, &mut payload, &mut footer));
-        verify(&footer, &payload, reference, 0).map(|_| payload[0])
+        accept(&footer, &mut payload, reference, 0, &FileKey::Clear).map(|_| payload[0])
     }
 
     #[test]
     fn a_page_is_read_until_it_is_killed() {
         let arena = arena();
-        let slot = arena.take().unwrap();
+        let slot = arena.take(Guard::None).unwrap();
         let reference = fill(&arena, &slot, 3);
         assert_eq!(read(&slot.chunk, &reference), Ok(3));
         slot.kill();
@@ -453,13 +487,13 @@ mod tests {
     #[test]
     fn a_reader_sees_the_same_and_can_do_nothing_to_it() {
         let arena = arena();
-        let slot = arena.take().unwrap();
+        let slot = arena.take(Guard::None).unwrap();
         let reference = fill(&arena, &slot, 3);
         let fd = slot.chunk.reader().unwrap();
         let peer = PeerChunk::map(fd.as_fd(), arena.geometry()).unwrap();
         let (mut payload, mut footer) = ([0; 4096], [0; FOOTER_LEN]);
         assert!(peer.copy_out(reference.slot, &mut payload, &mut footer));
-        assert!(verify(&footer, &payload, &reference, 0).is_ok());
+        assert!(accept(&footer, &mut payload, &reference, 0, &FileKey::Clear).is_ok());
         assert!(!peer.copy_out(4, &mut payload, &mut footer));
 
         assert!(rustix::fs::ftruncate(&fd, 1).is_err());
@@ -482,12 +516,12 @@ mod tests {
         let peer = PeerChunk::map(fd.as_fd(), arena.geometry()).unwrap();
         drop(fd);
         assert!(arena.begin_retire(0));
-        assert!(arena.take().is_none());
+        assert!(arena.take(Guard::None).is_none());
         arena.finish_retire(0);
         assert!(arena.chunk(0).is_none());
         assert_eq!(arena.bytes(), size);
         drop(peer);
         assert_eq!(arena.bytes(), 0);
-        assert_eq!(arena.grow().unwrap().id(), 1);
+        assert_eq!(arena.grow(Guard::None).unwrap().id(), 1);
     }
 }

@@ -9,6 +9,8 @@ use crate::arena::{Arena, Chunk, Geometry};
 use crate::region::Segment;
 use crate::slot::Footer;
 use crate::{AccessFault, ChunkId, RemoteRef};
+use dafs_keys::secret::MacKey;
+use dafs_keys::{FileKey, Protection, PublicKey, Secret, WriteKey};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -27,6 +29,9 @@ pub struct Capabilities {
     pub local_reads: bool,
     /// Most pages worth posting in one [`Endpoint::read`].
     pub read_batch: usize,
+    /// One-sided requests bear tags that the server's side checks: exports at level `keyed` can be
+    /// served.
+    pub tags: bool,
 }
 
 /// Why a connection ended or was not made. Says what happened and to what.
@@ -89,6 +94,10 @@ pub trait Service: Send + Sync {
 pub trait Link: Send + Sync + fmt::Debug {
     /// Distinguishes the link from all others of this process.
     fn id(&self) -> u64;
+    /// What the handshake showed, where there was one.
+    fn channel(&self) -> Option<&Arc<Established>> {
+        None
+    }
     /// The client, for logs.
     fn peer(&self) -> String;
     /// What the connection can do.
@@ -102,11 +111,46 @@ pub trait Link: Send + Sync + fmt::Debug {
     /// Fetches `buffer.len()` bytes from the client's advertised buffer at `offset`; the buffer
     /// comes back filled.
     fn read_from(&self, tag: Tag, offset: u64, buffer: Vec<u8>) -> Transfer;
-    /// Lets the client read one-sidedly, or (`false`) refuses it from now on with
+    /// Lets the client read one-sidedly, or (`None`) refuses it from now on with
     /// [`AccessFault::Revoked`]. Refused until allowed.
-    fn allow_reads(&self, allow: bool);
+    fn allow_reads(&self, access: Option<ReadAccess>);
     /// Ends the connection; [`Service::closed`] follows.
     fn close(&self, reason: &str);
+}
+
+/// What a handshake showed of the peer, and what both sides know since.
+#[derive(Debug)]
+pub struct Established {
+    /// The peer's public key.
+    pub peer: PublicKey,
+    /// The least protection level that the client accepts.
+    pub least: Protection,
+    /// The connection's secret.
+    pub secret: Secret,
+    /// Seals write data (client) and opens it (server).
+    pub writes: WriteKey,
+}
+
+impl Established {
+    /// What follows from a handshake.
+    #[must_use]
+    pub fn new(peer: PublicKey, least: Protection, secret: Secret) -> Self {
+        let writes = WriteKey::derive(&secret);
+        Self { peer, least, secret, writes }
+    }
+}
+
+/// How the one-sided reads of a link's client are checked.
+#[derive(Clone, Debug, Default)]
+pub struct ReadAccess {
+    /// Where there was a handshake, the connection's secret: only a second connection that proves
+    /// to know it is answered.
+    pub connection: Option<Secret>,
+    /// The session's secret, under which requests for pages of chunks with [`Guard::Tags`] bear
+    /// tags; without it those pages are refused.
+    ///
+    /// [`Guard::Tags`]: crate::arena::Guard::Tags
+    pub session: Option<MacKey>,
 }
 
 /// A transfer under way: resolves to the buffer it was given.
@@ -187,6 +231,19 @@ pub trait Endpoint: Send + Sync + fmt::Debug {
     /// Advertises memory, the segments as one buffer, for the server to write into or read from
     /// until [`withdraw`](Self::withdraw).
     fn advertise(&self, buffer: Vec<Segment>) -> Tag;
+    /// Advertises a copy of the data for the server to read: sealed under a key of the connection
+    /// where there was a handshake. Also returns the seal, empty where there is none, which the
+    /// server needs to open what it has read.
+    fn offer(&self, data: Vec<Segment>) -> (Tag, Vec<u8>) {
+        (self.advertise(data), Vec::new())
+    }
+    /// What the handshake showed, where there was one.
+    fn channel(&self) -> Option<&Arc<Established>> {
+        None
+    }
+    /// The handshake is done: proves to the server that the connection for one-sided reads is the
+    /// same client's. Nothing where reads need no connection of their own.
+    fn prove(&self, _connection: &Secret) {}
     /// Ends what [`advertise`](Self::advertise) began. After it returns no byte of the buffer is
     /// written or read under the tag. Returns how many bytes the server had placed.
     fn withdraw(&self, tag: Tag) -> u64;
@@ -210,6 +267,8 @@ pub struct PageRead {
     pub reference: RemoteRef,
     /// The least version that is acceptable.
     pub floor: u64,
+    /// What it takes to read pages of the file.
+    pub key: Arc<FileKey>,
     /// Where the payload goes: page size. Zeroed on a fault.
     pub dest: Segment,
 }

@@ -24,6 +24,13 @@ pub mod msg {
     include!(concat!(env!("OUT_DIR"), "/dafs.v1.rs"));
 }
 
+/// Does not show the secret.
+impl std::fmt::Debug for msg::FileKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileKey").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
 pub use frame::{FrameError, Header, Kind, MAGIC, VERSION, encode_message, encode_message_into};
 pub use msg::*;
 pub use op::{Call, Op};

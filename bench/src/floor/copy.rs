@@ -6,7 +6,8 @@ use crate::data::{self, Aligned, Offsets};
 use crate::error::{Error, Result};
 use crate::measure::{Block, Label, Subject, one_by_one};
 use crate::signals::Stop;
-use dafs_client::ordma::slot::verify;
+use dafs_client::keys::FileKey;
+use dafs_client::ordma::slot::accept;
 use dafs_client::ordma::{FOOTER_LEN, Footer, Kind, RemoteRef};
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ impl Memory {
             let block = i as u64;
             let footer = Footer {
                 kind: Kind::Data,
+                sealed: false,
+                epoch: 0,
                 last: i + 1 == pages,
                 valid: PAGE as u32,
                 file: FILE,
@@ -59,7 +62,7 @@ impl Memory {
         let footer = self.footers[offset / PAGE];
         let block = (offset / PAGE) as u64;
         let reference = RemoteRef { chunk: 0, slot: 0, file: FILE, block, generation: block + 1 };
-        verify(std::hint::black_box(&footer), to, &reference, 1)
+        accept(std::hint::black_box(&footer), to, &reference, 1, &FileKey::Clear)
             .map_err(|fault| Error::Peer(format!("copy and check: a {fault} page")))?;
         Ok(())
     }

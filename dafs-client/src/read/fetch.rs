@@ -7,8 +7,9 @@ use crate::session::outstanding::{Reply, Sink};
 use crate::session::rpc::{Body, EncodeDirect, Lane, Request};
 use crate::sync::lock;
 use crate::write::install;
+use dafs_keys::FileKey;
 use dafs_proto::{Buffer, Extent, Op, Placement, ReadReply, ReadRequest, encode_message};
-use ordma::slot::verify_unreferenced;
+use ordma::slot;
 use ordma::{FOOTER_LEN, Footer, Region, Segment};
 use std::sync::Arc;
 
@@ -119,6 +120,7 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
             placement: placement.into(),
             buffers,
             want_refs,
+            key_epoch: 0,
         };
         let result = match placement {
             Placement::Inline => {
@@ -263,7 +265,8 @@ impl Taken<'_> {
                 *copied += self.size as u64;
             }
             let want = &self.wants[place];
-            let judged = want.dest.with_ref(|page| verify_unreferenced(&raw[lies], page));
+            let key = FileKey::clear();
+            let judged = want.dest.with(|page| slot::open(&raw[lies], page, &key));
             let footer = match judged {
                 Some(Ok(footer)) => footer,
                 Some(Err(_)) => {

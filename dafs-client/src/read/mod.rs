@@ -93,7 +93,7 @@ pub(crate) async fn prefetch(file: &OpenFile, offset: u64, length: u64, fill: bo
     while at < end {
         let length = (REFS_AT_ONCE * page_size).min(end - at);
         let extent = Some(Extent { offset: at, length });
-        let make = |open| GetRefsRequest { open, extent, fill };
+        let make = |open| GetRefsRequest { open, extent, fill, key_epoch: 0 };
         let lane = crate::session::rpc::Lane::Normal;
         let (reply, epoch) = file.call_in::<GetRefsRequest>(lane, Vec::new(), make).await?;
         if reply.file != file.number() {

@@ -10,6 +10,7 @@ use crate::file::OpenFile;
 use crate::options::Path;
 use crate::session::{Grant, Live};
 use crate::sync::{Boxed, join_all, lock};
+use dafs_keys::FileKey;
 use dafs_proto::Placement;
 use ordma::{AccessFault, FOOTER_LEN, Footer, PageRead, Region, Segment};
 use std::sync::Arc;
@@ -147,7 +148,12 @@ impl Window<'_> {
         let page_size = self.grant.page_size;
         let bounce = session.take_bounce(page_size);
         let dest = bounce.segment(0, page_size);
-        let read = PageRead { reference: known.reference, floor: known.floor(), dest };
+        let read = PageRead {
+            reference: known.reference,
+            floor: known.floor(),
+            dest,
+            key: FileKey::clear(),
+        };
         let outcome = session.post(&live.endpoint, vec![read]).await.pop();
         session.give_bounce(bounce);
         let outcome = outcome.unwrap_or(Err(AccessFault::Unreachable));
@@ -273,7 +279,12 @@ impl Window<'_> {
                 let page = &self.pages[place];
                 let known = page.known?;
                 let dest = page.dest.clone();
-                Some(PageRead { reference: known.reference, floor: known.floor(), dest })
+                Some(PageRead {
+                    reference: known.reference,
+                    floor: known.floor(),
+                    dest,
+                    key: FileKey::clear(),
+                })
             });
             let reads = session.post(&live.endpoint, reads.collect());
             under_way.push(Box::pin(async move { Event::Ordma(places, reads.await) }));

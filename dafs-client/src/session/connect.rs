@@ -144,6 +144,7 @@ impl Session {
             client: self.options.name.clone(),
             protection: PROTECTION_NONE,
             slots: u32::from(self.options.slots),
+            credential: None,
         };
         let header = Header::request(Op::Connect, HELLO_SLOT, 0, self.options.slots);
         endpoint.send(&encode_message(header, &request), &[])?;

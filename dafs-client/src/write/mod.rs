@@ -116,6 +116,7 @@ async fn send(
         buffers,
         stability: dafs_proto::Stability::from(stability).into(),
         want_refs,
+        seal: Vec::new(),
     };
     let (reply, epoch) = if inline {
         session.counters.inline_writes.add(1);

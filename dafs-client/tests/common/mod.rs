@@ -6,6 +6,7 @@ mod transport;
 
 use dafs_client::blocking::Client;
 use dafs_client::{Options, Protection};
+use dafs_keys::FileKey;
 use dafs_proto::{Header, Kind, Op, Status};
 use ordma::slot::FOOTER_LEN;
 use ordma::{AccessFault, Footer, RemoteRef};
@@ -228,6 +229,8 @@ impl State {
         payload.resize(PAGE, 0);
         let footer = Footer {
             kind: ordma::Kind::Data,
+            sealed: false,
+            epoch: 0,
             last: block + 1 == self.blocks(id),
             valid: (end - start) as u32,
             file: self.number(id),
@@ -254,8 +257,9 @@ impl State {
             return Err(AccessFault::Gone);
         }
         let slot = *self.cached.get(&(id, block)).ok_or(AccessFault::Stale)?;
-        let (footer, payload) = self.page(id, block, slot);
-        ordma::slot::verify(&footer, &payload, reference, floor).map(|footer| (footer, payload))
+        let (footer, mut payload) = self.page(id, block, slot);
+        ordma::slot::accept(&footer, &mut payload, reference, floor, &FileKey::Clear)
+            .map(|footer| (footer, payload))
     }
 
     /// Changes a file's bytes and size; pages change in place, those beyond the end are killed.

@@ -250,7 +250,7 @@ fn answer(
                 push_ref(state, id, block, &mut list);
             }
             let size = state.nodes[&id].data.len() as u64;
-            good(GetRefsReply { file: state.number(id), refs: list, size })
+            good(GetRefsReply { file: state.number(id), refs: list, size, key: None })
         }
         _ => bad(Status::NotSupported),
     }
@@ -291,7 +291,7 @@ fn open(state: &mut State, session: &[u8], request: &OpenRequest) -> Answer {
     let open = session.last_open;
     session.opens.insert(open, id);
     let (file, attr) = (state.number(id), Some(attr(state, id)));
-    good(OpenReply { open, handle: handle(id), file, attr, refs: Vec::new(), created })
+    good(OpenReply { open, handle: handle(id), file, attr, refs: Vec::new(), created, key: None })
 }
 
 fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) -> Answer {
@@ -316,7 +316,7 @@ fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) 
     }
     footers.extend(payloads);
     let size = state.nodes[&id].data.len() as u64;
-    let body = ReadReply { file: state.number(id), counts, refs, size };
+    let body = ReadReply { file: state.number(id), counts, refs, size, ..ReadReply::default() };
     match request.placement() {
         Placement::Inline => {
             assert!(footers.len() <= state.max_inline as usize);

@@ -130,7 +130,7 @@ impl FakeEndpoint {
 impl Endpoint for FakeEndpoint {
     fn capabilities(&self) -> Capabilities {
         let local_reads = self.server.state().local_reads;
-        Capabilities { engine: "fake", geometry: None, local_reads, read_batch: 16 }
+        Capabilities { engine: "fake", geometry: None, local_reads, read_batch: 16, tags: false }
     }
 
     fn peer(&self) -> String {

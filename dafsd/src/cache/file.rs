@@ -175,6 +175,8 @@ impl CachedFile {
         let valid = size.saturating_sub(start).min(self.page_size());
         Footer {
             kind: Kind::Data,
+            sealed: false,
+            epoch: 0,
             last: block == self.last_block(size),
             valid: u32::try_from(valid).unwrap_or(u32::MAX),
             file: self.number,

@@ -9,6 +9,7 @@ use super::tests::{MemoryFile, PAGE, cache, ordma, read, refs, wait, write};
 use super::{Cache, CachedFile};
 use crate::store::StoreFile;
 use dafs_proto::Extent;
+use ordma::arena::Guard;
 use ordma::explore::{Actor, Explored, explore};
 use ordma::{AccessFault, RemoteRef};
 use std::sync::Arc;
@@ -261,7 +262,7 @@ fn a_chunk_is_retired_while_it_is_used() {
         || {
             let world = World::new(2, 4);
             // A second chunk would be over the budget: grown as if the budget had shrunk since.
-            world.cache.arena.grow().unwrap();
+            world.cache.arena.grow(Guard::None).unwrap();
             read(&world.file, PAGE as u64, 2 * PAGE as u64);
             let retire = {
                 let world = Arc::clone(&world);

@@ -2,6 +2,7 @@
 
 use super::{Cache, SLOT_OVERHEAD};
 use crate::store::Result;
+use ordma::arena::Guard;
 use ordma::{ChunkId, Slot};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,14 +27,15 @@ impl Cache {
     }
 
     pub(super) fn try_slot(&self) -> Option<Slot> {
-        self.arena.take().or_else(|| self.grow().then(|| self.arena.take()).flatten()).or_else(
-            || {
+        self.arena
+            .take(Guard::None)
+            .or_else(|| self.grow().then(|| self.arena.take(Guard::None)).flatten())
+            .or_else(|| {
                 // One page of some other shard each time: the clock's hand goes round all of them.
                 let start = self.next_shard.fetch_add(1, Ordering::Relaxed);
                 (0..self.shards.len())
                     .find_map(|i| self.evict_from((start + i) % self.shards.len()))
-            },
-        )
+            })
     }
 
     /// Gives a slot back that holds no page.
@@ -50,7 +52,7 @@ impl Cache {
         if self.pressed.load(Ordering::Relaxed) || (chunks + 1) * per_chunk > self.config.budget {
             return false;
         }
-        match self.arena.grow() {
+        match self.arena.grow(Guard::None) {
             Ok(chunk) => {
                 self.exporter.export(&chunk);
                 true

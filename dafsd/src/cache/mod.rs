@@ -35,7 +35,7 @@ use crate::sync::Mutex;
 use dafs_proto::{Status, WireHeat};
 use event_listener::Event;
 use foldhash::fast::RandomState;
-use ordma::arena::Geometry;
+use ordma::arena::{Geometry, Guard};
 use ordma::{Arena, Chunk, ChunkId};
 use shard::{Key, Shard};
 use std::collections::HashMap;
@@ -141,7 +141,7 @@ impl Cache {
         runtime: Runtime,
     ) -> Result<Arc<Self>> {
         let arena = Arc::new(Arena::new(config.geometry));
-        let first = arena.grow().map_err(|error| {
+        let first = arena.grow(Guard::None).map_err(|error| {
             StoreError::io("allocate the first chunk of the page cache", &error)
         })?;
         exporter.export(&first);

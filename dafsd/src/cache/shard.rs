@@ -161,14 +161,19 @@ impl Shard {
 mod tests {
     use super::*;
     use ordma::Arena;
-    use ordma::arena::Geometry;
+    use ordma::arena::{Geometry, Guard};
 
     fn shard_with(pages: u64) -> (Arena, Shard) {
         let arena = Arena::new(Geometry::new(4096, 16 * 4096).unwrap());
-        arena.grow().unwrap();
+        arena.grow(Guard::None).unwrap();
         let mut shard = Shard::default();
         for block in 0..pages {
-            shard.insert((1, block), arena.take().unwrap(), arena.next_generation(), false);
+            shard.insert(
+                (1, block),
+                arena.take(Guard::None).unwrap(),
+                arena.next_generation(),
+                false,
+            );
         }
         (arena, shard)
     }
@@ -209,7 +214,7 @@ mod tests {
         assert!(shard.reserve((1, 0), &done));
         assert!(!shard.reserve((1, 0), &done));
         assert!(shard.kill((1, 0)).is_none(), "a fill is not killed");
-        shard.insert((1, 0), arena.take().unwrap(), 1, true);
+        shard.insert((1, 0), arena.take(Guard::None).unwrap(), 1, true);
         assert!(shard.page((1, 0)).unwrap().dirty);
     }
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::store::StoreFile;
+use dafs_keys::FileKey;
 use dafs_proto::{Attr, Extent, Time, WireRef};
-use ordma::slot::verify_unreferenced;
 use ordma::{AccessFault, FOOTER_LEN, Footer, RemoteRef};
 use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll, Waker};
@@ -139,7 +139,7 @@ pub(crate) fn read(file: &Arc<CachedFile>, offset: u64, length: u64) -> Vec<u8> 
     let (footers, payloads) = pages.data.split_at(pages.counts[0] as usize * FOOTER_LEN);
     let mut bytes = Vec::new();
     for (footer, payload) in footers.as_chunks().0.iter().zip(payloads.chunks(PAGE)) {
-        let footer = verify_unreferenced(footer, payload).unwrap();
+        let footer = ordma::slot::open(footer, &mut payload.to_vec(), &FileKey::Clear).unwrap();
         assert!(payload[footer.valid as usize..].iter().all(|byte| *byte == 0));
         assert!(footer.last || footer.valid as usize == PAGE);
         bytes.extend(&payload[..footer.valid as usize]);
@@ -170,7 +170,7 @@ pub(crate) fn ordma(
     let chunk = arena.chunk(reference.chunk).ok_or(AccessFault::Gone)?;
     let (mut payload, mut footer) = (vec![0; PAGE], [0; FOOTER_LEN]);
     assert!(chunk.copy_out(reference.slot, &mut payload, &mut footer));
-    let footer = ordma::slot::verify(&footer, &payload, reference, 0)?;
+    let footer = ordma::slot::accept(&footer, &mut payload, reference, 0, &FileKey::Clear)?;
     payload.truncate(footer.valid as usize);
     Ok((footer, payload))
 }

@@ -37,7 +37,13 @@ impl Link for FakeLink {
         format!("fake {}", self.id)
     }
     fn capabilities(&self) -> Capabilities {
-        Capabilities { engine: "fake", geometry: None, local_reads: false, read_batch: 1 }
+        Capabilities {
+            engine: "fake",
+            geometry: None,
+            local_reads: false,
+            read_batch: 1,
+            tags: false,
+        }
     }
     fn send(&self, head: &[u8], data: &[u8]) {
         self.sent.lock().push((head.to_vec(), data.to_vec()));
@@ -48,7 +54,8 @@ impl Link for FakeLink {
     fn read_from(&self, _: Tag, _: u64, _: Vec<u8>) -> Transfer {
         self.transfer()
     }
-    fn allow_reads(&self, allow: bool) {
+    fn allow_reads(&self, access: Option<ordma::ReadAccess>) {
+        let allow = access.is_some();
         *self.may_read.lock() = allow;
     }
     fn close(&self, reason: &str) {

@@ -22,6 +22,6 @@ pub async fn get_refs(
     }
     let extent = request.extent.unwrap_or_default();
     let refs = open.file.warm(extent, MAX_REFS, request.fill).await?;
-    let body = GetRefsReply { file: open.file.number(), refs, size: open.file.size() };
+    let body = GetRefsReply { file: open.file.number(), refs, size: open.file.size(), key: None };
     Ok(body.into())
 }

@@ -76,7 +76,7 @@ fn reply(
     let number = file.number();
     let wire = handle.as_bytes().to_vec();
     let open = cx.session.add_open(Arc::new(Open { file, read, write, handle }))?;
-    Ok(OpenReply { open, handle: wire, file: number, attr: Some(attr), refs, created })
+    Ok(OpenReply { open, handle: wire, file: number, attr: Some(attr), refs, created, key: None })
 }
 
 /// What is to be opened.

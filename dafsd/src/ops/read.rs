@@ -32,6 +32,9 @@ pub async fn read(cx: &OpContext, request: ReadRequest) -> Result<Reply<ReadRepl
         counts: pages.counts,
         refs: pages.refs,
         size: pages.size,
+        key: None,
+        tags: Vec::new(),
+        first_tag: 0,
     };
     if !direct {
         return Ok(Reply { body, data: pages.data });

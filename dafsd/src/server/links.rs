@@ -6,7 +6,7 @@ use crate::ops::OpError;
 use crate::session::SessionLimits;
 use crate::sessions::SessionId;
 use dafs_proto::Status;
-use ordma::Link;
+use ordma::{Link, ReadAccess};
 use std::sync::Arc;
 
 impl Server {
@@ -83,10 +83,10 @@ impl Server {
         connection.session = Some(Arc::clone(session));
         drop(links);
         if let Some(old) = old {
-            old.allow_reads(false);
+            old.allow_reads(None);
             old.close("the client has connected anew");
         }
-        link.allow_reads(true);
+        link.allow_reads(Some(ReadAccess::default()));
         Ok(())
     }
 

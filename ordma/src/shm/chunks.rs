@@ -4,7 +4,7 @@ use super::boot::PeerBoot;
 use super::control::{self, Message, Received};
 use crate::arena::{Geometry, PeerChunk};
 use crate::engine::PageRead;
-use crate::slot::{FOOTER_LEN, Footer, verify};
+use crate::slot::{FOOTER_LEN, Footer, accept};
 use crate::stream::lock;
 use crate::{AccessFault, ChunkId};
 use arc_swap::ArcSwap;
@@ -188,7 +188,7 @@ impl Chunks {
         if !chunk.copy_out(page.reference.slot, place, &mut footer) {
             return Err(AccessFault::Stale);
         }
-        verify(&footer, place, &page.reference, page.floor)
+        accept(&footer, place, &page.reference, page.floor, &page.key)
     }
 
     /// Acts upon all messages that have arrived. The error says why no more will.

@@ -94,6 +94,7 @@ fn capabilities(geometry: Geometry) -> Capabilities {
         geometry: Some(geometry),
         local_reads: true,
         read_batch: READ_BATCH,
+        tags: false,
     }
 }
 

@@ -6,7 +6,7 @@ use super::listener::Host;
 use super::state::State;
 use super::transfer::Task;
 use crate::arena::Geometry;
-use crate::{Capabilities, Link, LinkError, Tag, Transfer};
+use crate::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
 use std::fmt;
 use std::sync::Weak;
 
@@ -65,8 +65,8 @@ impl Link for SimLink {
         self.transfer(Task::Fetch(tag, offset), buffer)
     }
 
-    fn allow_reads(&self, allow: bool) {
-        self.with(|state| state.allow_reads(self.id, allow));
+    fn allow_reads(&self, access: Option<ReadAccess>) {
+        self.with(|state| state.allow_reads(self.id, access.is_some()));
     }
 
     fn close(&self, reason: &str) {

@@ -109,7 +109,7 @@ impl Engine for Sim {
 }
 
 fn capabilities(geometry: Option<Geometry>) -> Capabilities {
-    Capabilities { engine: "sim", geometry, local_reads: false, read_batch: 64 }
+    Capabilities { engine: "sim", geometry, local_reads: false, read_batch: 64, tags: false }
 }
 
 /// Most bytes of a message's head.

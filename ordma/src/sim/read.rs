@@ -4,7 +4,7 @@ use super::core::Call;
 use super::event::{Channel, Part, What};
 use super::state::State;
 use crate::engine::{PageRead, ReadBatch};
-use crate::slot::verify;
+use crate::slot::accept;
 use crate::{AccessFault, Chunk, FOOTER_LEN, Footer};
 use std::sync::Arc;
 
@@ -160,8 +160,8 @@ fn copy_part(chunk: &Chunk, slot: u32, part: Part, copy: &mut PageCopy) -> Optio
 }
 
 /// Hands a copy on if it is what was asked for.
-fn deliver(read: &PageRead, copy: &PageCopy) -> Result<Footer, AccessFault> {
-    let footer = verify(&copy.footer, &copy.payload, &read.reference, read.floor)?;
+fn deliver(read: &PageRead, copy: &mut PageCopy) -> Result<Footer, AccessFault> {
+    let footer = accept(&copy.footer, &mut copy.payload, &read.reference, read.floor, &read.key)?;
     // A buffer withdrawn meanwhile: no one is left to see the page.
     read.dest.with(|bytes| bytes.copy_from_slice(&copy.payload)).ok_or(AccessFault::Unreachable)?;
     Ok(footer)

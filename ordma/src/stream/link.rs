@@ -7,7 +7,7 @@ use super::out::Out;
 use super::reactor::Registration;
 use super::server::Server;
 use super::{io, lock};
-use crate::engine::{Capabilities, Link, LinkError, Tag, Transfer};
+use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
 use foldhash::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -251,11 +251,11 @@ impl Link for StreamLink {
         transfer
     }
 
-    fn allow_reads(&self, allow: bool) {
+    fn allow_reads(&self, access: Option<ReadAccess>) {
         let second = lock(&self.second);
-        self.reads_allowed.store(allow, Ordering::Release);
+        self.reads_allowed.store(access.is_some(), Ordering::Release);
         if let Some(second) = &*second {
-            second.allow(allow);
+            second.allow(access.is_some());
         }
     }
 

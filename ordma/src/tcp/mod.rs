@@ -90,6 +90,7 @@ fn capabilities(geometry: Geometry) -> Capabilities {
         geometry: Some(geometry),
         local_reads: false,
         read_batch: READ_BATCH,
+        tags: true,
     }
 }
 

@@ -144,6 +144,7 @@ mod tests {
     use crate::RemoteRef;
     use crate::engine::PageRead;
     use crate::region::Region;
+    use dafs_keys::FileKey;
     use std::io::Read;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
@@ -151,7 +152,7 @@ mod tests {
     fn batch(pages: usize) -> Arc<ReadBatch> {
         let dest = Region::owned(vec![0; 4096]).segment(0, 4096);
         let reference = RemoteRef { chunk: 0, slot: 0, file: 0, block: 0, generation: 1 };
-        ReadBatch::new(vec![PageRead { reference, floor: 0, dest }; pages])
+        ReadBatch::new(vec![PageRead { reference, floor: 0, dest, key: FileKey::clear() }; pages])
     }
 
     /// Requests that have arrived.

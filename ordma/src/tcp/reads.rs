@@ -7,7 +7,7 @@ use crate::AccessFault;
 use crate::arena::Geometry;
 use crate::engine::{LinkError, PageRead, ReadBatch};
 use crate::region::{Access, Iovecs, with_iovecs};
-use crate::slot::{FOOTER_LEN, Footer, verify};
+use crate::slot::{FOOTER_LEN, Footer, accept};
 use crate::stream::endpoint::ReadLane;
 use crate::stream::placing::receive_into;
 use crate::stream::turn::{Handled, Lane};
@@ -273,8 +273,9 @@ impl Reads {
                 Ok(_) if reply.at < self.page_size => return,
                 Ok(footer) => {
                     reply.at -= self.page_size;
-                    let judge =
-                        |payload: &mut [u8]| verify(footer, payload, &page.reference, page.floor);
+                    let judge = |payload: &mut [u8]| {
+                        accept(footer, payload, &page.reference, page.floor, &page.key)
+                    };
                     // A place that is gone gets nothing.
                     page.dest.with(judge).unwrap_or(Err(AccessFault::Unreachable))
                 }

@@ -1,6 +1,9 @@
 //! A server and clients of some engine, and ways to wait for them.
 
+use dafs_keys::FileKey;
+use ordma::ReadAccess;
 use ordma::arena::Geometry;
+use ordma::arena::Guard;
 use ordma::{
     AccessFault, Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, Listener,
     PageRead, ReadBatch, Receiver, Region, RemoteRef, Segment, Service, Slot, Transfer,
@@ -158,13 +161,13 @@ impl World {
     }
 
     pub fn grow(&self) {
-        self.listener.export(&self.arena.grow().unwrap());
+        self.listener.export(&self.arena.grow(Guard::None).unwrap());
     }
 
     /// Connects a client that may read.
     pub fn client(&self) -> Client {
         let client = self.stranger();
-        client.link.allow_reads(true);
+        client.link.allow_reads(Some(ReadAccess::default()));
         client
     }
 
@@ -188,7 +191,7 @@ impl World {
 
     /// Fills a slot with a page of this byte.
     pub fn page(&self, byte: u8) -> (Slot, RemoteRef) {
-        let slot = self.arena.take().expect("a free slot");
+        let slot = self.arena.take(Guard::None).expect("a free slot");
         let reference = self.fill(&slot, byte, 0);
         (slot, reference)
     }
@@ -203,6 +206,8 @@ impl World {
         let block = u64::from(slot.index);
         let footer = Footer {
             kind: Kind::Data,
+            sealed: false,
+            epoch: 0,
             last: false,
             valid: PAGE as u32,
             file: 77,
@@ -291,6 +296,7 @@ impl Client {
         let reads = pages.iter().enumerate().map(|(i, (reference, floor))| PageRead {
             reference: *reference,
             floor: *floor,
+            key: FileKey::clear(),
             dest: region.segment(i * PAGE, PAGE),
         });
         let batch = self.endpoint.read(reads.collect());

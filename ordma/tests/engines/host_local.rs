@@ -2,6 +2,9 @@
 
 use crate::harness::*;
 use crate::hostile::{dial_unix, greet};
+use dafs_keys::FileKey;
+use ordma::ReadAccess;
+use ordma::arena::Guard;
 use ordma::shm::Shm;
 use ordma::{AccessFault, Engine, RemoteRef};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -48,7 +51,7 @@ fn rogue(world: &World) -> Rogue {
     greet(&mut second, Some(ticket));
     let (message, boot) = receive(&second);
     assert_eq!(message[0], 1, "the boot page");
-    link.allow_reads(true);
+    link.allow_reads(Some(ReadAccess::default()));
     assert_eq!(receive(&second).0[0], 2, "the permission");
     let (message, chunk) = receive(&second);
     assert_eq!((message[0], message[4]), (4, 0), "chunk 0");
@@ -133,7 +136,7 @@ fn a_chunk_is_known_before_the_first_message_after_its_export() {
     let client = world.client();
     for i in 1..30u8 {
         world.grow();
-        let slots: Vec<_> = std::iter::from_fn(|| world.arena.take()).collect();
+        let slots: Vec<_> = std::iter::from_fn(|| world.arena.take(Guard::None)).collect();
         let slot = slots.iter().find(|slot| slot.chunk.id() == u32::from(i));
         let slot = slot.expect("a slot of the new chunk");
         let reference = world.fill(slot, i, 0);
@@ -179,7 +182,11 @@ fn server_process() {
     let (_slot, reference) = world.page(9);
     println!("\nserving {}", reference.generation);
     std::io::stdout().flush().unwrap();
-    world.service.0.wait("the link", |seen| seen.connected.first().cloned()).allow_reads(true);
+    world
+        .service
+        .0
+        .wait("the link", |seen| seen.connected.first().cloned())
+        .allow_reads(Some(ReadAccess::default()));
     loop {
         std::thread::park();
     }
@@ -208,7 +215,7 @@ fn the_memory_of_a_killed_server_is_not_read() {
     let region = ordma::Region::owned(vec![0; PAGE]);
     let read = || {
         let dest = region.segment(0, PAGE);
-        let page = ordma::PageRead { reference, floor: 0, dest };
+        let page = ordma::PageRead { reference, floor: 0, dest, key: FileKey::clear() };
         poll_batch(&endpoint.read(vec![page])).expect("local reads are done at once")[0]
     };
     drive_until(&*endpoint, MESSAGES, "the permission", || read().ok());

@@ -1,6 +1,7 @@
 //! Peers that do not keep to the protocol, over both stream engines.
 
 use crate::harness::*;
+use ordma::ReadAccess;
 use ordma::{AccessFault, LinkError, shm, tcp};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -240,7 +241,7 @@ fn incomplete_messages_share_a_bounded_memory() {
         let mut socket = dial(&world);
         greet(&mut *socket, None);
         let link = world.service.0.wait("the link", |seen| seen.connected.first().cloned());
-        link.allow_reads(true);
+        link.allow_reads(Some(ReadAccess::default()));
         socket.write_all(&[frame(1, 0, 1 << 20, 0), vec![1; 100_000]].concat()).unwrap();
         // Waits for the memory that the other one has taken, until that one is cut off.
         let client = world.client();
@@ -258,7 +259,7 @@ fn an_agent_is_not_held_up_by_replies_that_are_not_taken() {
     let mut first = dial(&world);
     let ticket = greet(&mut *first, None);
     let link = world.service.0.wait("the link", |seen| seen.connected.get(1).cloned());
-    link.allow_reads(true);
+    link.allow_reads(Some(ReadAccess::default()));
     let mut second = TcpStream::connect(world.listener.address()).unwrap();
     greet(&mut second, Some(ticket));
     let mut request = Vec::new();

@@ -1,6 +1,8 @@
 //! What every engine must do.
 
 use crate::harness::*;
+use dafs_keys::FileKey;
+use ordma::ReadAccess;
 use ordma::{AccessFault, LinkError, PageRead, Region, RemoteRef};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -167,7 +169,8 @@ pub fn pages_are_read(row: &Row) {
     // Each page into a region of its own, several batches at a time.
     let post = |(_, reference): &(ordma::Slot, RemoteRef)| {
         let dest = segment(vec![0; PAGE]);
-        let read = PageRead { reference: *reference, floor: 0, dest: dest.clone() };
+        let read =
+            PageRead { reference: *reference, floor: 0, dest: dest.clone(), key: FileKey::clear() };
         (client.endpoint.read(vec![read]), dest)
     };
     let batches: Vec<_> = pages.iter().map(post).collect();
@@ -203,13 +206,13 @@ pub fn reads_are_refused_until_allowed(row: &Row) {
     let client = world.stranger();
     let revoked = Err(AccessFault::Revoked);
     assert_eq!(client.read_one(reference), revoked);
-    client.link.allow_reads(true);
+    client.link.allow_reads(Some(ReadAccess::default()));
     // What follows the permission is not overtaken by it.
     client.echo(b"e", &[]);
     assert_eq!(client.read_one(reference), Ok(3));
-    client.link.allow_reads(false);
+    client.link.allow_reads(None);
     client.until(BOTH, "the refusal", || (client.read_one(reference) == revoked).then_some(()));
-    client.link.allow_reads(true);
+    client.link.allow_reads(Some(ReadAccess::default()));
     client.until(BOTH, "the permission", || (client.read_one(reference) == Ok(3)).then_some(()));
 }
 
@@ -239,7 +242,7 @@ pub fn batches_with_faults_in_the_middle(row: &Row) {
     let mut batches = Vec::new();
     for (i, (_, reference)) in pages.iter().enumerate() {
         let dest = segment(vec![9; PAGE]);
-        let read = PageRead { reference: *reference, floor: 0, dest };
+        let read = PageRead { reference: *reference, floor: 0, dest, key: FileKey::clear() };
         batches.push((i, client.endpoint.read(vec![read])));
     }
     for (i, batch) in batches {
@@ -439,7 +442,12 @@ pub fn one_thread_looks_after_several_endpoints(row: &Row) {
     }
     let dest = || segment(vec![0; PAGE]);
     let post = |client: &Client| {
-        client.endpoint.read(vec![PageRead { reference, floor: 0, dest: dest() }])
+        client.endpoint.read(vec![PageRead {
+            reference,
+            floor: 0,
+            dest: dest(),
+            key: FileKey::clear(),
+        }])
     };
     let batches: Vec<_> = clients.iter().map(post).collect();
     let mut missing: Vec<_> = batches.iter().collect();

@@ -3,6 +3,7 @@
 use crate::harness::{
     ANYTHING, Client, ECHO, FETCH, NOTE, PAGE, PLACE, SECOND, Stage, number, request, serve, write,
 };
+use dafs_keys::FileKey;
 use ordma::sim::{Faults, Outstanding};
 use ordma::{AccessFault, Footer, Link, PageRead, ReadBatch, Region, Tag};
 use proptest::prelude::*;
@@ -156,7 +157,7 @@ impl Play {
                     Command::Read { .. } => {
                         let region = Region::owned(vec![0xEE; PAGE]);
                         let dest = region.segment(0, PAGE);
-                        let page = PageRead { reference, floor: 0, dest };
+                        let page = PageRead { reference, floor: 0, dest, key: FileKey::clear() };
                         actor.batches.push((endpoint.read(vec![page]), region));
                     }
                     Command::Drive { micros, .. } => {

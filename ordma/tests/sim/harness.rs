@@ -1,6 +1,9 @@
 //! A server and a client that do what the tests ask for, and keep count of what they are told.
 
+use dafs_keys::FileKey;
+use ordma::ReadAccess;
 use ordma::arena::Geometry;
+use ordma::arena::Guard;
 use ordma::sim::{Sim, World};
 use ordma::{
     Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, Listener, PageRead, Receiver,
@@ -97,7 +100,7 @@ struct Front(Arc<Server>);
 
 impl Service for Front {
     fn connected(&self, link: Arc<dyn Link>) {
-        link.allow_reads(true);
+        link.allow_reads(Some(ReadAccess::default()));
         let mut told = self.0.told();
         let told = told.entry(link.id()).or_default();
         told.connected += 1;
@@ -211,7 +214,8 @@ impl Client {
     pub fn read(&self, reference: RemoteRef) -> Result<(Footer, Vec<u8>), ordma::AccessFault> {
         let region = Region::owned(vec![0xEE; PAGE]);
         let dest = region.segment(0, PAGE);
-        let batch = self.endpoint.read(vec![PageRead { reference, floor: 0, dest }]);
+        let batch =
+            self.endpoint.read(vec![PageRead { reference, floor: 0, dest, key: FileKey::clear() }]);
         let mut cx = Context::from_waker(Waker::noop());
         let outcome = loop {
             match batch.poll(&mut cx) {
@@ -241,14 +245,14 @@ impl Stage {
     pub fn new(seed: u64) -> Self {
         let world = World::new(seed);
         let arena = Arc::new(Arena::new(Geometry::new(PAGE, 8 * PAGE).unwrap()));
-        arena.grow().unwrap();
+        arena.grow(Guard::None).unwrap();
         let (server, listener) = serve(&world, &arena);
         Self { world, server, arena, listener }
     }
 
     /// Fills a slot with a page of the file 5.
     pub fn page(&self, byte: u8) -> (Slot, RemoteRef) {
-        let slot = self.arena.take().unwrap();
+        let slot = self.arena.take(Guard::None).unwrap();
         let generation = self.arena.next_generation();
         write(&slot, generation, 0, byte);
         let reference =
@@ -272,7 +276,17 @@ pub fn serve(world: &World, arena: &Arc<Arena>) -> (Arc<Server>, Arc<dyn Listene
 pub fn write(slot: &Slot, generation: u64, version: u64, byte: u8) {
     let valid = PAGE as u32;
     let kind = Kind::Data;
-    let footer = Footer { kind, last: false, valid, file: 5, block: 6, generation, version };
+    let footer = Footer {
+        kind,
+        sealed: false,
+        epoch: 0,
+        last: false,
+        valid,
+        file: 5,
+        block: 6,
+        generation,
+        version,
+    };
     let payload = [byte; PAGE];
     slot.write(&payload, &footer.encode(&payload));
 }

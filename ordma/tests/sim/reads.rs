@@ -1,6 +1,9 @@
 //! One-sided reads, their faults, and the chunks they go to.
 
 use crate::harness::{Client, SECOND, Stage, write};
+use dafs_keys::FileKey;
+use ordma::ReadAccess;
+use ordma::arena::Guard;
 use ordma::sim::Faults;
 use ordma::{AccessFault, PageRead, Region, RemoteRef};
 use std::sync::Arc;
@@ -14,7 +17,12 @@ fn pages_are_read_without_the_server_hearing_of_it() {
     let (_, second) = stage.page(4);
     let client = Client::connect(&stage.world).unwrap();
     let region = Region::owned(vec![0; 2 * 4096]);
-    let page = |reference, at| PageRead { reference, floor: 0, dest: region.segment(at, 4096) };
+    let page = |reference, at| PageRead {
+        reference,
+        floor: 0,
+        dest: region.segment(at, 4096),
+        key: FileKey::clear(),
+    };
     let batch = client.endpoint.read(vec![page(first, 0), page(second, 4096)]);
     stage.world.run_until_idle();
     let Poll::Ready(outcome) = batch.poll(&mut Context::from_waker(Waker::noop())) else {
@@ -39,7 +47,7 @@ fn every_refusal_has_its_name() {
     assert_eq!(client.read(RemoteRef { chunk: 1, ..reference }), Err(AccessFault::Gone));
     stage.world.revoke(link.id());
     assert_eq!(client.read(reference), Err(AccessFault::Revoked));
-    link.allow_reads(true);
+    link.allow_reads(Some(ReadAccess::default()));
     assert!(client.read(reference).is_ok());
     slot.kill();
     assert_eq!(client.read(reference), Err(AccessFault::Stale));
@@ -55,7 +63,12 @@ fn a_page_below_the_floor_is_stale() {
     let (_, reference) = stage.page(3);
     let client = Client::connect(&stage.world).unwrap();
     let dest = Region::owned(vec![1; 4096]).segment(0, 4096);
-    let batch = client.endpoint.read(vec![PageRead { reference, floor: 1, dest: dest.clone() }]);
+    let batch = client.endpoint.read(vec![PageRead {
+        reference,
+        floor: 1,
+        dest: dest.clone(),
+        key: FileKey::clear(),
+    }]);
     stage.world.run_until_idle();
     let outcome = batch.poll(&mut Context::from_waker(Waker::noop()));
     assert_eq!(outcome, Poll::Ready(vec![Err(AccessFault::Stale)]));
@@ -121,8 +134,8 @@ fn stray_faults_come_as_often_as_they_should() {
 fn a_new_chunk_is_known_before_the_first_message_that_refers_to_it() {
     let stage = Stage::new(6);
     let client = Client::connect(&stage.world).unwrap();
-    (0..8).for_each(|_| drop(stage.arena.take()));
-    stage.listener.export(&stage.arena.grow().unwrap());
+    (0..8).for_each(|_| drop(stage.arena.take(Guard::None)));
+    stage.listener.export(&stage.arena.grow(Guard::None).unwrap());
     let (_, reference) = stage.page(9);
     assert_eq!(reference.chunk, 1);
     stage.server.links()[0].send(&[0; 17], &[]);
@@ -201,7 +214,8 @@ fn reads_end_with_the_world() {
     let (_, reference) = stage.page(1);
     let client = Client::connect(&stage.world).unwrap();
     let dest = Region::owned(vec![1; 4096]).segment(0, 4096);
-    let batch = client.endpoint.read(vec![PageRead { reference, floor: 0, dest }]);
+    let batch =
+        client.endpoint.read(vec![PageRead { reference, floor: 0, dest, key: FileKey::clear() }]);
     drop((client, stage));
     let outcome = batch.poll(&mut Context::from_waker(Waker::noop()));
     assert_eq!(outcome, Poll::Ready(vec![Err(AccessFault::Unreachable)]));

@@ -2,10 +2,14 @@
 
 use crate::{ATTR, attr, call};
 use dafs_proto::{
-    Buffer, CloseReply, CloseRequest, CommitReply, CommitRequest, Create, Extent, GetRefsReply,
-    GetRefsRequest, Op, OpenReply, OpenRequest, Placement, ReadReply, ReadRequest, SetAttr,
-    Stability, WriteReply, WriteRequest,
+    Buffer, CloseReply, CloseRequest, CommitReply, CommitRequest, Create, Extent, FileKey,
+    GetRefsReply, GetRefsRequest, Op, OpenReply, OpenRequest, Placement, ReadReply, ReadRequest,
+    SetAttr, Stability, WriteReply, WriteRequest,
 };
+
+fn key() -> Option<FileKey> {
+    Some(FileKey { epoch: 256, secret: vec![5, 6] })
+}
 
 /// Checks them all, and returns the operations.
 pub(crate) fn calls() -> Vec<Op> {
@@ -40,6 +44,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 attr: attr(),
                 refs: vec![1, 2],
                 created: true,
+                key: key(),
             },
             &[
                 &[0x08, 1],                         // open
@@ -49,6 +54,9 @@ pub(crate) fn calls() -> Vec<Op> {
                 ATTR,
                 &[0x2a, 2, 1, 2], // refs
                 &[0x30, 1],       // created
+                &[0x3a, 7],       // key
+                &[0x08, 0x80, 2], //   epoch
+                &[0x12, 2, 5, 6], //   secret
             ],
         ),
         call(CloseRequest { open: 200 }, &[&[0x08, 0xc8, 0x01]], CloseReply {}, &[]),
@@ -59,6 +67,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 placement: Placement::Direct.into(),
                 buffers: buffers(),
                 want_refs: 32,
+                key_epoch: 3,
             },
             &[
                 &[0x08, 1],                                     // open
@@ -70,13 +79,27 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x10, 127],                                   //   address
                 &[0x18, 0x81, 0x40],                            //   length
                 &[0x28, 32],                                    // want_refs
+                &[0x30, 3],                                     // key_epoch
             ],
-            ReadReply { file: 7, counts: vec![2, 0, 300], refs: vec![1, 2], size: 9000 },
+            ReadReply {
+                file: 7,
+                counts: vec![2, 0, 300],
+                refs: vec![1, 2],
+                size: 9000,
+                key: key(),
+                tags: vec![0xaa, 0xbb],
+                first_tag: 300,
+            },
             &[
                 &[0x09, 7, 0, 0, 0, 0, 0, 0, 0], // file
                 &[0x12, 4, 2, 0, 0xac, 0x02],    // counts, packed
                 &[0x1a, 2, 1, 2],                // refs
                 &[0x20, 0xa8, 0x46],             // size
+                &[0x2a, 7],                      // key
+                &[0x08, 0x80, 2],                //   epoch
+                &[0x12, 2, 5, 6],                //   secret
+                &[0x32, 2, 0xaa, 0xbb],          // tags
+                &[0x38, 0xac, 0x02],             // first_tag
             ],
         ),
         call(
@@ -87,12 +110,14 @@ pub(crate) fn calls() -> Vec<Op> {
                 buffers: vec![],
                 stability: Stability::File.into(),
                 want_refs: 1,
+                seal: vec![4, 5],
             },
             &[
                 &[0x08, 1],                     // open
                 &[0x12, 4, 0x08, 10, 0x10, 64], // extents
                 &[0x28, 2],                     // stability: file
                 &[0x30, 1],                     // want_refs
+                &[0x3a, 2, 4, 5],               // seal
             ],
             WriteReply {
                 count: 64,
@@ -121,17 +146,26 @@ pub(crate) fn calls() -> Vec<Op> {
             &[&[0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]], // verifier
         ),
         call(
-            GetRefsRequest { open: 1, extent: Some(Extent { offset: 0, length: 64 }), fill: true },
+            GetRefsRequest {
+                open: 1,
+                extent: Some(Extent { offset: 0, length: 64 }),
+                fill: true,
+                key_epoch: 1,
+            },
             &[
                 &[0x08, 1],           // open
                 &[0x12, 2, 0x10, 64], // extent
                 &[0x18, 1],           // fill
+                &[0x20, 1],           // key_epoch
             ],
-            GetRefsReply { file: 7, refs: vec![1, 2], size: 64 },
+            GetRefsReply { file: 7, refs: vec![1, 2], size: 64, key: key() },
             &[
                 &[0x09, 7, 0, 0, 0, 0, 0, 0, 0], // file
                 &[0x12, 2, 1, 2],                // refs
                 &[0x18, 64],                     // size
+                &[0x22, 7],                      // key
+                &[0x08, 0x80, 2],                //   epoch
+                &[0x12, 2, 5, 6],                //   secret
             ],
         ),
     ]

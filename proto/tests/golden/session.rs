@@ -2,8 +2,8 @@
 
 use crate::{ATTR, attr, call};
 use dafs_proto::{
-    ConnectReply, ConnectRequest, Counter, DisconnectReply, DisconnectRequest, Op, RenewReply,
-    RenewRequest, StatsReply, StatsRequest,
+    ConnectReply, ConnectRequest, Counter, Credential, DisconnectReply, DisconnectRequest, Op,
+    RenewReply, RenewRequest, StatsReply, StatsRequest,
 };
 
 /// Checks them all, and returns the operations.
@@ -17,6 +17,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 client: "me".into(),
                 protection: 3,
                 slots: 128,
+                credential: Some(Credential { uid: 1000, gid: 100, groups: vec![4, 300] }),
             },
             &[
                 &[0x08, 1],                         // version
@@ -26,6 +27,10 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x22, 2, b'm', b'e'], // client
                 &[0x28, 3],             // protection
                 &[0x30, 0x80, 0x01],    // slots
+                &[0x3a, 10],            // credential
+                &[0x08, 0xe8, 0x07],    //   uid
+                &[0x10, 100],           //   gid
+                &[0x1a, 3, 4, 0xac, 2], //   groups, packed
             ],
             ConnectReply {
                 session: vec![0xbb; 16],
