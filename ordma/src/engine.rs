@@ -10,11 +10,12 @@ use crate::region::Segment;
 use crate::slot::Footer;
 use crate::{AccessFault, ChunkId, RemoteRef};
 use dafs_keys::secret::MacKey;
-use dafs_keys::{FileKey, Protection, PublicKey, Secret, WriteKey};
+use dafs_keys::{FileKey, PageTagKey, Protection, PublicKey, Secret, WriteKey};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -129,6 +130,9 @@ pub struct Established {
     pub secret: Secret,
     /// Seals write data (client) and opens it (server).
     pub writes: WriteKey,
+    page_tags: OnceLock<PageTagKey>,
+    /// Numbers of page tags given so far.
+    tagged: AtomicU64,
 }
 
 impl Established {
@@ -136,7 +140,18 @@ impl Established {
     #[must_use]
     pub fn new(peer: PublicKey, least: Protection, secret: Secret) -> Self {
         let writes = WriteKey::derive(&secret);
-        Self { peer, least, secret, writes }
+        let (page_tags, tagged) = (OnceLock::new(), AtomicU64::new(0));
+        Self { peer, least, secret, writes, page_tags, tagged }
+    }
+
+    /// Tags pages in replies (server) and checks them (client), at level `keyed`.
+    pub fn page_tags(&self) -> &PageTagKey {
+        self.page_tags.get_or_init(|| PageTagKey::derive(&self.secret))
+    }
+
+    /// The first of `count` numbers for page tags that have not been used on the connection.
+    pub fn take_tag_numbers(&self, count: u64) -> u64 {
+        self.tagged.fetch_add(count, Ordering::Relaxed)
     }
 }
 
