@@ -6,7 +6,9 @@ use crate::dispatch::Dispatcher;
 use crate::exporter::Listeners;
 use crate::runtime::Runtime;
 use crate::server::{Export, Server};
-use crate::store::{HandleReport, LocalOptions, LocalStore, StoreError};
+use crate::state::{SecretError, load_secret};
+use crate::store::{HandleReport, LocalOptions, LocalStore, Store, StoreError};
+use dafs_keys::{HandleKey, Secret};
 use ordma::{Engine, LinkError};
 use rustix::fs::FlockOperation;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -45,6 +47,9 @@ pub enum StartError {
         /// The other server's process, where it is known: ` (process 123)`.
         pid: String,
     },
+    /// The server's secret cannot be had.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// An export cannot be offered.
     #[error("export {name:?}: {error}")]
     Export {
@@ -89,9 +94,10 @@ impl Daemon {
     pub fn start(config: &Config, engines: Engines<'_>) -> Result<Self, StartError> {
         raise_descriptor_limit();
         let lock = lock_state(&config.state_dir)?;
+        let secret = load_secret(&config.state_dir)?;
         let mut exports = Vec::new();
         for export in &config.exports {
-            exports.push(open_export(config, export)?);
+            exports.push(open_export(config, export, &secret)?);
         }
         let runtime = Runtime::start(config.workers).map_err(StartError::Thread)?;
         let listeners = Arc::new(Listeners::default());
@@ -207,7 +213,11 @@ fn store_options(config: &Config, export: &ExportConfig) -> LocalOptions {
     }
 }
 
-fn open_export(config: &Config, export: &ExportConfig) -> Result<Export, StartError> {
+fn open_export(
+    config: &Config,
+    export: &ExportConfig,
+    secret: &Secret,
+) -> Result<Export, StartError> {
     let ExportConfig { name, path, read_only, protection, owner: _ } = export.clone();
     let store = LocalStore::new(&path, store_options(config, export))
         .map_err(|error| StartError::Export { name: name.clone(), error })?;
@@ -215,7 +225,8 @@ fn open_export(config: &Config, export: &ExportConfig) -> Result<Export, StartEr
         HandleReport::Kernel => tracing::info!(export = name, handles = %store.report()),
         report => tracing::warn!(export = name, handles = %report),
     }
-    Ok(Export { name, store: Arc::new(store), read_only, protection })
+    let handles = HandleKey::derive(secret, &store.id());
+    Ok(Export { name, store: Arc::new(store), read_only, protection, handles })
 }
 
 /// What a server of this configuration would do, line by line.

@@ -15,6 +15,7 @@
 //! | [`live`] | a session of the running server |
 //! | [`cache`] | the page cache |
 //! | [`store`] | where files lie when they are not in the page cache |
+//! | [`state`] | what the server remembers of itself: its secret |
 //! | [`exporter`] | shows the cache's chunks to the clients of all listeners |
 //! | [`runtime`] | where work runs |
 //! | [`buffers`] | buffers that are used again |
@@ -37,5 +38,6 @@ pub mod runtime;
 pub mod server;
 pub mod session;
 pub mod sessions;
+pub mod state;
 pub mod store;
 pub mod sync;

@@ -5,6 +5,7 @@ use crate::reply_cache::{Abandoned, Arrival, Begin, Ticket};
 use crate::server::Export;
 use crate::session::{Session, SessionLimits};
 use crate::sessions::SessionId;
+use crate::store::Credential;
 use crate::sync::Mutex;
 use dafs_proto::Status;
 use ordma::Link;
@@ -20,6 +21,7 @@ pub struct LiveSession {
     id: SessionId,
     export: Arc<Export>,
     client: String,
+    credential: Credential,
     state: Mutex<Session<Message, Arc<dyn Link>, Arc<Open>>>,
 }
 
@@ -29,6 +31,7 @@ impl fmt::Debug for LiveSession {
             .field("id", &self.id)
             .field("client", &self.client)
             .field("export", &self.export.name)
+            .field("credential", &self.credential)
             .finish_non_exhaustive()
     }
 }
@@ -47,10 +50,11 @@ impl LiveSession {
         id: SessionId,
         export: Arc<Export>,
         client: String,
+        credential: Credential,
         limits: SessionLimits,
         now: Instant,
     ) -> Self {
-        Self { id, export, client, state: Mutex::new(Session::new(limits, now)) }
+        Self { id, export, client, credential, state: Mutex::new(Session::new(limits, now)) }
     }
 
     /// Its id.
@@ -69,6 +73,12 @@ impl LiveSession {
     #[must_use]
     pub fn client(&self) -> &str {
         &self.client
+    }
+
+    /// On whose behalf its work is done.
+    #[must_use]
+    pub fn credential(&self) -> &Credential {
+        &self.credential
     }
 
     /// Request slots it was granted.

@@ -10,10 +10,10 @@ use crate::ops::OpError;
 use crate::runtime::Runtime;
 use crate::session::SessionLimits;
 use crate::sessions::Sessions;
-use crate::store::{Store, StoreError};
+use crate::store::{Handle, Store, StoreError};
 use crate::sync::{Mutex, RwLock};
 use async_lock::Semaphore;
-use dafs_keys::Protection;
+use dafs_keys::{HandleKey, Protection};
 use dafs_proto::Status;
 use foldhash::fast::RandomState;
 use ordma::Link;
@@ -34,6 +34,35 @@ pub struct Export {
     pub read_only: bool,
     /// How its pages are guarded.
     pub protection: Protection,
+    /// Signs the handles that clients get, so that they can send no other ones.
+    pub handles: HandleKey,
+}
+
+impl Export {
+    /// The handle that a client sent. It is not used for anything before its check has been found
+    /// right.
+    ///
+    /// # Errors
+    /// [`Status::StaleHandle`] where this export has not given it out.
+    pub fn handle(&self, wire: &[u8]) -> Result<Handle, OpError> {
+        match self.handles.verify(wire) {
+            Some(handle) => Ok(Handle::from_wire(handle)?),
+            None => {
+                let what = format!(
+                    "the handle was not given out by export {:?} of this server: look the name up \
+                     again",
+                    self.name
+                );
+                Err(OpError::new(Status::StaleHandle, what))
+            }
+        }
+    }
+
+    /// A handle as clients get it.
+    #[must_use]
+    pub fn wire(&self, handle: &Handle) -> Vec<u8> {
+        self.handles.sign(handle.as_bytes())
+    }
 }
 
 /// Largest sizes of what a client may send and ask for.

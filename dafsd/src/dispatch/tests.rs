@@ -1,6 +1,8 @@
 //! Messages in, messages out, over a link that only remembers.
 
+mod credentials;
 mod failures;
+mod handles;
 mod sessions;
 
 use super::*;
@@ -9,12 +11,13 @@ use crate::exporter::Listeners;
 use crate::runtime::Runtime;
 use crate::server::{Export, Limits, Settings};
 use crate::session::SessionLimits;
-use crate::store::{LocalOptions, LocalStore};
+use crate::store::{LocalOptions, LocalStore, Store};
 use crate::sync::Mutex;
-use dafs_keys::Protection;
+use dafs_keys::{HandleKey, Protection, Secret};
 use dafs_proto::*;
 use ordma::arena::Geometry;
 use ordma::{Capabilities, Tag, Transfer};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -81,6 +84,8 @@ impl FakeLink {
 
 struct World {
     directory: tempfile::TempDir,
+    /// The root of the export `other`.
+    other: tempfile::TempDir,
     server: Arc<Server>,
     service: Arc<Dispatcher>,
     /// Milliseconds on the server's clock.
@@ -98,8 +103,19 @@ const SETTINGS: Settings = Settings {
 };
 
 fn world() -> World {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("f"), b"hello").unwrap();
+    let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for directory in [&directory, &other] {
+        std::fs::write(directory.path().join("f"), b"hello").unwrap();
+    }
+    server(directory, other, None)
+}
+
+/// A server of these directories, with what it has in its state directory, if any.
+fn server(directory: tempfile::TempDir, other: tempfile::TempDir, state: Option<&Path>) -> World {
+    let secret = match state {
+        Some(state) => crate::state::load_secret(state).unwrap(),
+        None => Secret::from_bytes([7; Secret::LEN]),
+    };
     let runtime = Runtime::inline();
     let config = CacheConfig {
         geometry: Geometry::new(4096, 64 * 4096).unwrap(),
@@ -109,23 +125,30 @@ fn world() -> World {
         retire_patience: Duration::from_secs(5),
     };
     let cache = Cache::new(config, Arc::new(Listeners::default()), runtime.clone()).unwrap();
-    let export = |name: &str, read_only| Export {
-        name: name.to_owned(),
-        store: Arc::new(
-            LocalStore::new(directory.path(), LocalOptions { read_only, ..Default::default() })
-                .unwrap(),
-        ),
-        read_only,
-        protection: Protection::None,
+    let export = |name: &str, directory: &tempfile::TempDir, read_only| {
+        let options =
+            LocalOptions { read_only, state: state.map(Path::to_owned), ..Default::default() };
+        let store = LocalStore::new(directory.path(), options).unwrap();
+        Export {
+            name: name.to_owned(),
+            handles: HandleKey::derive(&secret, &store.id()),
+            store: Arc::new(store),
+            read_only,
+            protection: Protection::None,
+        }
     };
-    let exports = vec![export("data", false), export("frozen", true)];
+    let exports = vec![
+        export("data", &directory, false),
+        export("frozen", &directory, true),
+        export("other", &other, false),
+    ];
     let time = Arc::new(AtomicU64::new(0));
     let (start, now) = (Instant::now(), Arc::clone(&time));
     let clock = Box::new(move || start + Duration::from_millis(now.load(Ordering::Relaxed)));
     let server = Server::new(SETTINGS, exports, cache, runtime, clock).unwrap();
     server.set_ready();
     let service = Dispatcher::new(Arc::clone(&server));
-    World { directory, server, service, time, links: Mutex::new(0) }
+    World { directory, other, server, service, time, links: Mutex::new(0) }
 }
 
 fn connect_request(export: &str) -> ConnectRequest {

@@ -4,6 +4,7 @@ use super::OpError;
 use crate::live::LiveSession;
 use crate::server::{BindError, Export, Server};
 use crate::sessions::SessionId;
+use crate::store::Credential;
 use dafs_keys::Protection;
 use dafs_proto::{ConnectReply, ConnectRequest, Status, VERSION};
 use ordma::Link;
@@ -30,7 +31,8 @@ pub async fn connect(
     check_protection(&export, request.protection)?;
 
     let store = Arc::clone(&export.store);
-    let root = server.runtime().blocking(move || store.node(&store.root())).await?;
+    let root =
+        server.runtime().blocking(move || store.node(&Credential::Server, &store.root())).await?;
 
     let (session, resumed) = match earlier(server, &export, &request)? {
         Some(session) => (session, true),
@@ -66,7 +68,7 @@ pub async fn connect(
         protection: export.protection.to_wire(),
         read_only: export.read_only,
         resumed,
-        root: root.handle.as_bytes().to_vec(),
+        root: export.wire(&root.handle),
         root_attr: Some(root.attr),
         shm_socket: server.shm_socket().to_owned(),
     })
@@ -139,7 +141,7 @@ fn new_session(
     let most = server.session_limits().slots.max(1);
     let slots = u16::try_from(request.slots).unwrap_or(u16::MAX).clamp(1, most);
     let client = request.client.chars().filter(|c| !c.is_control()).take(MAX_CLIENT).collect();
-    server.add_session(export, client, slots)
+    server.add_session(export, client, Credential::Server, slots)
 }
 
 fn bind_new(

@@ -1,7 +1,6 @@
 //! GETATTR: attributes of a file.
 
 use super::{OpContext, OpError, overlaid};
-use crate::store::Handle;
 use dafs_proto::{GetAttrReply, GetAttrRequest};
 
 /// Serves GETATTR. What is not on disk yet counts.
@@ -9,7 +8,7 @@ use dafs_proto::{GetAttrReply, GetAttrRequest};
 /// # Errors
 /// The store's.
 pub async fn getattr(cx: &OpContext, request: GetAttrRequest) -> Result<GetAttrReply, OpError> {
-    let handle = Handle::from_wire(&request.handle)?;
-    let node = cx.store(move |store| store.node(&handle)).await?;
+    let handle = cx.handle(&request.handle)?;
+    let node = cx.store(move |store, who| store.node(who, &handle)).await?;
     Ok(GetAttrReply { attr: Some(overlaid(cx, node)) })
 }

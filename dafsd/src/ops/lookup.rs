@@ -1,7 +1,6 @@
 //! LOOKUP: finds a name in a directory.
 
 use super::{OpContext, OpError, overlaid};
-use crate::store::Handle;
 use dafs_proto::{LookupReply, LookupRequest};
 
 /// Serves LOOKUP. Symbolic links are found, not followed.
@@ -9,8 +8,8 @@ use dafs_proto::{LookupReply, LookupRequest};
 /// # Errors
 /// The store's.
 pub async fn lookup(cx: &OpContext, request: LookupRequest) -> Result<LookupReply, OpError> {
-    let directory = Handle::from_wire(&request.directory)?;
-    let node = cx.store(move |store| store.lookup(&directory, &request.name)).await?;
-    let handle = node.handle.as_bytes().to_vec();
+    let directory = cx.handle(&request.directory)?;
+    let node = cx.store(move |store, who| store.lookup(who, &directory, &request.name)).await?;
+    let handle = cx.wire(&node.handle);
     Ok(LookupReply { handle, attr: Some(overlaid(cx, node)) })
 }

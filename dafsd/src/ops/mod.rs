@@ -8,7 +8,7 @@
 use crate::cache::OpenFile;
 use crate::live::LiveSession;
 use crate::server::{Export, Server};
-use crate::store::{Handle, Node, Store, StoreError};
+use crate::store::{Credential, Handle, Node, Store, StoreError};
 use dafs_proto::{Attr, Status};
 use ordma::{Link, LinkError};
 use std::fmt;
@@ -67,16 +67,32 @@ impl OpContext {
         self.session.export()
     }
 
-    /// Runs a call of the export's store, which may block, on a worker thread.
+    /// The handle that a client sent.
+    ///
+    /// # Errors
+    /// As [`Export::handle`].
+    pub fn handle(&self, wire: &[u8]) -> Result<Handle, OpError> {
+        self.export().handle(wire)
+    }
+
+    /// A handle as the client gets it.
+    #[must_use]
+    pub fn wire(&self, handle: &Handle) -> Vec<u8> {
+        self.export().wire(handle)
+    }
+
+    /// Runs a call of the export's store, which may block, on a worker thread. The call gets the
+    /// session's credential, and is made with it.
     ///
     /// # Errors
     /// Those of the call.
     pub async fn store<T: Send + 'static>(
         &self,
-        call: impl FnOnce(&dyn Store) -> crate::store::Result<T> + Send + 'static,
+        call: impl FnOnce(&dyn Store, &Credential) -> crate::store::Result<T> + Send + 'static,
     ) -> Result<T, OpError> {
-        let store = Arc::clone(&self.export().store);
-        Ok(self.server.runtime().blocking(move || call(&*store)).await?)
+        let session = Arc::clone(&self.session);
+        let call = move || call(&*session.export().store, session.credential());
+        Ok(self.server.runtime().blocking(call).await?)
     }
 
     /// Refuses what would change a read-only export.

@@ -1,7 +1,6 @@
 //! READDIR: lists a directory, part by part.
 
 use super::{OpContext, OpError, overlaid};
-use crate::store::Handle;
 use dafs_proto::{DirEntry, ReaddirReply, ReaddirRequest};
 
 /// Most bytes of entries in one reply.
@@ -12,14 +11,15 @@ const MAX_BYTES: usize = 32 << 10;
 /// # Errors
 /// The store's.
 pub async fn readdir(cx: &OpContext, request: ReaddirRequest) -> Result<ReaddirReply, OpError> {
-    let directory = Handle::from_wire(&request.directory)?;
+    let directory = cx.handle(&request.directory)?;
     let max_bytes = (request.max_bytes as usize).min(MAX_BYTES);
-    let (entries, end) =
-        cx.store(move |store| store.readdir(&directory, request.cookie, max_bytes)).await?;
+    let (entries, end) = cx
+        .store(move |store, who| store.readdir(who, &directory, request.cookie, max_bytes))
+        .await?;
     let entries = entries.into_iter().map(|entry| DirEntry {
         name: entry.name,
         cookie: entry.cookie,
-        handle: entry.node.handle.as_bytes().to_vec(),
+        handle: cx.wire(&entry.node.handle),
         attr: Some(overlaid(cx, entry.node)),
     });
     Ok(ReaddirReply { entries: entries.collect(), end })

@@ -1,7 +1,6 @@
 //! READLINK: reads a symbolic link.
 
 use super::{OpContext, OpError};
-use crate::store::Handle;
 use dafs_proto::{ReadlinkReply, ReadlinkRequest};
 
 /// Serves READLINK.
@@ -9,7 +8,7 @@ use dafs_proto::{ReadlinkReply, ReadlinkRequest};
 /// # Errors
 /// The store's; [`Invalid`](dafs_proto::Status::Invalid) for what is not a symbolic link.
 pub async fn readlink(cx: &OpContext, request: ReadlinkRequest) -> Result<ReadlinkReply, OpError> {
-    let handle = Handle::from_wire(&request.handle)?;
-    let target = cx.store(move |store| store.readlink(&handle)).await?;
+    let handle = cx.handle(&request.handle)?;
+    let target = cx.store(move |store, who| store.readlink(who, &handle)).await?;
     Ok(ReadlinkReply { target })
 }

@@ -1,7 +1,6 @@
 //! RMDIR: removes an empty directory.
 
 use super::{OpContext, OpError};
-use crate::store::Handle;
 use dafs_proto::{RmdirReply, RmdirRequest};
 
 /// Serves RMDIR.
@@ -10,7 +9,7 @@ use dafs_proto::{RmdirReply, RmdirRequest};
 /// The store's; nothing was removed then.
 pub async fn rmdir(cx: &OpContext, request: RmdirRequest) -> Result<RmdirReply, OpError> {
     cx.check_writable()?;
-    let directory = Handle::from_wire(&request.directory)?;
-    cx.store(move |store| store.rmdir(&directory, &request.name)).await?;
+    let directory = cx.handle(&request.directory)?;
+    cx.store(move |store, who| store.rmdir(who, &directory, &request.name)).await?;
     Ok(RmdirReply {})
 }

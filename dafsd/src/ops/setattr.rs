@@ -1,7 +1,7 @@
 //! SETATTR: sets size, owner, mode and times.
 
 use super::{OpContext, OpError, overlaid};
-use crate::store::Handle;
+use crate::store::{Access, Credential, Store};
 use dafs_proto::{Attr, Extent, SetAttr, SetAttrReply, SetAttrRequest};
 use std::sync::Arc;
 
@@ -12,17 +12,20 @@ use std::sync::Arc;
 /// The store's, and the page cache's where the size changes.
 pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrReply, OpError> {
     cx.check_writable()?;
-    let handle = Handle::from_wire(&request.handle)?;
+    let handle = cx.handle(&request.handle)?;
     let attr = request.attr.unwrap_or_default();
     if let Some(size) = attr.size {
         let (handle, cache) = (handle.clone(), Arc::clone(cx.server.cache()));
-        let file =
-            cx.store(move |store| Ok(cache.open(store.open(&handle, true)?)?.hold())).await?;
+        // As a file that is open already: it may have been made with a mode that forbids writing.
+        let open = move |store: &dyn Store, who: &Credential| {
+            Ok(cache.open(store.reopen(who, &handle, Access::Write)?)?.hold())
+        };
+        let file = cx.store(open).await?;
         file.set_size(size).await?;
     }
     let node = {
         let handle = handle.clone();
-        cx.store(move |store| store.node(&handle)).await?
+        cx.store(move |store, who| store.node(who, &handle)).await?
     };
     let cached = cx.server.cache().find(&node.identity);
     if let Some(file) = &cached
@@ -35,7 +38,7 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
             file.commit(Extent::default()).await?;
         }
     }
-    let node = cx.store(move |store| store.set_attr(&handle, &attr)).await?;
+    let node = cx.store(move |store, who| store.set_attr(who, &handle, &attr)).await?;
     if let Some(file) = &cached {
         file.touched().await?;
     }

@@ -1,7 +1,6 @@
 //! SYMLINK: creates a symbolic link.
 
 use super::{OpContext, OpError};
-use crate::store::Handle;
 use dafs_proto::{SymlinkReply, SymlinkRequest};
 
 /// Serves SYMLINK. The target is kept as it is; the server never follows it.
@@ -10,8 +9,8 @@ use dafs_proto::{SymlinkReply, SymlinkRequest};
 /// The store's; nothing was created then.
 pub async fn symlink(cx: &OpContext, request: SymlinkRequest) -> Result<SymlinkReply, OpError> {
     cx.check_writable()?;
-    let directory = Handle::from_wire(&request.directory)?;
+    let directory = cx.handle(&request.directory)?;
     let SymlinkRequest { name, target, .. } = request;
-    let node = cx.store(move |store| store.symlink(&directory, &name, &target)).await?;
-    Ok(SymlinkReply { handle: node.handle.as_bytes().to_vec(), attr: Some(node.attr) })
+    let node = cx.store(move |store, who| store.symlink(who, &directory, &name, &target)).await?;
+    Ok(SymlinkReply { handle: cx.wire(&node.handle), attr: Some(node.attr) })
 }

@@ -1,7 +1,7 @@
 //! UNLINK: removes a name that is not a directory's.
 
 use super::{OpContext, OpError};
-use crate::store::{Handle, Removed};
+use crate::store::Removed;
 use dafs_proto::{UnlinkReply, UnlinkRequest};
 
 /// Serves UNLINK. A file that is open stays until its last client closes it.
@@ -10,8 +10,8 @@ use dafs_proto::{UnlinkReply, UnlinkRequest};
 /// The store's; nothing was removed then.
 pub async fn unlink(cx: &OpContext, request: UnlinkRequest) -> Result<UnlinkReply, OpError> {
     cx.check_writable()?;
-    let directory = Handle::from_wire(&request.directory)?;
-    let removed = cx.store(move |store| store.unlink(&directory, &request.name)).await?;
+    let directory = cx.handle(&request.directory)?;
+    let removed = cx.store(move |store, who| store.unlink(who, &directory, &request.name)).await?;
     tell_cache(cx, removed).await?;
     Ok(UnlinkReply {})
 }

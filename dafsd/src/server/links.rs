@@ -5,6 +5,7 @@ use crate::live::LiveSession;
 use crate::ops::OpError;
 use crate::session::SessionLimits;
 use crate::sessions::SessionId;
+use crate::store::Credential;
 use dafs_proto::Status;
 use ordma::{Link, ReadAccess};
 use std::sync::Arc;
@@ -46,7 +47,8 @@ impl Server {
         self.sessions.lock().get(id).filter(|session| !session.expired(now)).cloned()
     }
 
-    /// Makes a session. It speaks over a link once it is [bound](Self::bind) to it.
+    /// Makes a session, whose work is done as `credential`. It speaks over a link once it is
+    /// [bound](Self::bind) to it.
     ///
     /// # Errors
     /// [`Status::TooManySessions`].
@@ -54,13 +56,15 @@ impl Server {
         &self,
         export: &Arc<Export>,
         client: String,
+        credential: Credential,
         slots: u16,
     ) -> Result<Arc<LiveSession>, OpError> {
         self.expire();
         let id = SessionId::random()
             .map_err(|error| OpError::new(Status::Io, format!("no random numbers: {error}")))?;
         let limits = SessionLimits { slots, ..self.settings.session };
-        let session = LiveSession::new(id, Arc::clone(export), client, limits, self.now());
+        let session =
+            LiveSession::new(id, Arc::clone(export), client, credential, limits, self.now());
         let session = Arc::new(session);
         self.sessions
             .lock()

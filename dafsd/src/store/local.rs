@@ -6,21 +6,26 @@
 //! | [`kernel`] | handles that are the kernel's own |
 //! | [`table`], [`journal`] | handles by number, where those cannot be used |
 //! | [`fds`] | descriptors of what was used lately |
+//! | [`caller`] | what is done as the caller |
 //! | [`entries`] | directories: looking up, creating, removing, renaming, listing |
 //! | [`metadata`] | attributes, and what sets them |
 //! | [`file`] | data I/O |
 //! | [`sys`] | system calls, one name at a time |
 //!
-//! Work is done as the server's own user.
+//! Handles are resolved as the server's own user, and lead to descriptors that allow nothing yet.
+//! What is done with those is done as the caller. Data I/O goes by descriptors of the server's own,
+//! shared by all who have proven their right by opening the file themselves, so that what one wrote
+//! can be written back whoever opened it first.
 
-use super::{Handle, Identity, Node, Result, Store, StoreError, StoreFile};
+use super::{Access, Credential, Handle, Identity, Node, Result, Store, StoreError, StoreFile};
 use crate::sync::Mutex;
+use caller::Owner;
 use dafs_proto::{FileType, Status};
 use fds::FdCache;
 use file::LocalFile;
 use foldhash::fast::RandomState;
 use kernel::KernelHandles;
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
 use setup::{handle_table, kernel_handles, open_root, table_path};
 use std::collections::HashMap;
@@ -30,6 +35,7 @@ use std::sync::{Arc, Weak};
 use sys::failed;
 use table::ObjectTable;
 
+mod caller;
 mod entries;
 mod fds;
 mod file;
@@ -48,6 +54,7 @@ pub use setup::{HandleReport, LocalOptions};
 #[derive(Debug)]
 pub struct LocalStore {
     options: LocalOptions,
+    export: [u8; 8],
     handles: Handles,
     root: Arc<Object>,
     objects: FdCache,
@@ -94,7 +101,7 @@ impl LocalStore {
         let root = Arc::new(Object { fd, handle, identity, kind });
         let objects = FdCache::new(options.descriptors);
         let (files, nameless) = (Mutex::default(), Mutex::default());
-        Ok(Self { options, handles, root, objects, files, nameless, report })
+        Ok(Self { options, export, handles, root, objects, files, nameless, report })
     }
 
     /// Finds out which handles a store of the directory `path` would use, and changes nothing.
@@ -171,35 +178,49 @@ impl LocalStore {
         Ok(())
     }
 
-    fn open_file(&self, handle: &Handle, write: bool) -> Result<Arc<LocalFile>> {
+    /// A regular file that a handle names.
+    fn regular(&self, handle: &Handle, what: &str) -> Result<Arc<Object>> {
+        let object = self.object(handle)?;
+        let what = || format!("{what} inode {}", object.identity.inode);
+        match object.kind {
+            FileType::Regular => Ok(object),
+            FileType::Directory => Err(failed(what(), Errno::ISDIR)),
+            FileType::Symlink => Err(failed(what(), Errno::LOOP)),
+            _ => Err(failed(format!("{}: not a regular file", what()), Errno::INVAL)),
+        }
+    }
+
+    fn open_file(
+        &self,
+        who: &Credential,
+        handle: &Handle,
+        access: Access,
+        owner: Owner,
+    ) -> Result<Arc<LocalFile>> {
+        let write = access.writes();
         if write {
             self.check_writable("open for writing")?;
         }
-        let object = self.object(handle)?;
-        let what = || format!("open of inode {}", object.identity.inode);
-        match object.kind {
-            FileType::Regular => {}
-            FileType::Directory => return Err(failed(what(), Errno::ISDIR)),
-            FileType::Symlink => return Err(failed(what(), Errno::LOOP)),
-            _ => {
-                return Err(failed(format!("{}: not a regular file", what()), Errno::INVAL));
-            }
+        let object = self.regular(handle, "open of")?;
+        let what = format!("open of inode {}", object.identity.inode);
+        caller::prove(who, &object, access, owner, &what)?;
+        if write {
+            caller::drop_set_id(who, &object, &what)?;
         }
         let known = self.files.lock().get(&object.identity).and_then(Weak::upgrade);
         if let Some(file) = known.filter(|file| file.writable() || !write) {
             return Ok(file);
         }
-        let reopen =
-            |flags| fs::open(sys::proc_path(&object.fd), flags | OFlags::CLOEXEC, Mode::empty());
+        let reopen = |flags| caller::reopen(&object, flags);
         // Writable where it can be, whatever was asked for, so that pages can be written back by
         // whoever opened the file first.
         let (fd, writable) =
             match reopen(if self.options.read_only { OFlags::RDONLY } else { OFlags::RDWR }) {
                 Ok(fd) => (fd, !self.options.read_only),
                 Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) if !write => {
-                    (reopen(OFlags::RDONLY).map_err(|error| failed(what(), error))?, false)
+                    (reopen(OFlags::RDONLY).map_err(|error| failed(what, error))?, false)
                 }
-                Err(error) => return Err(failed(what(), error)),
+                Err(error) => return Err(failed(what, error)),
             };
         Ok(self.opened(LocalFile::new(fd, object.identity, writable)))
     }
@@ -248,74 +269,128 @@ impl Handles {
 }
 
 impl Store for LocalStore {
+    fn id(&self) -> [u8; 8] {
+        self.export
+    }
+
     fn root(&self) -> Handle {
         self.root.handle.clone()
     }
 
-    fn lookup(&self, directory: &Handle, name: &[u8]) -> Result<Node> {
-        self.look_up(directory, name)
+    fn lookup(&self, who: &Credential, directory: &Handle, name: &[u8]) -> Result<Node> {
+        self.look_up(who, directory, name)
     }
 
     fn create(
         &self,
+        who: &Credential,
         directory: &Handle,
         name: &[u8],
         options: &super::CreateOptions,
     ) -> Result<(Node, Option<Arc<dyn StoreFile>>)> {
-        let (node, file) = self.create_file(directory, name, options)?;
+        let (node, file) = self.create_file(who, directory, name, options)?;
         Ok((node, file.map(|file| file as Arc<dyn StoreFile>)))
     }
 
-    fn open(&self, handle: &Handle, write: bool) -> Result<Arc<dyn StoreFile>> {
-        Ok(self.open_file(handle, write)?)
+    fn open(
+        &self,
+        who: &Credential,
+        handle: &Handle,
+        access: Access,
+    ) -> Result<Arc<dyn StoreFile>> {
+        Ok(self.open_file(who, handle, access, Owner::AsMode)?)
     }
 
-    fn node(&self, handle: &Handle) -> Result<Node> {
+    fn reopen(
+        &self,
+        who: &Credential,
+        handle: &Handle,
+        access: Access,
+    ) -> Result<Arc<dyn StoreFile>> {
+        Ok(self.open_file(who, handle, access, Owner::Always)?)
+    }
+
+    fn may_read(&self, who: &Credential, handle: &Handle) -> Result<()> {
+        let object = self.regular(handle, "reading of")?;
+        let what = format!("reading of inode {}", object.identity.inode);
+        caller::prove(who, &object, Access::Read, Owner::Always, &what)
+    }
+
+    fn node(&self, _: &Credential, handle: &Handle) -> Result<Node> {
         self.get_node(handle)
     }
 
-    fn set_attr(&self, handle: &Handle, attr: &dafs_proto::SetAttr) -> Result<Node> {
-        self.set_attributes(handle, attr)
+    fn set_attr(
+        &self,
+        who: &Credential,
+        handle: &Handle,
+        attr: &dafs_proto::SetAttr,
+    ) -> Result<Node> {
+        self.set_attributes(who, handle, attr)
     }
 
-    fn mkdir(&self, directory: &Handle, name: &[u8], attr: &dafs_proto::SetAttr) -> Result<Node> {
-        self.make_directory(directory, name, attr)
+    fn mkdir(
+        &self,
+        who: &Credential,
+        directory: &Handle,
+        name: &[u8],
+        attr: &dafs_proto::SetAttr,
+    ) -> Result<Node> {
+        self.make_directory(who, directory, name, attr)
     }
 
-    fn unlink(&self, directory: &Handle, name: &[u8]) -> Result<super::Removed> {
-        self.remove_file(directory, name)
+    fn unlink(&self, who: &Credential, directory: &Handle, name: &[u8]) -> Result<super::Removed> {
+        self.remove_file(who, directory, name)
     }
 
-    fn rmdir(&self, directory: &Handle, name: &[u8]) -> Result<()> {
-        self.remove_directory(directory, name)
+    fn rmdir(&self, who: &Credential, directory: &Handle, name: &[u8]) -> Result<()> {
+        self.remove_directory(who, directory, name)
     }
 
-    fn rename(&self, from: (&Handle, &[u8]), to: (&Handle, &[u8])) -> Result<super::Renamed> {
-        self.move_name(from, to)
+    fn rename(
+        &self,
+        who: &Credential,
+        from: (&Handle, &[u8]),
+        to: (&Handle, &[u8]),
+    ) -> Result<super::Renamed> {
+        self.move_name(who, from, to)
     }
 
     fn readdir(
         &self,
+        who: &Credential,
         directory: &Handle,
         cookie: u64,
         max_bytes: usize,
     ) -> Result<(Vec<super::Entry>, bool)> {
-        self.list(directory, cookie, max_bytes)
+        self.list(who, directory, cookie, max_bytes)
     }
 
-    fn symlink(&self, directory: &Handle, name: &[u8], target: &[u8]) -> Result<Node> {
-        self.make_symlink(directory, name, target)
+    fn symlink(
+        &self,
+        who: &Credential,
+        directory: &Handle,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Node> {
+        self.make_symlink(who, directory, name, target)
     }
 
-    fn readlink(&self, handle: &Handle) -> Result<Vec<u8>> {
+    fn readlink(&self, _: &Credential, handle: &Handle) -> Result<Vec<u8>> {
         self.read_symlink(handle)
     }
 
-    fn link(&self, handle: &Handle, directory: &Handle, name: &[u8]) -> Result<Node> {
-        self.make_link(handle, directory, name)
+    fn link(
+        &self,
+        who: &Credential,
+        handle: &Handle,
+        directory: &Handle,
+        name: &[u8],
+    ) -> Result<Node> {
+        self.make_link(who, handle, directory, name)
     }
 
-    fn statfs(&self, handle: &Handle) -> Result<dafs_proto::StatfsReply> {
+    fn statfs(&self, _: &Credential, handle: &Handle) -> Result<dafs_proto::StatfsReply> {
         self.file_system(handle)
     }
 }

@@ -1,7 +1,8 @@
 //! The store: where files lie when they are not in the page cache.
 //!
 //! Nothing outside the store touches a path. Every call may block and is made from the runtime's
-//! blocking threads.
+//! blocking threads. What a call does for a client it does as a [`Credential`]: whose rights decide
+//! whether it is done, and who owns what is made.
 
 use dafs_proto::{Attr, SetAttr, Status};
 use std::fmt;
@@ -11,7 +12,49 @@ mod local;
 
 pub use local::{HandleReport, LocalOptions, LocalStore};
 
-/// An opaque, stable name of a file or directory: what clients hold. At most 64 bytes.
+/// On whose behalf something is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// The server's own: its own work, and that of exports that know no users.
+    Server,
+    /// A user's. That user's rights on this host decide, and what is made belongs to that user.
+    User {
+        /// The user.
+        uid: u32,
+        /// The user's group.
+        gid: u32,
+        /// Supplementary groups.
+        groups: Arc<[u32]>,
+    },
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To be read.
+    Read,
+    /// To be written.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+impl Access {
+    /// Whether it includes reading.
+    #[must_use]
+    pub fn reads(self) -> bool {
+        self != Self::Write
+    }
+
+    /// Whether it includes writing.
+    #[must_use]
+    pub fn writes(self) -> bool {
+        self != Self::Read
+    }
+}
+
+/// An opaque, stable name of a file or directory, at most 64 bytes. Clients hold it with a check
+/// behind it; see [`Export`](crate::server::Export).
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Handle(Arc<[u8]>);
 
@@ -19,7 +62,7 @@ impl Handle {
     /// Longest handle in bytes.
     pub const MAX: usize = 64;
 
-    /// A handle from the wire.
+    /// The handle with these bytes.
     ///
     /// # Errors
     /// [`Status::StaleHandle`] where it is empty or too long to be one of ours.
@@ -133,51 +176,94 @@ pub struct CreateOptions {
 /// Type alias of the store's results.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// A file tree.
+/// A file tree. `who` is on whose behalf a call is made; it fails with [`Status::Access`] or
+/// [`Status::Permission`] where that credential does not suffice, and changes nothing then.
 pub trait Store: Send + Sync + fmt::Debug {
+    /// Tells this tree from others, and is the same after a restart.
+    fn id(&self) -> [u8; 8];
     /// The root directory.
     fn root(&self) -> Handle;
     /// Looks a name up; `.` and `..` are ordinary names that are not found, symlinks are not
     /// followed.
-    fn lookup(&self, directory: &Handle, name: &[u8]) -> Result<Node>;
+    fn lookup(&self, who: &Credential, directory: &Handle, name: &[u8]) -> Result<Node>;
     /// Creates a regular file, or finds what is there. What was created comes open, since its mode
     /// need not let its creator open it again.
     fn create(
         &self,
+        who: &Credential,
         directory: &Handle,
         name: &[u8],
         options: &CreateOptions,
     ) -> Result<(Node, Option<Arc<dyn StoreFile>>)>;
-    /// Opens a regular file for data I/O. `write` asks for a file that can be written.
-    fn open(&self, handle: &Handle, write: bool) -> Result<Arc<dyn StoreFile>>;
-    /// Identity and attributes.
-    fn node(&self, handle: &Handle) -> Result<Node>;
+    /// Opens a regular file for data I/O. `who` must have the right to all of `access`; the file
+    /// that is returned can be shared with others, and may allow more. Opened by a user for writing,
+    /// it loses its set-id bits, as one does that is written.
+    fn open(&self, who: &Credential, handle: &Handle, access: Access)
+    -> Result<Arc<dyn StoreFile>>;
+    /// As [`open`](Self::open), for a file that `who` has had open, or could have: its owner may,
+    /// whatever its mode is by now, as a descriptor goes on working on one host.
+    fn reopen(
+        &self,
+        who: &Credential,
+        handle: &Handle,
+        access: Access,
+    ) -> Result<Arc<dyn StoreFile>>;
+    /// Whether a file that `who` has open may still be read: its owner may always, others as long as
+    /// they could open it.
+    fn may_read(&self, who: &Credential, handle: &Handle) -> Result<()>;
+    /// Identity and attributes. Takes no right but to have the handle.
+    fn node(&self, who: &Credential, handle: &Handle) -> Result<Node>;
     /// Sets owner, mode and times; never the size (see [`StoreFile::set_len`]).
-    fn set_attr(&self, handle: &Handle, attr: &SetAttr) -> Result<Node>;
+    fn set_attr(&self, who: &Credential, handle: &Handle, attr: &SetAttr) -> Result<Node>;
     /// Makes a directory.
-    fn mkdir(&self, directory: &Handle, name: &[u8], attr: &SetAttr) -> Result<Node>;
+    fn mkdir(
+        &self,
+        who: &Credential,
+        directory: &Handle,
+        name: &[u8],
+        attr: &SetAttr,
+    ) -> Result<Node>;
     /// Removes a name that is not a directory.
-    fn unlink(&self, directory: &Handle, name: &[u8]) -> Result<Removed>;
+    fn unlink(&self, who: &Credential, directory: &Handle, name: &[u8]) -> Result<Removed>;
     /// Removes an empty directory.
-    fn rmdir(&self, directory: &Handle, name: &[u8]) -> Result<()>;
+    fn rmdir(&self, who: &Credential, directory: &Handle, name: &[u8]) -> Result<()>;
     /// Renames.
-    fn rename(&self, from: (&Handle, &[u8]), to: (&Handle, &[u8])) -> Result<Renamed>;
+    fn rename(
+        &self,
+        who: &Credential,
+        from: (&Handle, &[u8]),
+        to: (&Handle, &[u8]),
+    ) -> Result<Renamed>;
     /// Entries after `cookie` (0 to begin), about `max_bytes` of names and handles; the flag says
-    /// there are no more.
+    /// there are no more. Takes the right to read and to search the directory, for entries come with
+    /// what they lead to.
     fn readdir(
         &self,
+        who: &Credential,
         directory: &Handle,
         cookie: u64,
         max_bytes: usize,
     ) -> Result<(Vec<Entry>, bool)>;
     /// Makes a symbolic link.
-    fn symlink(&self, directory: &Handle, name: &[u8], target: &[u8]) -> Result<Node>;
-    /// Reads a symbolic link.
-    fn readlink(&self, handle: &Handle) -> Result<Vec<u8>>;
+    fn symlink(
+        &self,
+        who: &Credential,
+        directory: &Handle,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Node>;
+    /// Reads a symbolic link. Takes no right but to have the handle.
+    fn readlink(&self, who: &Credential, handle: &Handle) -> Result<Vec<u8>>;
     /// Makes a hard link to a file that is not a directory.
-    fn link(&self, handle: &Handle, directory: &Handle, name: &[u8]) -> Result<Node>;
-    /// Space and inodes of the file system.
-    fn statfs(&self, handle: &Handle) -> Result<dafs_proto::StatfsReply>;
+    fn link(
+        &self,
+        who: &Credential,
+        handle: &Handle,
+        directory: &Handle,
+        name: &[u8],
+    ) -> Result<Node>;
+    /// Space and inodes of the file system. Takes no right but to have the handle.
+    fn statfs(&self, who: &Credential, handle: &Handle) -> Result<dafs_proto::StatfsReply>;
 }
 
 /// A regular file open for data I/O. Independent of the names it has.

@@ -4,14 +4,14 @@
 
 use dafs_client::blocking::{Client, File};
 use dafs_client::{OpenOptions, Options, Path};
-use dafs_keys::Protection;
+use dafs_keys::{HandleKey, Protection, Secret};
 use dafsd::cache::{Cache, CacheConfig};
 use dafsd::dispatch::Dispatcher;
 use dafsd::exporter::Listeners;
 use dafsd::runtime::Runtime;
 use dafsd::server::{Export, Limits, Server, Settings};
 use dafsd::session::SessionLimits;
-use dafsd::store::{LocalOptions, LocalStore};
+use dafsd::store::{LocalOptions, LocalStore, Store};
 use ordma::arena::Geometry;
 use ordma::sim::{Sim, World};
 use ordma::{Connector, Engine, Listener};
@@ -115,8 +115,10 @@ impl TestServer {
             ..LocalOptions::default()
         };
         let store = LocalStore::new(&self.tree(), options).unwrap();
+        let secret = Secret::from_bytes([7; Secret::LEN]);
         let export = Export {
             name: "data".to_owned(),
+            handles: HandleKey::derive(&secret, &store.id()),
             store: Arc::new(store),
             read_only: false,
             protection: Protection::None,

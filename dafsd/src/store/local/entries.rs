@@ -3,7 +3,9 @@
 use super::metadata::{Changes, check_target};
 use super::sys::{self, check_name, failed, show};
 use super::{Handles, LocalFile, LocalStore, Object};
-use crate::store::{CreateOptions, Entry, Handle, Node, Removed, Renamed, Result, StoreError};
+use crate::store::{
+    CreateOptions, Credential, Entry, Handle, Node, Removed, Renamed, Result, StoreError,
+};
 use dafs_proto::{FileType, SetAttr, Status};
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
@@ -41,20 +43,36 @@ impl LocalStore {
         failed(what, error)
     }
 
-    pub(super) fn look_up(&self, directory: &Handle, name: &[u8]) -> Result<Node> {
+    /// The owner that new objects are given, where it is not who makes them.
+    fn owner(&self, who: &Credential) -> Option<(u32, u32)> {
+        match who {
+            Credential::Server => self.options.owner,
+            Credential::User { .. } => None,
+        }
+    }
+
+    pub(super) fn look_up(
+        &self,
+        who: &Credential,
+        directory: &Handle,
+        name: &[u8],
+    ) -> Result<Node> {
         let what = "looking up";
         if name == b"." || name == b".." {
             return Err(failed(format!("{what} {}", show(name)), Errno::NOENT));
         }
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
-        let fd = sys::open_path(&directory.fd, name)
-            .map_err(|error| self.error(&directory, what, name, error))?;
+        let fd = who.run(|| {
+            sys::open_path(&directory.fd, name)
+                .map_err(|error| self.error(&directory, what, name, error))
+        })?;
         self.keep(fd, &directory, name)
     }
 
     pub(super) fn create_file(
         &self,
+        who: &Credential,
         directory: &Handle,
         name: &[u8],
         options: &CreateOptions,
@@ -62,12 +80,12 @@ impl LocalStore {
         let what = "creating";
         check_name(what, name)?;
         let changes = Changes::parse(&options.attr, &show(name))?;
-        let changes = changes.for_new(FILE_MODE, self.options.owner);
+        let changes = changes.for_new(FILE_MODE, self.owner(who));
         let directory = self.directory(directory, what, name)?;
         let fail = |error| self.error(&directory, what, name, error);
         for _ in 0..RACES {
             if !options.exclusive {
-                match sys::open_path(&directory.fd, name) {
+                match who.run(|| Ok(sys::open_path(&directory.fd, name)))? {
                     Ok(fd) => return Ok((self.keep(fd, &directory, name)?, None)),
                     Err(Errno::NOENT) => {}
                     Err(error) => return Err(fail(error)),
@@ -75,10 +93,11 @@ impl LocalStore {
             }
             self.check_writable(what)?;
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
-            match sys::open_beneath(&directory.fd, name, flags, Mode::RUSR | Mode::WUSR) {
+            let mode = Mode::RUSR | Mode::WUSR;
+            match who.run(|| Ok(sys::open_beneath(&directory.fd, name, flags, mode)))? {
                 Ok(fd) => {
                     let path = sys::path_of(&fd).map_err(fail)?;
-                    let node = self.created(path, &directory, name, &changes)?;
+                    let node = self.created(who, path, &directory, name, &changes)?;
                     let file = LocalFile::new(fd, node.identity, true);
                     return Ok((node, Some(self.opened(file))));
                 }
@@ -93,22 +112,24 @@ impl LocalStore {
     /// Gives a new object its attributes; takes it away again where they are refused.
     fn created(
         &self,
+        who: &Credential,
         fd: OwnedFd,
         directory: &Object,
         name: &[u8],
         changes: &Changes,
     ) -> Result<Node> {
         let (object, _) = self.found(fd, directory, name)?;
-        if let Err(error) = changes.apply(&object, &show(name)) {
-            let flags = match object.kind {
-                FileType::Directory => AtFlags::REMOVEDIR,
-                _ => AtFlags::empty(),
-            };
-            if let Err(error) = fs::unlinkat(&directory.fd, name, flags) {
-                tracing::warn!(%error, name = show(name), "cannot take back what was created");
-            }
-            return Err(error);
-        }
+        who.run(|| {
+            changes.apply(&object, &show(name)).inspect_err(|_| {
+                let flags = match object.kind {
+                    FileType::Directory => AtFlags::REMOVEDIR,
+                    _ => AtFlags::empty(),
+                };
+                if let Err(error) = fs::unlinkat(&directory.fd, name, flags) {
+                    tracing::warn!(%error, name = show(name), "cannot take back what was created");
+                }
+            })
+        })?;
         let node = self.node_of(&object)?;
         self.objects.insert(&Arc::new(object));
         Ok(node)
@@ -116,6 +137,7 @@ impl LocalStore {
 
     pub(super) fn make_directory(
         &self,
+        who: &Credential,
         directory: &Handle,
         name: &[u8],
         attr: &SetAttr,
@@ -125,17 +147,18 @@ impl LocalStore {
         check_name(what, name)?;
         let changes = Changes::parse(attr, &show(name))?;
         let directory = self.directory(directory, what, name)?;
-        fs::mkdirat(&directory.fd, name, Mode::RWXU)
-            .and_then(|()| sys::open_path(&directory.fd, name))
-            .map_err(|error| self.error(&directory, what, name, error))
-            .and_then(|fd| {
-                let changes = changes.for_new(DIRECTORY_MODE, self.options.owner);
-                self.created(fd, &directory, name, &changes)
-            })
+        let fd = who.run(|| {
+            fs::mkdirat(&directory.fd, name, Mode::RWXU)
+                .and_then(|()| sys::open_path(&directory.fd, name))
+                .map_err(|error| self.error(&directory, what, name, error))
+        })?;
+        let changes = changes.for_new(DIRECTORY_MODE, self.owner(who));
+        self.created(who, fd, &directory, name, &changes)
     }
 
     pub(super) fn make_symlink(
         &self,
+        who: &Credential,
         directory: &Handle,
         name: &[u8],
         target: &[u8],
@@ -145,18 +168,19 @@ impl LocalStore {
         check_name(what, name)?;
         check_target(what, target)?;
         let directory = self.directory(directory, what, name)?;
-        fs::symlinkat(target, &directory.fd, name)
-            .and_then(|()| sys::open_path(&directory.fd, name))
-            .map_err(|error| self.error(&directory, what, name, error))
-            .and_then(|fd| {
-                let changes = Changes::parse(&SetAttr::default(), &show(name))?;
-                let changes = changes.for_new_symlink(self.options.owner);
-                self.created(fd, &directory, name, &changes)
-            })
+        let fd = who.run(|| {
+            fs::symlinkat(target, &directory.fd, name)
+                .and_then(|()| sys::open_path(&directory.fd, name))
+                .map_err(|error| self.error(&directory, what, name, error))
+        })?;
+        let changes = Changes::parse(&SetAttr::default(), &show(name))?;
+        let changes = changes.for_new_symlink(self.owner(who));
+        self.created(who, fd, &directory, name, &changes)
     }
 
     pub(super) fn make_link(
         &self,
+        who: &Credential,
         handle: &Handle,
         directory: &Handle,
         name: &[u8],
@@ -170,14 +194,17 @@ impl LocalStore {
         }
         let directory = self.directory(directory, what, name)?;
         // By way of /proc, because linking a descriptor itself takes a capability.
-        fs::linkat(CWD, sys::proc_path(&object.fd), &directory.fd, name, AtFlags::SYMLINK_FOLLOW)
-            .map_err(|error| self.error(&directory, what, name, error))?;
+        let path = sys::proc_path(&object.fd);
+        who.run(|| {
+            fs::linkat(CWD, path, &directory.fd, name, AtFlags::SYMLINK_FOLLOW)
+                .map_err(|error| self.error(&directory, what, name, error))
+        })?;
         self.node_of(&object)
     }
 
     /// What a name leads to, before it is taken away.
-    fn doomed(&self, directory: &Object, name: &[u8]) -> Result<Option<Object>> {
-        match sys::open_path(&directory.fd, name) {
+    fn doomed(&self, who: &Credential, directory: &Object, name: &[u8]) -> Result<Option<Object>> {
+        match who.run(|| Ok(sys::open_path(&directory.fd, name)))? {
             Ok(fd) => Ok(Some(self.found(fd, directory, name)?.0)),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(self.error(directory, "removing", name, error)),
@@ -195,30 +222,41 @@ impl LocalStore {
         Ok(Removed { identity: object.identity, last })
     }
 
-    pub(super) fn remove_file(&self, directory: &Handle, name: &[u8]) -> Result<Removed> {
+    pub(super) fn remove_file(
+        &self,
+        who: &Credential,
+        directory: &Handle,
+        name: &[u8],
+    ) -> Result<Removed> {
         let what = "removing";
         self.check_writable(what)?;
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
         let fail = |error| self.error(&directory, what, name, error);
-        let object = self.doomed(&directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
-        fs::unlinkat(&directory.fd, name, AtFlags::empty()).map_err(fail)?;
+        let object = self.doomed(who, &directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
+        who.run(|| fs::unlinkat(&directory.fd, name, AtFlags::empty()).map_err(fail))?;
         self.removed(&object)
     }
 
-    pub(super) fn remove_directory(&self, directory: &Handle, name: &[u8]) -> Result<()> {
+    pub(super) fn remove_directory(
+        &self,
+        who: &Credential,
+        directory: &Handle,
+        name: &[u8],
+    ) -> Result<()> {
         let what = "removing directory";
         self.check_writable(what)?;
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
         let fail = |error| self.error(&directory, what, name, error);
-        let object = self.doomed(&directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
-        fs::unlinkat(&directory.fd, name, AtFlags::REMOVEDIR).map_err(fail)?;
+        let object = self.doomed(who, &directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
+        who.run(|| fs::unlinkat(&directory.fd, name, AtFlags::REMOVEDIR).map_err(fail))?;
         self.removed(&object).map(drop)
     }
 
     pub(super) fn move_name(
         &self,
+        who: &Credential,
         from: (&Handle, &[u8]),
         to: (&Handle, &[u8]),
     ) -> Result<Renamed> {
@@ -229,11 +267,13 @@ impl LocalStore {
         let source = self.directory(from.0, what, from.1)?;
         let target = self.directory(to.0, what, to.1)?;
         let what = format!("renaming {} to", show(from.1));
-        let moved = self.doomed(&source, from.1)?;
+        let moved = self.doomed(who, &source, from.1)?;
         let moved = moved.ok_or_else(|| self.error(&source, "renaming", from.1, Errno::NOENT))?;
-        let replaced = self.doomed(&target, to.1)?;
-        fs::renameat(&source.fd, from.1, &target.fd, to.1)
-            .map_err(|error| self.error(&target, &what, to.1, error))?;
+        let replaced = self.doomed(who, &target, to.1)?;
+        who.run(|| {
+            fs::renameat(&source.fd, from.1, &target.fd, to.1)
+                .map_err(|error| self.error(&target, &what, to.1, error))
+        })?;
         // Two names of one file: the kernel leaves both.
         let replaced = replaced.filter(|replaced| replaced.identity != moved.identity);
         if let Handles::Table(table) = &self.handles {
@@ -245,6 +285,7 @@ impl LocalStore {
 
     pub(super) fn list(
         &self,
+        who: &Credential,
         directory: &Handle,
         cookie: u64,
         max_bytes: usize,
@@ -253,7 +294,10 @@ impl LocalStore {
         let directory = self.directory(directory, what, b".")?;
         let fail = |error| failed(format!("listing inode {}", directory.identity.inode), error);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let fd = sys::open_beneath(&directory.fd, b".", flags, Mode::empty()).map_err(fail)?;
+        // To open `.` takes the rights to read and to search, so that the entries can then be
+        // opened as the server.
+        let fd =
+            who.run(|| sys::open_beneath(&directory.fd, b".", flags, Mode::empty()).map_err(fail))?;
         if cookie != 0 {
             // A cookie that no entry had is the file system's to refuse or to place.
             if i64::try_from(cookie).is_err() {

@@ -2,7 +2,7 @@
 
 use super::sys::{self, failed};
 use super::{LocalStore, Object};
-use crate::store::{Handle, Node, Result};
+use crate::store::{Credential, Handle, Node, Result};
 use dafs_proto::{FileType, SetAttr, StatfsReply, Time};
 use rustix::fs::{self, AtFlags, CWD, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 use rustix::io::Errno;
@@ -24,12 +24,17 @@ impl LocalStore {
         Ok(Node { handle: handle.clone(), identity: *identity, attr: sys::attributes(&stat) })
     }
 
-    pub(super) fn set_attributes(&self, handle: &Handle, attr: &SetAttr) -> Result<Node> {
+    pub(super) fn set_attributes(
+        &self,
+        who: &Credential,
+        handle: &Handle,
+        attr: &SetAttr,
+    ) -> Result<Node> {
         self.check_writable("setting attributes")?;
         let object = self.object(handle)?;
         let what = format!("inode {}", object.identity.inode);
         let changes = Changes::parse(attr, &what)?;
-        changes.apply(&object, &what)?;
+        who.run(|| changes.apply(&object, &what))?;
         self.node_of(&object)
     }
 

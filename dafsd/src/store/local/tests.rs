@@ -1,16 +1,20 @@
 //! The local store on a directory that is made for each test. Those that do not say otherwise run
 //! with both kinds of handles, where the kernel's can be used at all.
 
+mod credentials;
 mod handles;
 
 use super::*;
 use crate::store::CreateOptions;
 use dafs_proto::{Attr, SetAttr, Time};
+use rustix::fs::Mode;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use tempfile::TempDir;
+
+const SERVER: &Credential = &Credential::Server;
 
 struct World {
     /// Holds the export's root `export` and what lies outside of it.
@@ -34,7 +38,7 @@ impl World {
 
     fn file(&self, name: &str, data: &[u8]) -> Node {
         std::fs::write(self.path(name), data).unwrap();
-        self.store.lookup(&self.root(), name.as_bytes()).unwrap()
+        self.store.lookup(SERVER, &self.root(), name.as_bytes()).unwrap()
     }
 }
 
@@ -76,14 +80,14 @@ fn lasting(attr: &Attr) -> Attr {
 fn what_is_created_is_found_and_written() {
     each(|world| {
         let (store, root) = (&world.store, world.root());
-        let (node, file) = store.create(&root, b"f", &exclusive(mode(0o4751))).unwrap();
+        let (node, file) = store.create(SERVER, &root, b"f", &exclusive(mode(0o4751))).unwrap();
         let file = file.unwrap();
         assert_eq!((node.attr.mode, node.attr.size, node.attr.nlink), (0o4751, 0, 1));
         assert_eq!(node.attr.r#type(), FileType::Regular);
         assert_eq!(node.identity, file.identity());
-        assert_eq!(store.lookup(&root, b"f").unwrap(), node);
-        assert_eq!(status(store.create(&root, b"f", &exclusive(mode(0)))), Status::Exists);
-        let (found, opened) = store.create(&root, b"f", &CreateOptions::default()).unwrap();
+        assert_eq!(store.lookup(SERVER, &root, b"f").unwrap(), node);
+        assert_eq!(status(store.create(SERVER, &root, b"f", &exclusive(mode(0)))), Status::Exists);
+        let (found, opened) = store.create(SERVER, &root, b"f", &CreateOptions::default()).unwrap();
         assert_eq!((found, opened.is_none()), (node.clone(), true));
 
         file.write_at(b"hello", 10).unwrap();
@@ -96,13 +100,13 @@ fn what_is_created_is_found_and_written() {
         assert_eq!(status(file.set_len(u64::MAX)), Status::FileTooBig);
         let mtime = std::time::UNIX_EPOCH - std::time::Duration::from_nanos(1_500_000_000);
         file.set_mtime(mtime).unwrap();
-        let attr = store.node(&node.handle).unwrap().attr;
+        let attr = store.node(SERVER, &node.handle).unwrap().attr;
         assert_eq!(attr.size, 12);
         assert_eq!(attr.mtime, Some(Time { seconds: -2, nanoseconds: 500_000_000 }));
         assert_ne!(attr.change, node.attr.change);
         assert_eq!(attr.inode, std::fs::metadata(world.path("f")).unwrap().ino());
         // Two opens of one file share a descriptor.
-        let again = store.open_file(&node.handle, true).unwrap();
+        let again = store.open(SERVER, &node.handle, Access::ReadWrite).unwrap();
         assert_eq!(again.identity(), file.identity());
         assert_eq!(store.files.lock().len(), 1);
     });
@@ -111,7 +115,8 @@ fn what_is_created_is_found_and_written() {
 #[test]
 fn who_creates_a_file_can_write_it_whatever_its_mode() {
     each(|world| {
-        let (_, file) = world.store.create(&world.root(), b"f", &exclusive(mode(0))).unwrap();
+        let (_, file) =
+            world.store.create(SERVER, &world.root(), b"f", &exclusive(mode(0))).unwrap();
         file.unwrap().write_at(b"x", 0).unwrap();
         assert_eq!(std::fs::metadata(world.path("f")).unwrap().len(), 1);
     });
@@ -121,34 +126,37 @@ fn who_creates_a_file_can_write_it_whatever_its_mode() {
 fn directories_are_made_renamed_and_removed() {
     each(|world| {
         let (store, root) = (&world.store, world.root());
-        let a = store.mkdir(&root, b"a", &mode(0o3777)).unwrap();
+        let a = store.mkdir(SERVER, &root, b"a", &mode(0o3777)).unwrap();
         assert_eq!((a.attr.mode, a.attr.r#type()), (0o3777, FileType::Directory));
-        assert_eq!(status(store.mkdir(&root, b"a", &mode(0))), Status::Exists);
-        let b = store.mkdir(&a.handle, b"b", &SetAttr::default()).unwrap();
+        assert_eq!(status(store.mkdir(SERVER, &root, b"a", &mode(0))), Status::Exists);
+        let b = store.mkdir(SERVER, &a.handle, b"b", &SetAttr::default()).unwrap();
         assert_eq!(b.attr.mode, 0o755);
-        assert_eq!(status(store.rmdir(&root, b"a")), Status::NotEmpty);
-        assert_eq!(status(store.unlink(&root, b"a")), Status::IsDirectory);
+        assert_eq!(status(store.rmdir(SERVER, &root, b"a")), Status::NotEmpty);
+        assert_eq!(status(store.unlink(SERVER, &root, b"a")), Status::IsDirectory);
         world.file("f", b"1");
-        assert_eq!(status(store.rmdir(&root, b"f")), Status::NotDirectory);
-        assert_eq!(status(store.rmdir(&root, b"none")), Status::NoEntry);
-        assert_eq!(status(store.unlink(&root, b"none")), Status::NoEntry);
-        assert_eq!(status(store.rename((&root, b"none"), (&root, b"x"))), Status::NoEntry);
-        assert_eq!(status(store.rename((&root, b"a"), (&b.handle, b"x"))), Status::Invalid);
-        assert_eq!(status(store.rename((&root, b"f"), (&root, b"a"))), Status::IsDirectory);
-        assert_eq!(status(store.lookup(&world.file("f", b"1").handle, b"x")), Status::NotDirectory);
+        assert_eq!(status(store.rmdir(SERVER, &root, b"f")), Status::NotDirectory);
+        assert_eq!(status(store.rmdir(SERVER, &root, b"none")), Status::NoEntry);
+        assert_eq!(status(store.unlink(SERVER, &root, b"none")), Status::NoEntry);
+        assert_eq!(status(store.rename(SERVER, (&root, b"none"), (&root, b"x"))), Status::NoEntry);
+        assert_eq!(status(store.rename(SERVER, (&root, b"a"), (&b.handle, b"x"))), Status::Invalid);
+        assert_eq!(status(store.rename(SERVER, (&root, b"f"), (&root, b"a"))), Status::IsDirectory);
+        assert_eq!(
+            status(store.lookup(SERVER, &world.file("f", b"1").handle, b"x")),
+            Status::NotDirectory
+        );
 
         // A directory stays itself under another name, and so does what is in it.
-        let inner = store.create(&b.handle, b"g", &exclusive(mode(0o600))).unwrap().0;
-        let renamed = store.rename((&a.handle, b"b"), (&root, b"c")).unwrap();
+        let inner = store.create(SERVER, &b.handle, b"g", &exclusive(mode(0o600))).unwrap().0;
+        let renamed = store.rename(SERVER, (&a.handle, b"b"), (&root, b"c")).unwrap();
         assert_eq!((renamed.moved, renamed.replaced), (b.identity, None));
-        assert_eq!(store.node(&b.handle).unwrap().identity, b.identity);
+        assert_eq!(store.node(SERVER, &b.handle).unwrap().identity, b.identity);
         store.objects.remove(&inner.handle);
-        assert_eq!(store.node(&inner.handle).unwrap().identity, inner.identity);
-        assert_eq!(world.again().node(&inner.handle).unwrap().identity, inner.identity);
+        assert_eq!(store.node(SERVER, &inner.handle).unwrap().identity, inner.identity);
+        assert_eq!(world.again().node(SERVER, &inner.handle).unwrap().identity, inner.identity);
 
-        store.rmdir(&root, b"a").unwrap();
-        assert_eq!(status(store.node(&a.handle)), Status::StaleHandle);
-        assert_eq!(status(store.mkdir(&a.handle, b"x", &mode(0))), Status::StaleHandle);
+        store.rmdir(SERVER, &root, b"a").unwrap();
+        assert_eq!(status(store.node(SERVER, &a.handle)), Status::StaleHandle);
+        assert_eq!(status(store.mkdir(SERVER, &a.handle, b"x", &mode(0))), Status::StaleHandle);
     });
 }
 
@@ -157,23 +165,23 @@ fn removal_tells_whether_a_name_is_left() {
     each(|world| {
         let (store, root) = (&world.store, world.root());
         let node = world.file("f", b"1");
-        let linked = store.link(&node.handle, &root, b"g").unwrap();
+        let linked = store.link(SERVER, &node.handle, &root, b"g").unwrap();
         assert_eq!((linked.identity, linked.attr.nlink), (node.identity, 2));
-        assert_eq!(status(store.link(&node.handle, &root, b"g")), Status::Exists);
-        assert_eq!(status(store.link(&root, &root, b"h")), Status::Permission);
+        assert_eq!(status(store.link(SERVER, &node.handle, &root, b"g")), Status::Exists);
+        assert_eq!(status(store.link(SERVER, &root, &root, b"h")), Status::Permission);
         // Two names of one file: nothing happens.
-        let renamed = store.rename((&root, b"f"), (&root, b"g")).unwrap();
+        let renamed = store.rename(SERVER, (&root, b"f"), (&root, b"g")).unwrap();
         assert_eq!(renamed.replaced, None);
 
-        let removed = store.unlink(&root, b"f").unwrap();
+        let removed = store.unlink(SERVER, &root, b"f").unwrap();
         assert_eq!((removed.identity, removed.last), (node.identity, false));
         let other = world.file("other", b"2");
-        let replaced = store.rename((&root, b"other"), (&root, b"g")).unwrap();
+        let replaced = store.rename(SERVER, (&root, b"other"), (&root, b"g")).unwrap();
         let removed = replaced.replaced.unwrap();
         assert_eq!((removed.identity, removed.last), (node.identity, true));
         assert_eq!(replaced.moved, other.identity);
-        assert_eq!(status(store.node(&node.handle)), Status::StaleHandle);
-        let removed = store.unlink(&root, b"g").unwrap();
+        assert_eq!(status(store.node(SERVER, &node.handle)), Status::StaleHandle);
+        let removed = store.unlink(SERVER, &root, b"g").unwrap();
         assert_eq!((removed.identity, removed.last), (other.identity, true));
     });
 }
@@ -182,22 +190,22 @@ fn removal_tells_whether_a_name_is_left() {
 fn an_open_file_outlives_its_names() {
     each(|world| {
         let node = world.file("f", b"12345");
-        let file = world.store.open(&node.handle, true).unwrap();
-        assert!(world.store.unlink(&world.root(), b"f").unwrap().last);
+        let file = world.store.open(SERVER, &node.handle, Access::ReadWrite).unwrap();
+        assert!(world.store.unlink(SERVER, &world.root(), b"f").unwrap().last);
         file.write_at(b"67", 5).unwrap();
         file.sync(true).unwrap();
         let mut buffer = [0; 7];
         assert_eq!(file.read_at(&mut buffer, 0).unwrap(), 7);
         assert_eq!(&buffer, b"1234567");
         assert_eq!(file.attr().unwrap().nlink, 0);
-        let nameless = world.store.node(&node.handle).unwrap();
+        let nameless = world.store.node(SERVER, &node.handle).unwrap();
         assert_eq!((nameless.identity, nameless.attr.nlink), (node.identity, 0));
         // Another file of that name is another file, even if it gets the inode.
         drop(file);
         let other = world.file("f", b"");
         assert_ne!(other.handle, node.handle);
         assert_ne!(other.identity, node.identity);
-        assert_eq!(status(world.store.node(&node.handle)), Status::StaleHandle);
+        assert_eq!(status(world.store.node(SERVER, &node.handle)), Status::StaleHandle);
     });
 }
 
@@ -215,27 +223,27 @@ fn names_that_are_none_are_refused_by_name() {
             (b"a\0b", Status::Invalid),
             (&long, Status::NameTooLong),
         ] {
-            let create = store.create(&root, name, &CreateOptions::default());
+            let create = store.create(SERVER, &root, name, &CreateOptions::default());
             assert_eq!(status(create), expected, "{}", name.escape_ascii());
-            assert_eq!(status(store.mkdir(&root, name, &mode(0o700))), expected);
-            assert_eq!(status(store.symlink(&root, name, b"t")), expected);
-            assert_eq!(status(store.unlink(&root, name)), expected);
-            assert_eq!(status(store.rmdir(&root, name)), expected);
-            assert_eq!(status(store.rename((&root, name), (&root, b"x"))), expected);
-            assert_eq!(status(store.link(&root, &root, name)), expected);
+            assert_eq!(status(store.mkdir(SERVER, &root, name, &mode(0o700))), expected);
+            assert_eq!(status(store.symlink(SERVER, &root, name, b"t")), expected);
+            assert_eq!(status(store.unlink(SERVER, &root, name)), expected);
+            assert_eq!(status(store.rmdir(SERVER, &root, name)), expected);
+            assert_eq!(status(store.rename(SERVER, (&root, name), (&root, b"x"))), expected);
+            assert_eq!(status(store.link(SERVER, &root, &root, name)), expected);
             let lookup = if name == b"." || name == b".." { Status::NoEntry } else { expected };
-            assert_eq!(status(store.lookup(&root, name)), lookup);
+            assert_eq!(status(store.lookup(SERVER, &root, name)), lookup);
         }
         for name in [&b"\xff\xfe"[..], b"a b\n\t\\\"", b"...", &long[..255], "\u{e9}".as_bytes()] {
-            let (node, _) = store.create(&root, name, &exclusive(mode(0o600))).unwrap();
-            assert_eq!(store.lookup(&root, name).unwrap(), node);
+            let (node, _) = store.create(SERVER, &root, name, &exclusive(mode(0o600))).unwrap();
+            assert_eq!(store.lookup(SERVER, &root, name).unwrap(), node);
             assert!(world.path(OsStr::from_bytes(name)).exists());
-            let (entries, end) = store.readdir(&root, 0, 1 << 20).unwrap();
+            let (entries, end) = store.readdir(SERVER, &root, 0, 1 << 20).unwrap();
             assert!(end && entries.len() == 1 && entries[0].name == name);
-            assert_eq!(world.again().node(&node.handle).unwrap().identity, node.identity);
-            assert!(store.unlink(&root, name).unwrap().last);
+            assert_eq!(world.again().node(SERVER, &node.handle).unwrap().identity, node.identity);
+            assert!(store.unlink(SERVER, &root, name).unwrap().last);
         }
-        let error = store.lookup(&root, b"\xffsecret").unwrap_err();
+        let error = store.lookup(SERVER, &root, b"\xffsecret").unwrap_err();
         assert!(error.what.contains("\\xffsecret"), "{error}");
     });
 }
@@ -247,10 +255,10 @@ fn attributes_are_set_and_wrong_ones_refused() {
         let node = world.file("f", b"1");
         let time = |seconds, nanoseconds| Some(Time { seconds, nanoseconds });
         let attr = SetAttr { atime: time(5, 6), mtime: time(-7, 8), ..mode(0o2640) };
-        let changed = store.set_attr(&node.handle, &attr).unwrap().attr;
+        let changed = store.set_attr(SERVER, &node.handle, &attr).unwrap().attr;
         assert_eq!((changed.mode, changed.atime, changed.mtime), (0o2640, attr.atime, attr.mtime));
         let now = SetAttr { mtime_now: true, ..SetAttr::default() };
-        let changed = store.set_attr(&node.handle, &now).unwrap().attr;
+        let changed = store.set_attr(SERVER, &node.handle, &now).unwrap().attr;
         assert!(changed.mtime.unwrap().seconds > 1_000_000_000);
         assert_eq!(changed.atime, attr.atime);
         for wrong in [
@@ -258,11 +266,11 @@ fn attributes_are_set_and_wrong_ones_refused() {
             SetAttr { mtime: time(0, 1_000_000_000), ..SetAttr::default() },
             SetAttr { uid: Some(u32::MAX), ..SetAttr::default() },
         ] {
-            assert_eq!(status(store.set_attr(&node.handle, &wrong)), Status::Invalid);
+            assert_eq!(status(store.set_attr(SERVER, &node.handle, &wrong)), Status::Invalid);
         }
         if rustix::process::geteuid().is_root() {
             let owner = SetAttr { uid: Some(12), gid: Some(34), ..SetAttr::default() };
-            let changed = store.set_attr(&node.handle, &owner).unwrap().attr;
+            let changed = store.set_attr(SERVER, &node.handle, &owner).unwrap().attr;
             assert_eq!((changed.uid, changed.gid), (12, 34));
         }
     });
@@ -280,7 +288,8 @@ fn a_listing_is_complete_in_parts_of_any_size() {
         for max_bytes in [0, 1000, 1 << 20] {
             let (mut names, mut cookie, mut calls) = (Vec::new(), 0, 0);
             loop {
-                let (entries, end) = world.store.readdir(&world.root(), cookie, max_bytes).unwrap();
+                let (entries, end) =
+                    world.store.readdir(SERVER, &world.root(), cookie, max_bytes).unwrap();
                 cookie = entries.last().map_or(cookie, |entry| entry.cookie);
                 names.extend(entries.into_iter().map(|entry| entry.name));
                 calls += 1;
@@ -292,12 +301,12 @@ fn a_listing_is_complete_in_parts_of_any_size() {
             assert_eq!(names, expected);
             assert!(max_bytes > 1000 || calls > 1);
         }
-        let (entries, _) = world.store.readdir(&world.root(), 0, 1000).unwrap();
+        let (entries, _) = world.store.readdir(SERVER, &world.root(), 0, 1000).unwrap();
         for entry in entries {
-            let node = world.store.lookup(&world.root(), &entry.name).unwrap();
+            let node = world.store.lookup(SERVER, &world.root(), &entry.name).unwrap();
             assert_eq!(node, entry.node);
         }
-        assert!(world.store.readdir(&world.root(), u64::MAX, 10).is_err());
+        assert!(world.store.readdir(SERVER, &world.root(), u64::MAX, 10).is_err());
     });
 }
 
@@ -308,19 +317,19 @@ fn a_read_only_export_changes_nothing() {
         let options = LocalOptions { read_only: true, ..world.store.options.clone() };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let root = store.root();
-        let node = store.lookup(&root, b"f").unwrap();
+        let node = store.lookup(SERVER, &root, b"f").unwrap();
         let read_only = Status::ReadOnly;
-        assert_eq!(status(store.create(&root, b"g", &CreateOptions::default())), read_only);
-        assert!(store.create(&root, b"f", &CreateOptions::default()).unwrap().1.is_none());
-        assert_eq!(status(store.mkdir(&root, b"d", &mode(0))), read_only);
-        assert_eq!(status(store.symlink(&root, b"d", b"t")), read_only);
-        assert_eq!(status(store.link(&node.handle, &root, b"d")), read_only);
-        assert_eq!(status(store.unlink(&root, b"f")), read_only);
-        assert_eq!(status(store.rmdir(&root, b"f")), read_only);
-        assert_eq!(status(store.rename((&root, b"f"), (&root, b"g"))), read_only);
-        assert_eq!(status(store.set_attr(&node.handle, &mode(0))), read_only);
-        assert_eq!(status(store.open(&node.handle, true)), read_only);
-        let file = store.open(&node.handle, false).unwrap();
+        assert_eq!(status(store.create(SERVER, &root, b"g", &CreateOptions::default())), read_only);
+        assert!(store.create(SERVER, &root, b"f", &CreateOptions::default()).unwrap().1.is_none());
+        assert_eq!(status(store.mkdir(SERVER, &root, b"d", &mode(0))), read_only);
+        assert_eq!(status(store.symlink(SERVER, &root, b"d", b"t")), read_only);
+        assert_eq!(status(store.link(SERVER, &node.handle, &root, b"d")), read_only);
+        assert_eq!(status(store.unlink(SERVER, &root, b"f")), read_only);
+        assert_eq!(status(store.rmdir(SERVER, &root, b"f")), read_only);
+        assert_eq!(status(store.rename(SERVER, (&root, b"f"), (&root, b"g"))), read_only);
+        assert_eq!(status(store.set_attr(SERVER, &node.handle, &mode(0))), read_only);
+        assert_eq!(status(store.open(SERVER, &node.handle, Access::ReadWrite)), read_only);
+        let file = store.open(SERVER, &node.handle, Access::Read).unwrap();
         assert!(!file.writable());
         assert_eq!(file.read_at(&mut [0; 2], 0).unwrap(), 1);
         assert!(file.write_at(b"x", 0).is_err());
@@ -331,14 +340,14 @@ fn a_read_only_export_changes_nothing() {
 fn what_is_no_regular_file_is_not_opened() {
     each(|world| {
         let root = world.root();
-        assert_eq!(status(world.store.open(&root, false)), Status::IsDirectory);
+        assert_eq!(status(world.store.open(SERVER, &root, Access::Read)), Status::IsDirectory);
         let fifo = world.path("fifo");
         let mode = Mode::from_raw_mode(0o600);
         fs::mknodat(fs::CWD, &fifo, fs::FileType::Fifo, mode, 0).unwrap();
-        let node = world.store.lookup(&root, b"fifo").unwrap();
+        let node = world.store.lookup(SERVER, &root, b"fifo").unwrap();
         assert_eq!(node.attr.r#type(), FileType::Fifo);
-        assert_eq!(status(world.store.open(&node.handle, false)), Status::Invalid);
-        assert!(world.store.statfs(&root).unwrap().block_size > 0);
+        assert_eq!(status(world.store.open(SERVER, &node.handle, Access::Read)), Status::Invalid);
+        assert!(world.store.statfs(SERVER, &root).unwrap().block_size > 0);
     });
 }
 
@@ -352,11 +361,11 @@ fn new_objects_belong_to_the_configured_owner() {
         let options = LocalOptions { owner: Some((12, 34)), ..world.store.options.clone() };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let root = store.root();
-        let (file, _) = store.create(&root, b"f", &exclusive(mode(0o4755))).unwrap();
-        let directory = store.mkdir(&root, b"d", &SetAttr::default()).unwrap();
-        let link = store.symlink(&root, b"l", b"t").unwrap();
+        let (file, _) = store.create(SERVER, &root, b"f", &exclusive(mode(0o4755))).unwrap();
+        let directory = store.mkdir(SERVER, &root, b"d", &SetAttr::default()).unwrap();
+        let link = store.symlink(SERVER, &root, b"l", b"t").unwrap();
         let given = SetAttr { uid: Some(56), ..mode(0o600) };
-        let (other, _) = store.create(&root, b"g", &exclusive(given)).unwrap();
+        let (other, _) = store.create(SERVER, &root, b"g", &exclusive(given)).unwrap();
         for (node, uid) in [(&file, 12), (&directory, 12), (&link, 12), (&other, 56)] {
             assert_eq!((node.attr.uid, node.attr.gid), (uid, 34));
         }
