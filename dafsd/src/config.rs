@@ -71,6 +71,8 @@ pub struct Config {
     pub listen: Option<Vec<Listen>>,
     /// Directory of what the server has to remember.
     pub state_dir: PathBuf,
+    /// The file that says who may connect.
+    pub authorized_clients: PathBuf,
     /// What to log.
     pub log: String,
     /// The page cache.
@@ -97,18 +99,15 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
-        let file = match &flags.config {
-            None => FileConfig::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| ConfigError::Read { path: path.clone(), error })?;
-                toml::from_str(&text).map_err(|error| ConfigError::Form {
-                    path: path.clone(),
-                    error: Box::new(error),
-                })?
-            }
-        };
-        Self::resolve(file, flags)
+        Self::resolve(read_file(flags)?, flags)
+    }
+
+    /// The state directory alone, for commands that need no more.
+    ///
+    /// # Errors
+    /// The file cannot be read, or there is no such directory to be had.
+    pub fn state_dir(flags: &Flags) -> Result<PathBuf, ConfigError> {
+        state_dir(read_file(flags)?.state_dir, flags)
     }
 
     fn resolve(file: FileConfig, flags: &Flags) -> Result<Self, ConfigError> {
@@ -129,12 +128,12 @@ impl Config {
         if !matches!(handles, "auto" | "table") {
             return refuse("store.handles", show(handles), "must be \"auto\" or \"table\"");
         }
+        let state_dir = state_dir(file.state_dir, flags)?;
+        let authorized = flags.authorized_clients.clone().or(file.authorized_clients);
         Ok(Self {
             listen: listen.map(|listen| parse_listen(&listen)).transpose()?,
-            state_dir: match flags.state_dir.clone().or(file.state_dir) {
-                Some(path) => path,
-                None => default_state_dir()?,
-            },
+            authorized_clients: authorized.unwrap_or_else(|| state_dir.join("authorized_clients")),
+            state_dir,
             log,
             settings: settings(&file.sessions, &file.transfers, flags, cache.geometry.page_size)?,
             cache,
@@ -250,6 +249,20 @@ fn settings(
         transfers: range("transfers.concurrent", transfers.concurrent.unwrap_or(32), 1, 4096)?
             as usize,
     })
+}
+
+fn read_file(flags: &Flags) -> Result<FileConfig, ConfigError> {
+    let Some(path) = &flags.config else {
+        return Ok(FileConfig::default());
+    };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::Read { path: path.clone(), error })?;
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::Form { path: path.clone(), error: Box::new(error) })
+}
+
+fn state_dir(of_file: Option<PathBuf>, flags: &Flags) -> Result<PathBuf, ConfigError> {
+    flags.state_dir.clone().or(of_file).map_or_else(default_state_dir, Ok)
 }
 
 fn default_state_dir() -> Result<PathBuf, ConfigError> {

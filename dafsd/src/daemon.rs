@@ -1,5 +1,7 @@
 //! Builds a server from its configuration, starts it and stops it.
 
+use crate::access::{Access, AccessError};
+use crate::admin::Admin;
 use crate::cache::Cache;
 use crate::config::{Config, ExportConfig, Listen};
 use crate::dispatch::Dispatcher;
@@ -8,7 +10,8 @@ use crate::runtime::Runtime;
 use crate::server::{Export, Server};
 use crate::state::{SecretError, load_secret};
 use crate::store::{HandleReport, LocalOptions, LocalStore, Store, StoreError};
-use dafs_keys::{HandleKey, Secret};
+use dafs_keys::identity::IdentityError;
+use dafs_keys::{HandleKey, Identity, Protection, Secret};
 use ordma::{Engine, LinkError};
 use rustix::fs::FlockOperation;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -58,6 +61,20 @@ pub enum StartError {
         /// Why not.
         error: StoreError,
     },
+    /// It is not known who may connect.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// The server cannot show who it is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The operator's commands cannot be listened for.
+    #[error("commands of the operator, at {path}: {error}; name another one with --state-dir")]
+    Admin {
+        /// The state directory.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
     /// The page cache cannot be made.
     #[error("page cache: {0}")]
     Cache(StoreError),
@@ -82,6 +99,8 @@ pub struct Daemon {
     listeners: Arc<Listeners>,
     sockets: Vec<PathBuf>,
     ticker: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    admin: Option<Admin>,
+    identity: Option<Identity>,
     /// Held as long as the state directory is in use.
     _lock: File,
 }
@@ -99,16 +118,26 @@ impl Daemon {
         for export in &config.exports {
             exports.push(open_export(config, export, &secret)?);
         }
+        let access = load_access(config)?;
+        let identity = load_identity(config)?;
         let runtime = Runtime::start(config.workers).map_err(StartError::Thread)?;
         let listeners = Arc::new(Listeners::default());
         let cache = Cache::new(config.cache.clone(), listeners.clone(), runtime.clone())
             .map_err(StartError::Cache)?;
         let clock = Box::new(Instant::now);
-        let server =
-            Server::new(config.settings.clone(), exports, Arc::clone(&cache), runtime, clock)
-                .map_err(StartError::Random)?;
+        let settings = config.settings.clone();
+        let server = Server::new(settings, exports, access, Arc::clone(&cache), runtime, clock)
+            .map_err(StartError::Random)?;
         // From here on, what has begun is stopped where something fails.
-        let mut daemon = Self { server, listeners, sockets: Vec::new(), ticker: None, _lock: lock };
+        let mut daemon = Self {
+            server,
+            listeners,
+            sockets: Vec::new(),
+            ticker: None,
+            admin: None,
+            identity,
+            _lock: lock,
+        };
         if let Err(error) = daemon.listen(config, engines, &cache) {
             daemon.listeners.stop();
             daemon.server.runtime().stop();
@@ -156,6 +185,8 @@ impl Daemon {
             }
         });
         self.ticker = Some((stop, ticker.map_err(StartError::Thread)?));
+        let failed = |error| StartError::Admin { path: config.state_dir.clone(), error };
+        self.admin = Some(Admin::start(&config.state_dir, &self.server).map_err(failed)?);
         Ok(())
     }
 
@@ -171,6 +202,12 @@ impl Daemon {
         &self.server
     }
 
+    /// Who the server is, where some export is guarded.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
     /// Stops: refuses what is new, finishes what is under way, makes everything stable, and lets go
     /// of the clients.
     ///
@@ -182,6 +219,9 @@ impl Daemon {
         }
         let flushed = self.server.flush_and_kill();
         self.listeners.stop();
+        if let Some(admin) = self.admin.take() {
+            admin.stop();
+        }
         for path in &self.sockets {
             remove_socket(path);
         }
@@ -229,12 +269,53 @@ fn open_export(
     Ok(Export { name, store: Arc::new(store), read_only, protection, handles })
 }
 
+/// Names of the exports that only some clients may use.
+fn guarded(config: &Config) -> Vec<&str> {
+    let exports = config.exports.iter().filter(|export| export.protection != Protection::None);
+    exports.map(|export| &*export.name).collect()
+}
+
+fn load_access(config: &Config) -> Result<Access, StartError> {
+    let is_root = rustix::process::geteuid().is_root();
+    let fenced = config.state_dir.join("fenced");
+    let access = Access::load(&config.authorized_clients, &fenced, is_root)?;
+    if !guarded(config).is_empty() {
+        let exports: Vec<&str> = config.exports.iter().map(|export| &*export.name).collect();
+        access.advise(&exports);
+    }
+    Ok(access)
+}
+
+fn load_identity(config: &Config) -> Result<Option<Identity>, StartError> {
+    if guarded(config).is_empty() {
+        return Ok(None);
+    }
+    let identity = identity(&config.state_dir)?;
+    tracing::info!(key = %identity.public(), "clients know this server by its public key");
+    Ok(Some(identity))
+}
+
+/// The identity of the server of a state directory, which is made if there is none.
+///
+/// # Errors
+/// The directory or the identity cannot be used or made.
+pub fn identity(state_dir: &Path) -> Result<Identity, StartError> {
+    make_state_dir(state_dir)?;
+    Ok(Identity::load_or_make(&state_dir.join("identity"))?.0)
+}
+
+fn make_state_dir(path: &Path) -> Result<(), StartError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| StartError::State { path: path.to_owned(), error })
+}
+
 /// What a server of this configuration would do, line by line.
 ///
 /// # Errors
 /// When an export cannot be offered.
 pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
     let mut lines = Vec::new();
+    load_access(config)?;
     for export in &config.exports {
         let report = LocalStore::probe(&export.path, &store_options(config, export))
             .map_err(|error| StartError::Export { name: export.name.clone(), error })?;
@@ -256,13 +337,14 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
         cache.geometry.page_size
     ));
     lines.push(format!("state directory: {}", config.state_dir.display()));
+    lines.push(format!("authorized clients: {}", config.authorized_clients.display()));
     Ok(lines)
 }
 
 /// Makes the state directory and takes it for this server alone, as long as the file is open.
 fn lock_state(path: &Path) -> Result<File, StartError> {
     let failed = |error| StartError::State { path: path.to_owned(), error };
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    make_state_dir(path)?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(path.join("lock")).map_err(failed)?;

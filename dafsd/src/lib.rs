@@ -8,6 +8,8 @@
 //! |---|---|
 //! | [`config`] | the configuration: file, flags, and what they may say |
 //! | [`daemon`] | builds a server from its configuration, starts it and stops it |
+//! | [`authorized`], [`fence`], [`access`] | who may connect, who may not, and what for |
+//! | [`admin`] | commands of the server's operator |
 //! | [`server`] | exports, sessions, connections, and what ends them |
 //! | [`dispatch`] | from a message to its operation, and from there to the reply |
 //! | [`ops`] | the operations, one file each |
@@ -24,6 +26,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod admin;
+pub mod authorized;
 pub mod buffers;
 pub mod cache;
 pub mod config;
@@ -31,6 +36,7 @@ pub mod counters;
 pub mod daemon;
 pub mod dispatch;
 pub mod exporter;
+pub mod fence;
 pub mod live;
 pub mod ops;
 pub mod reply_cache;

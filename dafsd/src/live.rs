@@ -1,5 +1,6 @@
 //! A session of the running server: its state under one lock.
 
+use crate::access::Permit;
 use crate::ops::{OpError, Open};
 use crate::reply_cache::{Abandoned, Arrival, Begin, Ticket};
 use crate::server::Export;
@@ -7,10 +8,13 @@ use crate::session::{Session, SessionLimits};
 use crate::sessions::SessionId;
 use crate::store::Credential;
 use crate::sync::Mutex;
+use dafs_keys::PublicKey;
 use dafs_proto::Status;
+use event_listener::Event;
 use ordma::Link;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// An encoded reply, header and body.
@@ -21,17 +25,22 @@ pub struct LiveSession {
     id: SessionId,
     export: Arc<Export>,
     client: String,
-    credential: Credential,
+    permit: Option<Permit>,
+    began: Instant,
     state: Mutex<Session<Message, Arc<dyn Link>, Arc<Open>>>,
+    /// Requests being executed. Goes up under the lock of `state`, and not after the end.
+    executing: AtomicUsize,
+    /// It has come down to 0, or the session has ended.
+    idle: Event,
 }
 
 impl fmt::Debug for LiveSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LiveSession")
             .field("id", &self.id)
-            .field("client", &self.client)
+            .field("client", &self.client_name().unwrap_or(&self.client))
             .field("export", &self.export.name)
-            .field("credential", &self.credential)
+            .field("credential", self.credential())
             .finish_non_exhaustive()
     }
 }
@@ -50,11 +59,20 @@ impl LiveSession {
         id: SessionId,
         export: Arc<Export>,
         client: String,
-        credential: Credential,
+        permit: Option<Permit>,
         limits: SessionLimits,
         now: Instant,
     ) -> Self {
-        Self { id, export, client, credential, state: Mutex::new(Session::new(limits, now)) }
+        Self {
+            id,
+            export,
+            client,
+            permit,
+            began: now,
+            state: Mutex::new(Session::new(limits, now)),
+            executing: AtomicUsize::new(0),
+            idle: Event::new(),
+        }
     }
 
     /// Its id.
@@ -78,7 +96,38 @@ impl LiveSession {
     /// On whose behalf its work is done.
     #[must_use]
     pub fn credential(&self) -> &Credential {
-        &self.credential
+        self.permit.as_ref().map_or(&Credential::Server, |permit| &permit.credential)
+    }
+
+    /// What its client was granted. `None` where the export has no protection, and nobody knows
+    /// who the client is.
+    #[must_use]
+    pub fn permit(&self) -> Option<&Permit> {
+        self.permit.as_ref()
+    }
+
+    /// The client's name in `authorized_clients`.
+    #[must_use]
+    pub fn client_name(&self) -> Option<&str> {
+        self.permit().map(|permit| &*permit.name)
+    }
+
+    /// The client's key.
+    #[must_use]
+    pub fn key(&self) -> Option<PublicKey> {
+        self.permit().map(|permit| permit.key)
+    }
+
+    /// When it began.
+    #[must_use]
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// When its client was heard of last.
+    #[must_use]
+    pub fn heard(&self) -> Instant {
+        self.state.lock().renewed()
     }
 
     /// Request slots it was granted.
@@ -145,6 +194,9 @@ impl LiveSession {
         }
         state.renew(now);
         let begin = state.slots.begin(arrival);
+        if matches!(begin, Begin::Execute(_)) {
+            self.executing.fetch_add(1, Ordering::SeqCst);
+        }
         Admission::Slots(begin, state.credits())
     }
 
@@ -157,6 +209,7 @@ impl LiveSession {
         own: &Arc<dyn Link>,
     ) -> Option<Arc<dyn Link>> {
         let mut state = self.state.lock();
+        self.end_execution();
         if !state.slots.finish(ticket, kept) {
             return None;
         }
@@ -167,7 +220,30 @@ impl LiveSession {
 
     /// A request was not executed; see [`RequestSlots::abandon`](crate::reply_cache::RequestSlots).
     pub(crate) fn abandon(&self, ticket: &Ticket) -> Abandoned {
+        self.end_execution();
         self.state.lock().slots.abandon(ticket)
+    }
+
+    fn end_execution(&self) {
+        if self.executing.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.idle.notify(usize::MAX);
+        }
+    }
+
+    /// Whether it has ended, and none of its requests is being executed any more.
+    pub(crate) fn is_over(&self) -> bool {
+        let state = self.state.lock();
+        state.ended() && self.executing.load(Ordering::SeqCst) == 0
+    }
+
+    /// Waits until it [is over](Self::is_over).
+    pub(crate) async fn over(&self) {
+        while !self.is_over() {
+            let idle = self.idle.listen();
+            if !self.is_over() {
+                idle.await;
+            }
+        }
     }
 
     /// Takes a new link; the old one, if any, is to be closed. `None` where the session has ended
@@ -194,6 +270,7 @@ impl LiveSession {
     /// Ends the session: its files are closed, and it reads no more.
     pub(crate) fn end(&self) -> Option<Arc<dyn Link>> {
         let (link, opens) = self.state.lock().end();
+        self.idle.notify(usize::MAX);
         drop(opens);
         if let Some(link) = &link {
             link.allow_reads(None);

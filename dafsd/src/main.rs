@@ -3,20 +3,25 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
+use dafsd::admin::{self, Reply, Request};
 use dafsd::config::{Command, Config, Flags, Listen};
 use dafsd::daemon::{self, Daemon};
 use ordma::Engine;
 use ordma::shm::Shm;
 use ordma::tcp::Tcp;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::error::Error;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    if let Some(result) = operate(&flags) {
+        return end(result);
+    }
     let config = match Config::load(&flags) {
         Ok(config) => config,
         Err(error) => {
@@ -29,10 +34,13 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::new(&config.log))
         .init();
-    let result = match flags.command {
+    end(match flags.command {
         Some(Command::Check) => check(&config),
-        None => serve(&config),
-    };
+        _ => serve(&config),
+    })
+}
+
+fn end(result: Result<(), Box<dyn Error>>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -40,6 +48,47 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Carries out a command that needs no more of the configuration than the state directory. `None`
+/// where there is none.
+fn operate(flags: &Flags) -> Option<Result<(), Box<dyn Error>>> {
+    let command = flags.command.clone()?;
+    if command == Command::Check {
+        return None;
+    }
+    Some(Config::state_dir(flags).map_err(Into::into).and_then(|state| run(command, &state)))
+}
+
+fn run(command: Command, state: &Path) -> Result<(), Box<dyn Error>> {
+    let mut out = std::io::stdout();
+    let request = match &command {
+        Command::Check => return Ok(()),
+        Command::Key => {
+            writeln!(out, "{}", daemon::identity(state)?.public())?;
+            return Ok(());
+        }
+        Command::Sessions { .. } => Request::Sessions,
+        Command::Fence { name } => Request::Fence { name: name.clone() },
+        Command::Unfence { name } => Request::Unfence { name: name.clone() },
+    };
+    match (admin::ask(state, &request)?, command) {
+        (Reply::Error(error), _) => return Err(error.into()),
+        (Reply::Sessions(list), Command::Sessions { json: true }) => {
+            writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
+        }
+        (Reply::Sessions(list), _) => write!(out, "{}", admin::table(&list))?,
+        (Reply::Fenced { sessions, exports }, Command::Fence { name }) => {
+            let exports = if exports.is_empty() { "none".to_owned() } else { exports.join(", ") };
+            writeln!(
+                out,
+                "{name} is fenced off; sessions ended: {sessions}; exports with new keys: {exports}"
+            )?;
+        }
+        (Reply::Unfenced, Command::Unfence { name }) => writeln!(out, "{name} may connect again")?,
+        (reply, _) => return Err(format!("the server gave another answer: {reply:?}").into()),
+    }
+    Ok(())
 }
 
 fn check(config: &Config) -> Result<(), Box<dyn Error>> {
@@ -51,7 +100,7 @@ fn check(config: &Config) -> Result<(), Box<dyn Error>> {
 
 fn serve(config: &Config) -> Result<(), Box<dyn Error>> {
     // Before the first thread, so that none of them is ended by a signal that comes early.
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let settings = ordma::tcp::Settings {
         rpc_threads: config.rpc_threads,
         agent_threads: config.agent_threads,
@@ -68,10 +117,12 @@ fn serve(config: &Config) -> Result<(), Box<dyn Error>> {
     // Nobody need be reading.
     let _ = std::io::stdout().write_all(format!("{ready}dafsd: ready\n").as_bytes());
 
-    signals.forever().next();
+    while signals.forever().next() == Some(SIGHUP) {
+        daemon.server().reload(true);
+    }
     tracing::info!("stopping; a second signal ends it at once");
     std::thread::spawn(move || {
-        signals.forever().next();
+        while signals.forever().next() == Some(SIGHUP) {}
         eprintln!("dafsd: ended at once: what was not committed may be lost");
         std::process::exit(1);
     });

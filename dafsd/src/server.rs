@@ -1,7 +1,11 @@
 //! The server: exports, sessions, page cache, and what ends them.
 
+mod fencing;
 mod links;
 
+pub use fencing::{CutOff, FenceError};
+
+use crate::access::Access;
 use crate::buffers::Buffers;
 use crate::cache::Cache;
 use crate::counters::Counters;
@@ -24,7 +28,7 @@ use std::sync::{Arc, Condvar, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// A directory tree the server offers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Export {
     /// The name clients ask for.
     pub name: String,
@@ -107,8 +111,12 @@ pub struct Server {
     runtime: Runtime,
     cache: Arc<Cache>,
     exports: Vec<Arc<Export>>,
+    access: Access,
     clock: Clock,
     sessions: Mutex<Sessions<LiveSession>>,
+    /// Sessions that have ended, some with requests that are still being executed. Locked after
+    /// `sessions`, and both while a session goes from there to here.
+    ended: Mutex<Vec<Arc<LiveSession>>>,
     links: RwLock<HashMap<u64, Connection, RandomState>>,
     counters: Counters,
     transfers: Semaphore,
@@ -153,6 +161,7 @@ impl Server {
     pub fn new(
         settings: Settings,
         exports: Vec<Export>,
+        access: Access,
         cache: Arc<Cache>,
         runtime: Runtime,
         clock: Clock,
@@ -162,8 +171,10 @@ impl Server {
             runtime,
             cache,
             exports: exports.into_iter().map(Arc::new).collect(),
+            access,
             clock,
             sessions: Mutex::new(Sessions::new(settings.max_sessions)),
+            ended: Mutex::default(),
             links: RwLock::default(),
             counters: Counters::default(),
             transfers: Semaphore::new(settings.transfers.max(1)),
@@ -211,6 +222,12 @@ impl Server {
     #[must_use]
     pub fn exports(&self) -> &[Arc<Export>] {
         &self.exports
+    }
+
+    /// Who may do what.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The time now.

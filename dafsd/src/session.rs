@@ -100,6 +100,12 @@ impl<R, L, O> Session<R, L, O> {
         self.renewed = self.renewed.max(now);
     }
 
+    /// When the client was heard of last.
+    #[must_use]
+    pub fn renewed(&self) -> Instant {
+        self.renewed
+    }
+
     /// Whether a report of heat counts. Reports that come faster than [`HEAT_INTERVAL`] do not, so
     /// that nobody's pages gain more than other sessions' by being reported more often.
     pub fn take_heat(&mut self, now: Instant) -> bool {

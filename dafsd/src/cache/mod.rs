@@ -15,6 +15,7 @@
 //! fills and write-back, exclusive for what changes which bytes the store holds), a file's `meta`,
 //! a shard, a file's `blocks`. The last three are held for moments only, never across a wait.
 
+mod epochs;
 mod file;
 mod fill;
 mod memory;

@@ -69,13 +69,16 @@ fn export(section: ExportSection, protection: Option<&str>) -> Result<ExportConf
     }
     let field = |field: &str| format!("export {name:?}: {field}");
     let level = own.as_deref().or(protection);
-    let how = "must be \"none\" in this version, which protects nothing: to offer the export on a \
-               network where everyone is trusted, ask for it by name with protection = \"none\" in \
-               the file or --protection none";
-    let protection = match level.map(Protection::from_str) {
-        Some(Ok(protection)) => protection,
-        Some(Err(_)) => return refuse(field("protection"), show(level.unwrap_or_default()), how),
-        None => return refuse(field("protection"), "(default) \"sealed\"", how),
+    let protection = match level {
+        None => Protection::default(),
+        Some(level) => match Protection::from_str(level) {
+            Ok(protection) => protection,
+            Err(_) => {
+                let allowed = "must be \"sealed\" (the default), \"keyed\", or \"none\" for a \
+                               network where everyone is trusted";
+                return refuse(field("protection"), show(level), allowed);
+            }
+        },
     };
     let owner = match &owner {
         None => None,

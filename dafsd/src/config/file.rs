@@ -10,6 +10,7 @@ use std::path::PathBuf;
 pub struct FileConfig {
     pub listen: Option<Vec<String>>,
     pub state_dir: Option<PathBuf>,
+    pub authorized_clients: Option<PathBuf>,
     pub log: Option<String>,
     pub cache: CacheSection,
     pub sessions: SessionsSection,
@@ -90,8 +91,8 @@ pub struct Flags {
     /// Offer the directory PATH under NAME; `,ro` makes it read-only. May be repeated.
     #[arg(long = "export", value_name = "NAME=PATH[,ro]", global = true)]
     pub exports: Vec<String>,
-    /// How the pages of exports are guarded that do not say so themselves: this version knows
-    /// `none` only, which is for trusted networks.
+    /// How the pages of exports are guarded that do not say so themselves: sealed (the default),
+    /// keyed, or none, which is for trusted networks.
     #[arg(long, value_name = "LEVEL", global = true)]
     pub protection: Option<String>,
     /// Where to listen: tcp:HOST:PORT or shm:PATH. May be repeated; replaces what the file says.
@@ -109,14 +110,37 @@ pub struct Flags {
     /// Directory of what the server has to remember.
     #[arg(long, value_name = "DIR", global = true)]
     pub state_dir: Option<PathBuf>,
+    /// Who may connect to exports that are guarded; authorized_clients in the state directory unless
+    /// said otherwise.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub authorized_clients: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or a filter such as info,dafsd::cache=debug.
     #[arg(long, value_name = "FILTER", global = true)]
     pub log: Option<String>,
 }
 
 /// What to do in place of serving.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]
 pub enum Command {
     /// Check the configuration and the exported directories, report, and end.
     Check,
+    /// Print the server's public key, for clients to know it by. It is made if there is none.
+    Key,
+    /// List the sessions of the server that runs on the state directory.
+    Sessions {
+        /// Print JSON, with whole keys and times in milliseconds.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Fence a client off: it is refused from now on, also after a restart, and what is stored from
+    /// now on cannot be read with the keys it has.
+    Fence {
+        /// Its name in authorized_clients.
+        name: String,
+    },
+    /// Let a client in again that was fenced off.
+    Unfence {
+        /// Its name in authorized_clients.
+        name: String,
+    },
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use clap::Parser;
+use dafs_keys::Protection;
 
 /// A directory to be offered.
 fn directory() -> tempfile::TempDir {
@@ -27,7 +28,7 @@ fn from_flags(flags: &[&str]) -> Result<Config, ConfigError> {
 fn the_example_shows_the_defaults() {
     let text = include_str!("../../dafsd.example.toml");
     let example = load(text, &[]).unwrap();
-    let plain = from_flags(&["--export", "data=/srv", "--protection", "none"]).unwrap();
+    let plain = from_flags(&["--export", "data=/srv"]).unwrap();
     assert_eq!(example.exports, plain.exports);
     assert_eq!(example.settings, plain.settings);
     assert_eq!(example.log, plain.log);
@@ -40,7 +41,7 @@ fn the_example_shows_the_defaults() {
         (plain.descriptors, plain.handle_table)
     );
     // Depends on the machine, so the flags say what the file says.
-    let flags = ["--export", "data=/srv", "--protection", "none", "--memory", "1GiB"];
+    let flags = ["--export", "data=/srv", "--memory", "1GiB"];
     assert_eq!(example.cache, from_flags(&flags).unwrap().cache);
     let listen = example.listen.unwrap();
     assert_eq!(listen[0], Listen::Tcp(DEFAULT_TCP.to_owned()));
@@ -93,6 +94,38 @@ fn flags_win_over_the_file() {
     assert_eq!(a.path, b.path);
 }
 
+#[test]
+fn exports_are_sealed_unless_asked_otherwise_by_name() {
+    let level = |flags: &[&str]| from_flags(flags).unwrap().exports[0].protection;
+    assert_eq!(level(&["--export", "x=/"]), Protection::Sealed);
+    assert_eq!(level(&["--export", "x=/", "--protection", "keyed"]), Protection::Keyed);
+    assert_eq!(level(&["--export", "x=/", "--protection", "none"]), Protection::None);
+    let text = "[[export]]\nname = 'x'\npath = '/'\nprotection = 'keyed'";
+    let config = load(text, &["--protection", "none"]).unwrap();
+    assert_eq!(config.exports[0].protection, Protection::Keyed, "the export's own word counts");
+}
+
+#[test]
+fn the_list_of_clients_is_in_the_state_directory_unless_said_otherwise() {
+    let path = |text: &str, flags: &[&str]| load(text, flags).unwrap().authorized_clients;
+    let export = "[[export]]\nname = 'x'\npath = '/'\n";
+    assert_eq!(path(export, &[]), PathBuf::from("/state/authorized_clients"));
+    let named = format!("authorized_clients = '/etc/clients'\n{export}");
+    assert_eq!(path(&named, &[]), PathBuf::from("/etc/clients"));
+    assert_eq!(path(&named, &["--authorized-clients", "/a"]), PathBuf::from("/a"));
+}
+
+#[test]
+fn commands_find_the_state_directory_without_an_export() {
+    let of = |flags: &[&str]| Config::state_dir(&Flags::parse_from(flags)).unwrap();
+    let state = PathBuf::from("/state");
+    assert_eq!(of(&["dafsd", "sessions", "--state-dir", "/state"]), state);
+    let directory = directory();
+    let path = directory.path().join("dafsd.toml");
+    std::fs::write(&path, "state_dir = '/state'").unwrap();
+    assert_eq!(of(&["dafsd", "fence", "a", "--config", path.to_str().unwrap()]), state);
+}
+
 /// Each bad input, and what its error must contain: field, value, what is allowed.
 #[test]
 fn errors_name_field_value_and_what_is_allowed() {
@@ -140,10 +173,9 @@ fn errors_name_field_value_and_what_is_allowed() {
         (named("''"), &["export.name", "\"\"", "letters"]),
         (named("'..'"), &["export.name", "..", "letters"]),
         (named("'a/b'"), &["export.name", "a/b", "letters"]),
-        (export.replace("'none'", "'sealed'"), &["export \"x\": protection", "sealed", "\"none\""]),
         (
-            export.replace("protection = 'none'", ""),
-            &["export \"x\": protection", "sealed", "ask for it by name", "--protection none"],
+            export.replace("'none'", "'paper'"),
+            &["export \"x\": protection", "paper", "\"sealed\" (the default)", "\"none\""],
         ),
         (with("as = 'root'"), &["export \"x\": as", "root", "UID:GID"]),
         (with("as = '1:4294967295'"), &["export \"x\": as", "4294967295", "UID:GID"]),
@@ -168,7 +200,7 @@ fn errors_name_field_value_and_what_is_allowed() {
     for (flags, expected) in [
         (&["--export", "x"][..], &["--export", "\"x\"", "NAME=PATH"][..]),
         (&["--export", "x="], &["--export", "x=", "NAME=PATH"]),
-        (&["--export", "x=/"], &["protection", "sealed", "--protection none"]),
+        (&["--export", "x=/", "--protection", "low"], &["protection", "low", "\"keyed\""]),
         (&["--config", "/no/such"], &["/no/such", "No such file"]),
     ] {
         let error = from_flags(flags).map(drop).unwrap_err().to_string();

@@ -1,11 +1,13 @@
 //! Messages in, messages out, over a link that only remembers.
 
+mod clients;
 mod credentials;
 mod failures;
 mod handles;
 mod sessions;
 
 use super::*;
+use crate::access::Access;
 use crate::cache::{Cache, CacheConfig};
 use crate::exporter::Listeners;
 use crate::runtime::Runtime;
@@ -13,10 +15,10 @@ use crate::server::{Export, Limits, Settings};
 use crate::session::SessionLimits;
 use crate::store::{LocalOptions, LocalStore, Store};
 use crate::sync::Mutex;
-use dafs_keys::{HandleKey, Protection, Secret};
+use dafs_keys::{HandleKey, Protection, PublicKey, Secret};
 use dafs_proto::*;
 use ordma::arena::Geometry;
-use ordma::{Capabilities, Tag, Transfer};
+use ordma::{Capabilities, Established, Tag, Transfer};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +27,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 struct FakeLink {
     id: u64,
+    channel: Option<Arc<Established>>,
     sent: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
     closed: Mutex<Option<String>>,
     may_read: Mutex<bool>,
@@ -38,6 +41,9 @@ impl Link for FakeLink {
     }
     fn peer(&self) -> String {
         format!("fake {}", self.id)
+    }
+    fn channel(&self) -> Option<&Arc<Established>> {
+        self.channel.as_ref()
     }
     fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -110,8 +116,24 @@ fn world() -> World {
     server(directory, other, None)
 }
 
+/// A server whose exports are guarded in this way.
+fn world_of(directory: tempfile::TempDir, protection: Protection, access: Access) -> World {
+    std::fs::write(directory.path().join("f"), b"hello").unwrap();
+    build(directory, tempfile::tempdir().unwrap(), None, protection, access)
+}
+
 /// A server of these directories, with what it has in its state directory, if any.
 fn server(directory: tempfile::TempDir, other: tempfile::TempDir, state: Option<&Path>) -> World {
+    build(directory, other, state, Protection::None, Access::default())
+}
+
+fn build(
+    directory: tempfile::TempDir,
+    other: tempfile::TempDir,
+    state: Option<&Path>,
+    protection: Protection,
+    access: Access,
+) -> World {
     let secret = match state {
         Some(state) => crate::state::load_secret(state).unwrap(),
         None => Secret::from_bytes([7; Secret::LEN]),
@@ -134,7 +156,7 @@ fn server(directory: tempfile::TempDir, other: tempfile::TempDir, state: Option<
             handles: HandleKey::derive(&secret, &store.id()),
             store: Arc::new(store),
             read_only,
-            protection: Protection::None,
+            protection,
         }
     };
     let exports = vec![
@@ -145,7 +167,7 @@ fn server(directory: tempfile::TempDir, other: tempfile::TempDir, state: Option<
     let time = Arc::new(AtomicU64::new(0));
     let (start, now) = (Instant::now(), Arc::clone(&time));
     let clock = Box::new(move || start + Duration::from_millis(now.load(Ordering::Relaxed)));
-    let server = Server::new(SETTINGS, exports, cache, runtime, clock).unwrap();
+    let server = Server::new(SETTINGS, exports, access, cache, runtime, clock).unwrap();
     server.set_ready();
     let service = Dispatcher::new(Arc::clone(&server));
     World { directory, other, server, service, time, links: Mutex::new(0) }
@@ -162,9 +184,17 @@ fn message<C: Call>(request: &C, slot: u16, sequence: u32) -> Vec<u8> {
 
 impl World {
     fn link(&self) -> Arc<FakeLink> {
+        self.link_with(None)
+    }
+
+    /// A connection of the owner of this key.
+    fn link_with(&self, key: Option<PublicKey>) -> Arc<FakeLink> {
         let mut links = self.links.lock();
         *links += 1;
-        let link = Arc::new(FakeLink { id: *links, ..FakeLink::default() });
+        let established =
+            |key| Arc::new(Established::new(key, Protection::Sealed, Secret::from_bytes([1; 32])));
+        let channel = key.map(established);
+        let link = Arc::new(FakeLink { id: *links, channel, ..FakeLink::default() });
         self.service.connected(link.clone());
         link
     }

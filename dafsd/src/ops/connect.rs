@@ -1,11 +1,13 @@
 //! CONNECT: opens a session, or takes an existing one over after a lost connection.
 
 use super::OpError;
+use crate::access::Permit;
+use crate::authorized::AskedCredential;
 use crate::live::LiveSession;
 use crate::server::{BindError, Export, Server};
 use crate::sessions::SessionId;
 use crate::store::Credential;
-use dafs_keys::Protection;
+use dafs_keys::{Protection, PublicKey};
 use dafs_proto::{ConnectReply, ConnectRequest, Status, VERSION};
 use ordma::Link;
 use std::sync::Arc;
@@ -16,8 +18,10 @@ const MAX_CLIENT: usize = 64;
 /// Serves CONNECT. The only operation that belongs to a connection and not to a session.
 ///
 /// # Errors
-/// [`Status::Version`], [`Status::NoExport`], [`Status::Protection`], [`Status::TooManySessions`];
-/// [`Status::Invalid`] where the connection has a session, or the session is of another export.
+/// [`Status::Version`], [`Status::NoExport`], [`Status::Protection`], [`Status::Access`],
+/// [`Status::Fenced`], [`Status::TooManySessions`]; [`Status::BadSession`] where the session is
+/// another client's; [`Status::Invalid`] where the connection has a session, or the session is of
+/// another export.
 pub async fn connect(
     server: &Arc<Server>,
     link: &Arc<dyn Link>,
@@ -27,22 +31,32 @@ pub async fn connect(
         let what = format!("version {} is asked for, the server speaks {VERSION}", request.version);
         return Err(OpError::new(Status::Version, what));
     }
-    let export = find_export(server, &request.export)?;
+    let key = link.channel().map(|channel| &channel.peer);
+    let export = find_export(server, &request.export, key)?;
     check_protection(&export, request.protection)?;
+    let asked = request.credential.clone().map(AskedCredential::from);
+    // Asked again for the session itself: this spares those who are refused the rest.
+    let permit =
+        server.permit(&export, key, asked.as_ref()).map_err(|error| match error.status {
+            // What a client may not use looks like what is not there.
+            Status::NoExport => no_export(server, &request.export, key),
+            _ => error,
+        })?;
+    let begin = || new_session(server, &export, &request, key, asked.as_ref());
 
     let store = Arc::clone(&export.store);
     let root =
         server.runtime().blocking(move || store.node(&Credential::Server, &store.root())).await?;
 
-    let (session, resumed) = match earlier(server, &export, &request)? {
+    let (session, resumed) = match earlier(server, &export, permit.as_ref(), &request)? {
         Some(session) => (session, true),
-        None => (new_session(server, &export, &request)?, false),
+        None => (begin()?, false),
     };
     let (session, resumed) = match server.bind(link, &session) {
         Ok(()) => (session, resumed),
         // It ended just now.
         Err(BindError::Session) => {
-            let session = new_session(server, &export, &request)?;
+            let session = begin()?;
             bind_new(server, link, &session)?;
             (session, false)
         }
@@ -66,7 +80,7 @@ pub async fn connect(
         max_transfer: limits.max_transfer,
         lease_ms: u32::try_from(lease).unwrap_or(u32::MAX),
         protection: export.protection.to_wire(),
-        read_only: export.read_only,
+        read_only: session.export().read_only,
         resumed,
         root: export.wire(&root.handle),
         root_attr: Some(root.attr),
@@ -74,13 +88,28 @@ pub async fn connect(
     })
 }
 
-fn find_export(server: &Server, name: &str) -> Result<Arc<Export>, OpError> {
+fn find_export(
+    server: &Server,
+    name: &str,
+    key: Option<&PublicKey>,
+) -> Result<Arc<Export>, OpError> {
     let found = server.exports().iter().find(|export| export.name == name);
-    found.cloned().ok_or_else(|| {
-        let names: Vec<&str> = server.exports().iter().map(|export| &*export.name).collect();
-        let what = format!("no export {name:?}; there are: {}", names.join(", "));
-        OpError::new(Status::NoExport, what)
-    })
+    found.cloned().ok_or_else(|| no_export(server, name, key))
+}
+
+/// Tells a client of the exports it may use, and of no others.
+fn no_export(server: &Server, name: &str, key: Option<&PublicKey>) -> OpError {
+    let may_use = |export: &&Arc<Export>| {
+        let known = || key.is_some_and(|key| server.access().may_use(key, &export.name));
+        export.protection == Protection::None || known()
+    };
+    let exports = server.exports().iter().filter(may_use);
+    let names: Vec<&str> = exports.map(|export| &*export.name).collect();
+    let what = match &names[..] {
+        [] => format!("no export {name:?} for this client, and no other"),
+        names => format!("no export {name:?} for this client; there are: {}", names.join(", ")),
+    };
+    OpError::new(Status::NoExport, what)
 }
 
 /// The export must guard its pages at least as the client asks for.
@@ -104,10 +133,11 @@ fn check_protection(export: &Export, least: u32) -> Result<(), OpError> {
     }
 }
 
-/// The session that the client had before its connection was lost.
+/// The session that the client had before its connection was lost, if it still fits.
 fn earlier(
     server: &Server,
-    export: &Arc<Export>,
+    export: &Export,
+    permit: Option<&Permit>,
     request: &ConnectRequest,
 ) -> Result<Option<Arc<LiveSession>>, OpError> {
     if request.session.is_empty() {
@@ -123,25 +153,31 @@ fn earlier(
     let Some(session) = server.session(&id) else {
         return Ok(None);
     };
-    if !Arc::ptr_eq(session.export(), export) {
+    if session.key() != permit.map(|permit| permit.key) {
+        return Err(OpError::new(Status::BadSession, "the session is not this client's"));
+    }
+    if session.export().name != export.name {
         return Err(OpError::invalid(format!(
             "the session is connected to export {:?}, not {:?}",
             session.export().name,
             export.name
         )));
     }
-    Ok(Some(session))
+    // Where the client has got other rights meanwhile, it gets them with a new session.
+    Ok(Some(session).filter(|session| session.permit() == permit))
 }
 
 fn new_session(
     server: &Server,
     export: &Arc<Export>,
     request: &ConnectRequest,
+    key: Option<&PublicKey>,
+    asked: Option<&AskedCredential>,
 ) -> Result<Arc<LiveSession>, OpError> {
     let most = server.session_limits().slots.max(1);
     let slots = u16::try_from(request.slots).unwrap_or(u16::MAX).clamp(1, most);
     let client = request.client.chars().filter(|c| !c.is_control()).take(MAX_CLIENT).collect();
-    server.add_session(export, client, Credential::Server, slots)
+    server.add_session(export, client, key, asked, slots)
 }
 
 fn bind_new(

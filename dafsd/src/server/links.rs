@@ -1,11 +1,13 @@
 //! Connections and sessions: who speaks over what, and what ends either.
 
 use super::{BindError, Connection, Export, Server};
+use crate::access::Permit;
+use crate::authorized::AskedCredential;
 use crate::live::LiveSession;
 use crate::ops::OpError;
 use crate::session::SessionLimits;
-use crate::sessions::SessionId;
-use crate::store::Credential;
+use crate::sessions::{SessionId, Sessions};
+use dafs_keys::{Protection, PublicKey};
 use dafs_proto::Status;
 use ordma::{Link, ReadAccess};
 use std::sync::Arc;
@@ -47,27 +49,71 @@ impl Server {
         self.sessions.lock().get(id).filter(|session| !session.expired(now)).cloned()
     }
 
-    /// Makes a session, whose work is done as `credential`. It speaks over a link once it is
+    /// What the owner of `key` is granted in an export; `None` where the export has no protection.
+    ///
+    /// # Errors
+    /// [`Status::Protection`] where nobody knows who the client is; [`Status::Access`] where such a
+    /// client asks for a user; those of [`permit`](crate::access::Access::permit).
+    pub(crate) fn permit(
+        &self,
+        export: &Export,
+        key: Option<&PublicKey>,
+        asked: Option<&AskedCredential>,
+    ) -> Result<Option<Permit>, OpError> {
+        let offered = export.protection;
+        match key {
+            _ if offered == Protection::None => match asked {
+                None => Ok(None),
+                Some(asked) => Err(OpError::new(
+                    Status::Access,
+                    format!(
+                        "export {:?} has no protection: its clients are not known, and none of \
+                         them may ask to act as uid {}",
+                        export.name, asked.uid
+                    ),
+                )),
+            },
+            Some(key) => self.access.permit(key, &export.name, asked).map(Some),
+            None => Err(OpError::new(
+                Status::Protection,
+                format!(
+                    "export {:?} offers protection {offered}, which begins with a handshake: the \
+                     client has not shown who it is",
+                    export.name
+                ),
+            )),
+        }
+    }
+
+    /// Makes a session for the owner of `key`. It speaks over a link once it is
     /// [bound](Self::bind) to it.
     ///
     /// # Errors
-    /// [`Status::TooManySessions`].
+    /// [`Status::TooManySessions`]; those of [`permit`](Self::permit).
     pub(crate) fn add_session(
         &self,
         export: &Arc<Export>,
         client: String,
-        credential: Credential,
+        key: Option<&PublicKey>,
+        asked: Option<&AskedCredential>,
         slots: u16,
     ) -> Result<Arc<LiveSession>, OpError> {
         self.expire();
         let id = SessionId::random()
             .map_err(|error| OpError::new(Status::Io, format!("no random numbers: {error}")))?;
         let limits = SessionLimits { slots, ..self.settings.session };
-        let session =
-            LiveSession::new(id, Arc::clone(export), client, credential, limits, self.now());
+        // Under the lock: whoever takes a right away does that first, and then looks for sessions.
+        let mut sessions = self.sessions.lock();
+        let permit = self.permit(export, key, asked)?;
+        // The export as this client may use it.
+        let export = if permit.as_ref().is_some_and(|permit| permit.read_only) {
+            Arc::new(Export { read_only: true, ..Export::clone(export) })
+        } else {
+            Arc::clone(export)
+        };
+        let session = LiveSession::new(id, export, client, permit, limits, self.now());
         let session = Arc::new(session);
-        self.sessions
-            .lock()
+        sessions
             .insert(id, Arc::clone(&session))
             .map_err(|error| OpError::new(Status::TooManySessions, error.to_string()))?;
         Ok(session)
@@ -96,27 +142,45 @@ impl Server {
 
     /// Ends a session and closes its files. The link, if any, stays.
     pub(crate) fn end_session(&self, session: &LiveSession) {
-        self.sessions.lock().remove(&session.id());
-        if let Some(link) = session.end()
-            && let Some(connection) = self.links.write().get_mut(&link.id())
-        {
+        self.take_sessions(|sessions| sessions.remove(&session.id()).into_iter().collect());
+        self.disconnect(session);
+    }
+
+    /// Takes sessions out of the table. They have still to be [ended](Self::disconnect).
+    pub(super) fn take_sessions(
+        &self,
+        take: impl FnOnce(&mut Sessions<LiveSession>) -> Vec<Arc<LiveSession>>,
+    ) -> Vec<Arc<LiveSession>> {
+        let mut sessions = self.sessions.lock();
+        let taken = take(&mut sessions);
+        let mut ended = self.ended.lock();
+        ended.retain(|session| !session.is_over());
+        ended.extend(taken.iter().cloned());
+        taken
+    }
+
+    /// Ends a session that is not in the table any more. Its link, if any, is returned.
+    pub(super) fn disconnect(&self, session: &LiveSession) -> Option<Arc<dyn Link>> {
+        let link = session.end()?;
+        if let Some(connection) = self.links.write().get_mut(&link.id()) {
             connection.session = None;
             connection.since = self.now();
         }
+        Some(link)
     }
 
     fn expire(&self) {
         let now = self.now();
-        let expired = self.sessions.lock().take_expired(|session| session.expired(now));
-        for session in expired {
+        for session in self.take_sessions(|all| all.take_expired(|session| session.expired(now))) {
             tracing::info!(?session, "the lease of a lost client has run out");
             session.end();
         }
     }
 
-    /// Does what time asks for: ends leases, closes connections that never asked for a session.
-    /// Called about once a second.
-    pub fn tick(&self) {
+    /// Does what time asks for: ends leases, closes connections that never asked for a session,
+    /// and takes note of changes to the authorized clients. Called about once a second.
+    pub fn tick(self: &Arc<Self>) {
+        self.reload(false);
         self.expire();
         let now = self.now();
         let is_idle = |connection: &Connection| {

@@ -5,6 +5,7 @@
 use dafs_client::blocking::{Client, File};
 use dafs_client::{OpenOptions, Options, Path};
 use dafs_keys::{HandleKey, Protection, Secret};
+use dafsd::access::Access;
 use dafsd::cache::{Cache, CacheConfig};
 use dafsd::dispatch::Dispatcher;
 use dafsd::exporter::Listeners;
@@ -136,8 +137,9 @@ impl TestServer {
             Some(world) => Box::new(move || world.now()),
             None => Box::new(Instant::now),
         };
+        let (access, exports) = (Access::default(), vec![export]);
         let server =
-            Server::new(settings, vec![export], Arc::clone(&cache), runtime.clone(), clock)
+            Server::new(settings, exports, access, Arc::clone(&cache), runtime.clone(), clock)
                 .unwrap();
         let service = Dispatcher::new(Arc::clone(&server));
         let engine = self.engine();

@@ -127,6 +127,14 @@ impl Side for ShmSide {
     fn prepare(&self, _socket: &OwnedFd) {}
 }
 
+/// The user at the other end of a Unix socket.
+///
+/// # Errors
+/// The socket is none that was connected.
+pub fn peer_user(socket: impl AsFd) -> std::io::Result<u32> {
+    path::peer_of(socket).map(|(_, user)| user)
+}
+
 #[derive(Debug)]
 struct ShmListening {
     server: Arc<Server>,

@@ -3,7 +3,7 @@
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -90,13 +90,13 @@ pub(crate) fn dial(path: &str, deadline: Instant) -> Result<OwnedFd, String> {
 
 /// Process and user at the other end. The process is 0 where it is not visible from here, for which
 /// reason the safe wrapper of this call does not do.
-pub(crate) fn peer_of(socket: &OwnedFd) -> std::io::Result<(i32, u32)> {
+pub(crate) fn peer_of(socket: impl AsFd) -> std::io::Result<(i32, u32)> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes into the structure, which it is made for.
     let result = unsafe {
         libc::getsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_PEERCRED,
             (&raw mut peer).cast(),

@@ -1,9 +1,14 @@
 //! Requests of sessions that belong to users. They take root, who may act as others.
 
 use super::*;
+use crate::access::Access;
+use crate::authorized::Authorized;
 use crate::store::Credential;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
+
+static KEY: std::sync::LazyLock<PublicKey> =
+    std::sync::LazyLock::new(|| PublicKey::from_bytes([5; 32]));
 
 const USER: u32 = 1000;
 const OTHER: u32 = 1001;
@@ -16,19 +21,25 @@ fn identity() -> Vec<String> {
     status.lines().filter(is_identity).map(str::to_owned).collect()
 }
 
+/// A server of one client that may act as any user but root.
+fn users() -> World {
+    let clients = format!("{} mounts exports=* uids=any\n", *KEY);
+    let access = Access::of(Authorized::parse(&clients, true).unwrap());
+    world_of(tempfile::tempdir().unwrap(), Protection::Sealed, access)
+}
+
 impl World {
     /// A session of this user; the root's handle.
-    fn session_of(&self, uid: u32, groups: &[u32]) -> (Arc<FakeLink>, Vec<u8>) {
+    fn user_session(&self, uid: u32, groups: &[u32]) -> (Arc<FakeLink>, Vec<u8>) {
         let root = rustix::process::geteuid().is_root();
         assert!(root, "this test acts as other users: run it as root");
+        let credential = Some(dafs_proto::Credential { uid, gid: uid, groups: groups.to_vec() });
+        let link = self.link_with(Some(*KEY));
+        let request = ConnectRequest { credential, ..connect_request("data") };
+        let reply = self.call(&link, &request, (NO_SLOT, 1)).unwrap();
         let who = Credential::User { uid, gid: uid, groups: groups.into() };
-        let export = &self.server.exports()[0];
-        let session = self.server.add_session(export, "test".into(), who.clone(), 3).unwrap();
-        assert_eq!(session.credential(), &who);
-        let link = self.link();
-        let link_dyn: Arc<dyn Link> = link.clone();
-        self.server.bind(&link_dyn, &session).unwrap();
-        (link, export.wire(&export.store.root()))
+        assert!(self.server.sessions().iter().any(|session| *session.credential() == who));
+        (link, reply.root)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -44,9 +55,9 @@ impl World {
 
 #[test]
 fn a_user_reads_writes_and_makes_what_the_user_may() {
-    let world = world();
+    let world = users();
     let before = identity();
-    let (link, root) = world.session_of(USER, &[77]);
+    let (link, root) = world.user_session(USER, &[77]);
     let open = |name: &str, access| OpenRequest {
         directory: root.clone(),
         name: name.into(),
@@ -78,7 +89,7 @@ fn a_user_reads_writes_and_makes_what_the_user_may() {
     }
     // Truncating is writing, even where somebody has the file open for that.
     world.give("f", OTHER, 0o644);
-    let (writer, _) = world.session_of(OTHER, &[]);
+    let (writer, _) = world.user_session(OTHER, &[]);
     world.call(&writer, &open("f", 3), (0, 1)).unwrap();
     let truncate = OpenRequest { truncate: true, ..open("f", 2) };
     assert_eq!(status(world.call(&link, &truncate, next())), Status::Access);
@@ -110,9 +121,9 @@ fn a_user_reads_writes_and_makes_what_the_user_may() {
 /// As with a descriptor: the mode of a file decides when it is opened.
 #[test]
 fn the_creator_of_a_file_writes_it_whatever_its_mode() {
-    let world = world();
+    let world = users();
     world.give("", 0, 0o777);
-    let (link, root) = world.session_of(USER, &[]);
+    let (link, root) = world.user_session(USER, &[]);
     let attr = Some(SetAttr { mode: Some(0o400), ..SetAttr::default() });
     let name = b"new".to_vec();
     let create =
@@ -134,6 +145,6 @@ fn the_creator_of_a_file_writes_it_whatever_its_mode() {
     world.call(&link, &CloseRequest { open: open.open }, (0, 6)).unwrap();
     let by_name = OpenRequest { create: 0, attr: None, ..create };
     assert_eq!(status(world.call(&link, &by_name, (0, 7))), Status::Access);
-    let (other, _) = world.session_of(OTHER, &[]);
+    let (other, _) = world.user_session(OTHER, &[]);
     assert_eq!(status(world.call(&other, &by_handle, (0, 1))), Status::Access);
 }
