@@ -9,6 +9,7 @@ use crate::sessions::SessionId;
 use crate::store::Credential;
 use crate::sync::Mutex;
 use dafs_keys::PublicKey;
+use dafs_keys::secret::MacKey;
 use dafs_proto::Status;
 use event_listener::Event;
 use ordma::Link;
@@ -26,6 +27,7 @@ pub struct LiveSession {
     export: Arc<Export>,
     client: String,
     permit: Option<Permit>,
+    reads: MacKey,
     began: Instant,
     state: Mutex<Session<Message, Arc<dyn Link>, Arc<Open>>>,
     /// Requests being executed. Goes up under the lock of `state`, and not after the end.
@@ -60,6 +62,7 @@ impl LiveSession {
         export: Arc<Export>,
         client: String,
         permit: Option<Permit>,
+        reads: MacKey,
         limits: SessionLimits,
         now: Instant,
     ) -> Self {
@@ -68,6 +71,7 @@ impl LiveSession {
             export,
             client,
             permit,
+            reads,
             began: now,
             state: Mutex::new(Session::new(limits, now)),
             executing: AtomicUsize::new(0),
@@ -97,6 +101,12 @@ impl LiveSession {
     #[must_use]
     pub fn credential(&self) -> &Credential {
         self.permit.as_ref().map_or(&Credential::Server, |permit| &permit.credential)
+    }
+
+    /// What the read keys that its client is given are derived from.
+    #[must_use]
+    pub fn reads(&self) -> &MacKey {
+        &self.reads
     }
 
     /// What its client was granted. `None` where the export has no protection, and nobody knows

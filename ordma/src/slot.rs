@@ -99,7 +99,7 @@ impl Footer {
     }
 
     /// Reads a footer's fields; `None` where the bytes are no footer of this format. Says nothing
-    /// of the payload: see [`verify`].
+    /// of the payload: see [`open`].
     #[must_use]
     pub fn decode(bytes: &[u8; FOOTER_LEN]) -> Option<Self> {
         let u16_at = |i| u16::from_le_bytes([bytes[i], bytes[i + 1]]);

@@ -33,7 +33,7 @@ pub async fn connect(
     }
     let key = link.channel().map(|channel| &channel.peer);
     let export = find_export(server, &request.export, key)?;
-    check_protection(&export, request.protection)?;
+    check_protection(&export, request.protection, link)?;
     let asked = request.credential.clone().map(AskedCredential::from);
     // Asked again for the session itself: this spares those who are refused the rest.
     let permit =
@@ -112,12 +112,24 @@ fn no_export(server: &Server, name: &str, key: Option<&PublicKey>) -> OpError {
     OpError::new(Status::NoExport, what)
 }
 
-/// The export must guard its pages at least as the client asks for.
-fn check_protection(export: &Export, least: u32) -> Result<(), OpError> {
+/// The export must guard its pages at least as the client asks for, here and in the handshake, and
+/// in a way that the engine can.
+fn check_protection(export: &Export, least: u32, link: &Arc<dyn Link>) -> Result<(), OpError> {
     let offered = export.protection;
     let refuse = |what: String| Err(OpError::new(Status::Protection, what));
+    let capabilities = link.capabilities();
+    let bound = link.channel().map(|channel| channel.least);
     match Protection::from_wire(least) {
-        Some(least) if least <= offered => Ok(()),
+        Some(least) if least <= offered && bound.is_none_or(|bound| bound <= offered) => {
+            if offered == Protection::Keyed && !capabilities.tags {
+                return refuse(format!(
+                    "export {:?} offers protection keyed, which engine {} cannot check: use \
+                     engine tcp, or offer the export as sealed",
+                    export.name, capabilities.engine
+                ));
+            }
+            Ok(())
+        }
         None if least == 0 => refuse(format!(
             "the client names no protection level; export {:?} offers {offered}, which has to be \
              asked for by name",

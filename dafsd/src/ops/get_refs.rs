@@ -10,18 +10,19 @@ const MAX_REFS: u32 = MAX_WANT_REFS * 2;
 /// Serves GET_REFS.
 ///
 /// # Errors
-/// [`Status::BadOpen`], or the open may not read; the store's, where pages are to be brought in.
+/// [`Status::BadOpen`] or [`Status::Access`], where the open may not read; the store's, where pages are to be brought in.
 pub async fn get_refs(
     cx: &OpContext,
     request: GetRefsRequest,
 ) -> Result<Reply<GetRefsReply>, OpError> {
-    let open = cx.open(request.open)?;
-    if !open.read {
-        let what = "references to a file that was not opened for reading";
-        return Err(OpError::new(Status::BadOpen, what));
-    }
     let extent = request.extent.unwrap_or_default();
-    let refs = open.file.warm(extent, MAX_REFS, request.fill).await?;
-    let body = GetRefsReply { file: open.file.number(), refs, size: open.file.size(), key: None };
+    let (open, refs, key) = loop {
+        let open = cx.reader(request.open).await?;
+        let refs = open.file.warm(extent, MAX_REFS, request.fill).await?;
+        if let Ok(key) = cx.key(&open, request.key_epoch) {
+            break (open, refs, key);
+        }
+    };
+    let body = GetRefsReply { file: open.file.number(), refs, size: open.file.size(), key };
     Ok(body.into())
 }

@@ -8,11 +8,12 @@
 use crate::cache::OpenFile;
 use crate::live::LiveSession;
 use crate::server::{Export, Server};
-use crate::store::{Credential, Handle, Node, Store, StoreError};
+use crate::store::{Access, Credential, Handle, Node, Store, StoreError};
 use dafs_proto::{Attr, Status};
 use ordma::{Link, LinkError};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub mod close;
 pub mod commit;
@@ -29,6 +30,7 @@ pub mod readdir;
 pub mod readlink;
 pub mod rename;
 pub mod renew;
+mod rights;
 pub mod rmdir;
 pub mod setattr;
 pub mod statfs;
@@ -127,8 +129,23 @@ pub struct Open {
     pub read: bool,
     /// It may be written.
     pub write: bool,
+    /// The epoch of the file in which it was last looked at that it may be read.
+    checked: AtomicU64,
     /// The handle it was opened by.
     pub handle: Handle,
+}
+
+impl Open {
+    /// An open that may not read until [`OpContext::check_right`](OpContext) has seen it.
+    fn new(file: OpenFile, access: Access, handle: Handle) -> Self {
+        let (read, write) = (access.reads(), access.writes());
+        Self { file, read, write, checked: AtomicU64::new(u64::MAX), handle }
+    }
+
+    /// Whether it was looked at in this epoch of the file that it may be read.
+    fn is_checked_in(&self, epoch: u64) -> bool {
+        self.checked.load(Ordering::Relaxed) == epoch
+    }
 }
 
 /// A reply message and the data that follows it.

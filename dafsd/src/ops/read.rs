@@ -11,13 +11,9 @@ pub(super) const MAX_WANT_REFS: u32 = 1024;
 /// Serves READ.
 ///
 /// # Errors
-/// [`Status::BadOpen`], or the open may not read; [`Status::MessageTooBig`] where the pages do not
+/// [`Status::BadOpen`] or [`Status::Access`], where the open may not read; [`Status::MessageTooBig`] where the pages do not
 /// fit the placement's limit or the client's buffer; the page cache's; a failed transfer.
 pub async fn read(cx: &OpContext, request: ReadRequest) -> Result<Reply<ReadReply>, OpError> {
-    let open = cx.open(request.open)?;
-    if !open.read {
-        return Err(OpError::new(Status::BadOpen, "read a file that was not opened for reading"));
-    }
     check_extents(request.extents.len())?;
     let direct = request.placement() == Placement::Direct;
     let limits = cx.server.limits();
@@ -25,16 +21,26 @@ pub async fn read(cx: &OpContext, request: ReadRequest) -> Result<Reply<ReadRepl
     let want_refs = request.want_refs.min(MAX_WANT_REFS);
     // Bounds the memory of all direct transfers.
     let _permit = if direct { Some(cx.server.transfers().acquire().await) } else { None };
-    let buffer = if direct { cx.server.buffers().take() } else { Vec::new() };
-    let pages = open.file.read(&request.extents, limit as usize, want_refs, buffer).await?;
+    let mut buffer = if direct { cx.server.buffers().take() } else { Vec::new() };
+    let (open, pages, key) = loop {
+        let open = cx.reader(request.open).await?;
+        let pages = open.file.read(&request.extents, limit as usize, want_refs, buffer).await?;
+        match cx.key(&open, request.key_epoch) {
+            Ok(key) if pages.epoch.is_none_or(|epoch| open.is_checked_in(epoch)) => {
+                break (open, pages, key);
+            }
+            _ => buffer = pages.data,
+        }
+    };
+    let (first_tag, tags) = cx.tag_pages(&pages.data);
     let body = ReadReply {
         file: open.file.number(),
         counts: pages.counts,
         refs: pages.refs,
         size: pages.size,
-        key: None,
-        tags: Vec::new(),
-        first_tag: 0,
+        key,
+        tags,
+        first_tag,
     };
     if !direct {
         return Ok(Reply { body, data: pages.data });

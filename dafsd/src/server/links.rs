@@ -7,7 +7,7 @@ use crate::live::LiveSession;
 use crate::ops::OpError;
 use crate::session::SessionLimits;
 use crate::sessions::{SessionId, Sessions};
-use dafs_keys::{Protection, PublicKey};
+use dafs_keys::{Protection, PublicKey, Secret};
 use dafs_proto::Status;
 use ordma::{Link, ReadAccess};
 use std::sync::Arc;
@@ -99,8 +99,9 @@ impl Server {
         slots: u16,
     ) -> Result<Arc<LiveSession>, OpError> {
         self.expire();
-        let id = SessionId::random()
-            .map_err(|error| OpError::new(Status::Io, format!("no random numbers: {error}")))?;
+        let no_random = |error: &dyn std::fmt::Display| OpError::new(Status::Io, error.to_string());
+        let id = SessionId::random().map_err(|error| no_random(&error))?;
+        let reads = Secret::random().map_err(|error| no_random(&error))?.keyed();
         let limits = SessionLimits { slots, ..self.settings.session };
         // Under the lock: whoever takes a right away does that first, and then looks for sessions.
         let mut sessions = self.sessions.lock();
@@ -111,7 +112,7 @@ impl Server {
         } else {
             Arc::clone(export)
         };
-        let session = LiveSession::new(id, export, client, permit, limits, self.now());
+        let session = LiveSession::new(id, export, client, permit, reads, limits, self.now());
         let session = Arc::new(session);
         sessions
             .insert(id, Arc::clone(&session))
@@ -136,7 +137,9 @@ impl Server {
             old.allow_reads(None);
             old.close("the client has connected anew");
         }
-        link.allow_reads(Some(ReadAccess::default()));
+        let keyed = session.export().protection == Protection::Keyed;
+        let tags = keyed.then(|| session.reads().clone());
+        link.allow_reads(Some(ReadAccess { connection: None, session: tags }));
         Ok(())
     }
 

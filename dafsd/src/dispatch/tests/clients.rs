@@ -12,7 +12,7 @@ fn key(byte: u8) -> PublicKey {
 
 fn clients() -> String {
     format!(
-        "{} web exports=data uid=1\n{} reader exports=*:ro uid=1\n{} other exports=data uid=1\n",
+        "{} web exports=data uid=0\n{} reader exports=*:ro uid=0\n{} other exports=data uid=0\n",
         key(1),
         key(2),
         key(3)
