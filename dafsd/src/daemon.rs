@@ -122,7 +122,8 @@ impl Daemon {
         let identity = load_identity(config)?;
         let runtime = Runtime::start(config.workers).map_err(StartError::Thread)?;
         let listeners = Arc::new(Listeners::default());
-        let cache = Cache::new(config.cache.clone(), listeners.clone(), runtime.clone())
+        let levels = config.exports.iter().map(|export| export.protection);
+        let cache = Cache::new(config.cache.clone(), levels, listeners.clone(), runtime.clone())
             .map_err(StartError::Cache)?;
         let clock = Box::new(Instant::now);
         let settings = config.settings.clone();

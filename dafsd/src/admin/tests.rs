@@ -24,7 +24,9 @@ fn server() -> Arc<Server> {
         writeback_interval: Duration::from_secs(5),
         retire_patience: Duration::from_secs(5),
     };
-    let cache = Cache::new(config, Arc::new(Listeners::default()), runtime.clone()).unwrap();
+    let levels = [Protection::None, Protection::Sealed];
+    let cache =
+        Cache::new(config, levels, Arc::new(Listeners::default()), runtime.clone()).unwrap();
     let settings = Settings {
         limits: Limits { page_size: 4096, max_inline: 16384, max_transfer: 65536 },
         session: SessionLimits { slots: 4, opens: 2, lease: Duration::from_secs(10) },

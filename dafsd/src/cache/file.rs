@@ -1,16 +1,20 @@
 //! One cached file.
 
-use super::Cache;
+use super::cover::{self, Cover};
 use super::resize::Opens;
 use super::shard::Entry;
-use crate::store::{Identity, StoreFile};
+use super::{Cache, error};
+use crate::store::{Identity, Result, StoreFile};
 use crate::sync::{Mutex, RwLock};
-use dafs_proto::{Attr, Time, WireRef};
-use ordma::{Footer, Kind};
+use dafs_keys::secret::MacKey;
+use dafs_keys::{FileKey, Protection, ReadKey, Secret};
+use dafs_proto::{Attr, Status, Time, WireRef};
+use ordma::arena::Guard;
+use ordma::{FOOTER_LEN, Footer, Kind, RemoteRef, Slot};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A file whose pages are cached. There is one for each identity, whatever names led to it.
@@ -18,6 +22,9 @@ pub struct CachedFile {
     pub(super) cache: Arc<Cache>,
     number: u64,
     identity: Identity,
+    protection: Protection,
+    /// The exports it was opened through.
+    pub(super) exports: Mutex<BTreeSet<String>>,
     pub(super) store: RwLock<Arc<dyn StoreFile>>,
     /// Held across store I/O: shared by fills and write-back, exclusive for truncation and its
     /// like. A holder waits for nothing but the store.
@@ -32,10 +39,12 @@ pub struct CachedFile {
 }
 
 /// What the server knows of a file beyond its pages.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Meta {
     /// Size in bytes, including what is not on disk yet.
     pub size: u64,
+    /// What every page in the table is under.
+    pub cover: Cover,
     /// The time of the last write that the disk does not have yet.
     pub mtime: Option<SystemTime>,
     /// Grows with every change.
@@ -69,16 +78,22 @@ impl CachedFile {
         number: u64,
         store: Arc<dyn StoreFile>,
         attr: &Attr,
+        export: &str,
+        protection: Protection,
     ) -> Self {
+        let cover = Cover::new(protection, &cache.secret, 1, number);
         Self {
             cache,
             number,
             identity: store.identity(),
+            protection,
+            exports: Mutex::new(BTreeSet::from([export.to_owned()])),
             store: RwLock::new(store),
             gate: async_lock::RwLock::new(()),
             writing_back: async_lock::Mutex::new(()),
             meta: RwLock::new(Meta {
                 size: attr.size,
+                cover,
                 mtime: None,
                 change: attr.change,
                 on_disk: disk_state(attr),
@@ -100,6 +115,34 @@ impl CachedFile {
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.identity
+    }
+
+    /// How its pages are guarded.
+    #[must_use]
+    pub fn protection(&self) -> Protection {
+        self.protection
+    }
+
+    /// The epoch of its key, from 1 on; 0 at level `none`, which has no keys.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.meta.read().cover.epoch
+    }
+
+    /// What a reader in a session with this secret is given, and the epoch it is good for: at
+    /// `sealed` the secret of the page key, at `keyed` that of the session's read key; `None` at
+    /// `none`, and at `keyed` where there is no session.
+    #[must_use]
+    pub fn key(&self, session: Option<&MacKey>) -> Option<(u64, Secret)> {
+        let Cover { epoch, key } = self.meta.read().cover.clone();
+        let secret = match (self.protection, &*key) {
+            (_, FileKey::Sealed(key)) => key.secret().clone(),
+            (Protection::Keyed, _) => {
+                ReadKey::derive(session?, epoch, self.number).secret().clone()
+            }
+            _ => return None,
+        };
+        Some((epoch, secret))
     }
 
     /// Size in bytes, including what is not on disk yet.
@@ -143,12 +186,36 @@ impl CachedFile {
         }
     }
 
-    /// The same file opened once more: keeps the descriptor that can write.
-    pub(super) fn adopt(&self, file: Arc<dyn StoreFile>) {
+    /// The same file opened once more: keeps the descriptor that can write, and the export's name.
+    ///
+    /// # Errors
+    /// [`Status::Protection`] where the export has another level, as with a hard link between two
+    /// exports: the file's pages can lie in one way only. Nothing has changed then.
+    pub(super) fn adopt(
+        &self,
+        file: Arc<dyn StoreFile>,
+        export: &str,
+        protection: Protection,
+    ) -> Result<()> {
+        if protection != self.protection {
+            let what = format!(
+                "open a file through export {export:?}, whose level is {protection}, while it is \
+                 cached at level {} for another export",
+                self.protection
+            );
+            return Err(error(Status::Protection, what));
+        }
+        {
+            let mut exports = self.exports.lock();
+            if !exports.contains(export) {
+                exports.insert(export.to_owned());
+            }
+        }
         let mut store = self.store.write();
         if file.writable() && !store.writable() {
             *store = file;
         }
+        Ok(())
     }
 
     pub(super) fn store(&self) -> Arc<dyn StoreFile> {
@@ -160,6 +227,11 @@ impl CachedFile {
         self.blocks.lock().resident.is_empty()
     }
 
+    /// What guards the chunks that its pages lie in.
+    pub(super) fn guard(&self) -> Guard {
+        cover::guard(self.protection)
+    }
+
     pub(super) fn page_size(&self) -> u64 {
         self.cache.page_size() as u64
     }
@@ -169,21 +241,61 @@ impl CachedFile {
         size.saturating_sub(1) / self.page_size()
     }
 
-    /// The footer of a block, as the size has it.
-    pub(super) fn footer(&self, block: u64, generation: u64, version: u64, size: u64) -> Footer {
+    /// Puts a page, whose payload lies in private memory, into its slot, as the file's size and key
+    /// have it: bytes behind the end of the file become zero, and the payload what is in the slot.
+    /// Generation and version must have been spent for this alone.
+    pub(super) fn put(
+        &self,
+        block: u64,
+        slot: &Slot,
+        (generation, version): (u64, u64),
+        meta: &Meta,
+        payload: &mut [u8],
+    ) {
         let start = block * self.page_size();
-        let valid = size.saturating_sub(start).min(self.page_size());
-        Footer {
+        let valid = meta.size.saturating_sub(start).min(self.page_size());
+        let footer = Footer {
             kind: Kind::Data,
             sealed: false,
             epoch: 0,
-            last: block == self.last_block(size),
+            last: block == self.last_block(meta.size),
             valid: u32::try_from(valid).unwrap_or(u32::MAX),
             file: self.number,
             block,
             generation,
             version,
-        }
+        };
+        payload[footer.valid as usize..].fill(0);
+        let footer = meta.cover.close(&footer, payload);
+        slot.write(payload, &footer);
+    }
+
+    /// Opens a copy of a page in place, for the server's own use. The slot was its own while it was
+    /// copied, so the copy must be the page with this generation and version.
+    ///
+    /// # Errors
+    /// [`Status::Io`] where it is not: memory is corrupt, or the server wrong. Logged and counted.
+    /// The payload is of no meaning then.
+    pub(super) fn open(
+        &self,
+        block: u64,
+        (generation, version): (u64, u64),
+        cover: &Cover,
+        footer: &[u8; FOOTER_LEN],
+        payload: &mut [u8],
+    ) -> Result<()> {
+        let page = RemoteRef { chunk: 0, slot: 0, file: self.number, block, generation };
+        let Err(fault) = ordma::slot::accept(footer, payload, &page, version, &cover.key) else {
+            return Ok(());
+        };
+        self.cache.counters.corrupt_pages.fetch_add(1, Ordering::Relaxed);
+        let Identity { device, inode, .. } = self.identity;
+        let what = format!(
+            "page {block} of inode {inode} on device {device}, which is not what was put into the \
+             server's memory ({fault})"
+        );
+        tracing::error!("corrupt: {what}");
+        Err(error(Status::Io, what))
     }
 }
 

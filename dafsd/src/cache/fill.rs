@@ -39,9 +39,10 @@ impl CachedFile {
             Wanted::Nothing => return Ok(first + 1),
         };
         // Slots first: waiting for one may need write-back, which needs the gate.
-        let mut slots = vec![self.cache.slot().await?];
+        let guard = self.guard();
+        let mut slots = vec![self.cache.slot(guard).await?];
         while (slots.len() as u64) < run {
-            let Some(slot) = self.cache.try_slot() else { break };
+            let Some(slot) = self.cache.try_slot(guard) else { break };
             slots.push(slot);
         }
         let gate = self.gate.read().await;
@@ -126,13 +127,12 @@ impl Reservation<'_> {
         let Some(slot) = self.slots.pop() else { return };
         self.first = block + 1;
         let cache: &Arc<Cache> = &self.file.cache;
+        // Of this page alone, even if it does not get into the table.
         let generation = cache.arena.next_generation();
-        // The size may have grown meanwhile, and must not change before the page is in the table:
-        // whoever changes it rewrites the last page that he finds there.
+        // The size may have grown meanwhile, and the key changed, and neither must change before the
+        // page is in the table: whoever changes them rewrites what he finds there.
         let meta = self.file.meta.read();
-        let footer = self.file.footer(block, generation, 0, meta.size);
-        payload[footer.valid as usize..].fill(0);
-        slot.write(payload, &footer.encode(payload));
+        self.file.put(block, &slot, (generation, 0), &meta, payload);
         let key = (self.file.number(), block);
         let mut shard = cache.shard(key).lock();
         if cache.arena.accepts(slot.chunk.id()) {

@@ -1,13 +1,15 @@
-//! Every interleaving of fill, write, evict, truncate, write-back and one-sided read.
+//! Every interleaving of fill, write, evict, truncate, write-back, new keys and one-sided read.
 //!
 //! Each scenario runs under all schedules with a bounded number of preemptions. A page's bytes are
 //! all one value, and later writes have greater ones, so a reader can tell a mix of two versions, a
 //! version older than one it has seen, and one from before a write that was acknowledged before the
 //! read began.
 
-use super::tests::{MemoryFile, PAGE, cache, ordma, read, refs, wait, write};
+use super::tests::{
+    MemoryFile, PAGE, cache, key, open, ordma, ordma_with, read, refs, slots, wait, write,
+};
 use super::{Cache, CachedFile};
-use crate::store::StoreFile;
+use dafs_keys::Protection;
 use dafs_proto::Extent;
 use ordma::arena::Guard;
 use ordma::explore::{Actor, Explored, explore};
@@ -26,10 +28,10 @@ struct World {
 
 impl World {
     /// A cache of `slots` slots over a file of `pages` pages of ones, of which block 0 is cached.
-    fn new(slots: usize, pages: usize) -> Arc<Self> {
-        let cache = cache(slots, 1);
+    fn new(level: Protection, slots: usize, pages: usize) -> Arc<Self> {
+        let cache = cache(level, slots, 1);
         let disk = MemoryFile::with(vec![1; pages * PAGE]);
-        let file = cache.open(Arc::clone(&disk) as Arc<dyn StoreFile>).unwrap();
+        let file = open(&cache, level, &disk);
         read(&file, 0, 1);
         Arc::new(Self { cache, disk, file, acknowledged: AtomicU8::new(1) })
     }
@@ -54,20 +56,27 @@ impl World {
         Box::new(move || write(&world.file, 0, &[value; PAGE / 2]))
     }
 
-    /// Reads block 0 one-sidedly through one reference, again and again.
+    /// Reads block 0 one-sidedly through one reference, again and again, with the key that it has
+    /// until that is revoked.
     fn reader(self: &Arc<Self>, times: usize) -> Actor {
         let world = Arc::clone(self);
         let reference = self.reference();
+        let mut held = key(&self.file);
         Box::new(move || {
             let mut seen = 0;
             for _ in 0..times {
                 let floor = world.acknowledged.load(Ordering::Relaxed);
-                match ordma(&world.cache.arena, &reference) {
+                match ordma_with(&world.cache.arena, &reference, &held) {
                     Ok((_, page)) => {
                         assert!(page.iter().all(|byte| *byte == page[0]), "a mix of versions");
                         assert!(page[0] >= floor, "{} after {floor} was acknowledged", page[0]);
                         assert!(page[0] >= seen, "{} after {seen} was seen", page[0]);
                         seen = page[0];
+                    }
+                    Err(AccessFault::Revoked) => {
+                        let new = key(&world.file);
+                        assert!(new.epoch() > held.epoch(), "revoked without a new key");
+                        held = new;
                     }
                     Err(fault) => {
                         assert!(matches!(fault, AccessFault::Stale | AccessFault::Torn), "{fault}");
@@ -104,6 +113,20 @@ impl World {
         Box::new(move || wait(&world.cache, world.file.commit(Extent::default())).unwrap())
     }
 
+    /// Gives the file new keys. Afterwards nothing is under an earlier one.
+    fn revoker(self: &Arc<Self>, times: usize) -> Actor {
+        let world = Arc::clone(self);
+        Box::new(move || {
+            for _ in 0..times {
+                let old = key(&world.file);
+                wait(&world.cache, world.file.new_epoch()).unwrap();
+                for (mut payload, footer) in slots(&world.cache.arena) {
+                    assert!(ordma::slot::open(&footer, &mut payload, &old).is_err());
+                }
+            }
+        })
+    }
+
     /// In the end the cache, a fresh reference and the disk agree.
     fn settle(&self, expected: impl Fn(&[u8]) -> bool) {
         let size = self.file.size();
@@ -114,7 +137,7 @@ impl World {
         assert!(self.disk.bytes() == cached, "the disk has what clients see; {blocks:?}");
         drop(blocks);
         read(&self.file, 0, 1);
-        let (_, page) = ordma(&self.cache.arena, &self.reference()).unwrap();
+        let (_, page) = ordma(&self.file, &self.reference()).unwrap();
         assert_eq!(page, cached[..cached.len().min(PAGE)]);
     }
 }
@@ -125,36 +148,69 @@ impl Drop for World {
     }
 }
 
-fn complete(name: &str, explored: Explored) {
-    println!("{name}: {} schedules", explored.schedules);
+fn complete(level: Protection, name: &str, explored: Explored) {
+    println!("{level}: {name}: {} schedules", explored.schedules);
     assert!(explored.complete, "{name}: {explored:?}");
 }
 
 const MOST: usize = 200_000;
 
-#[test]
-fn write_and_one_sided_read() {
+/// Makes one test per level out of a function that takes the level.
+macro_rules! at {
+    ($($module:ident $level:ident: $($name:ident),*;)*) => {
+        $( mod $module { $( #[test] fn $name() {
+            super::$name(dafs_keys::Protection::$level);
+        } )* } )*
+    };
+}
+
+at! {
+    none None:
+        write_and_one_sided_read,
+        fill_write_evict_and_one_sided_read,
+        partial_write_of_an_evicted_page,
+        truncate_extend_fill_and_one_sided_read,
+        two_writers_extend_while_it_is_written_back,
+        a_chunk_is_retired_while_it_is_used;
+    keyed Keyed:
+        new_keys_while_it_is_written_and_read,
+        new_keys_while_it_is_written_back,
+        new_keys_while_it_is_filled_and_evicted,
+        new_keys_while_it_is_truncated;
+    sealed Sealed:
+        write_and_one_sided_read,
+        fill_write_evict_and_one_sided_read,
+        partial_write_of_an_evicted_page,
+        truncate_extend_fill_and_one_sided_read,
+        two_writers_extend_while_it_is_written_back,
+        a_chunk_is_retired_while_it_is_used,
+        new_keys_while_it_is_written_and_read,
+        new_keys_while_it_is_written_back,
+        new_keys_while_it_is_filled_and_evicted,
+        new_keys_while_it_is_truncated;
+}
+
+fn write_and_one_sided_read(level: Protection) {
     let explored = explore(
         3,
         MOST,
         || {
-            let world = World::new(4, 1);
+            let world = World::new(level, 4, 1);
             (Arc::clone(&world), vec![world.writer(&[2, 3]), world.reader(2)])
         },
         |world| world.settle(|bytes| bytes == [3; PAGE]),
     );
-    complete("write, ordma", explored);
+    complete(level, "write, ordma", explored);
 }
 
 /// Three of the four parties with two preemptions, and all four with one.
-#[test]
-fn fill_write_evict_and_one_sided_read() {
+fn fill_write_evict_and_one_sided_read(level: Protection) {
     for (left_out, preemptions) in [(None, 1), (Some(1), 2), (Some(2), 2), (Some(3), 2)] {
         let explored = explore(
             preemptions,
             MOST,
             || {
-                let world = World::new(2, 4);
+                let world = World::new(level, 2, 4);
                 let mut actors = vec![
                     world.writer(&[2]),
                     world.reader(2),
@@ -170,17 +226,16 @@ fn fill_write_evict_and_one_sided_read() {
                 world.settle(|b| b[..PAGE] == [2; PAGE] && b[PAGE..] == [1; 3 * PAGE]);
             },
         );
-        complete(&format!("write, ordma, evict, fill without {left_out:?}"), explored);
+        complete(level, &format!("write, ordma, evict, fill without {left_out:?}"), explored);
     }
 }
 
-#[test]
-fn partial_write_of_an_evicted_page() {
+fn partial_write_of_an_evicted_page(level: Protection) {
     let explored = explore(
         2,
         MOST,
         || {
-            let world = World::new(2, 4);
+            let world = World::new(level, 2, 4);
             read(&world.file, PAGE as u64, 1);
             let actors = vec![world.half_writer(2), world.evictor(&[2, 3]), world.flusher()];
             (world, actors)
@@ -189,16 +244,15 @@ fn partial_write_of_an_evicted_page() {
             world.settle(|b| b[..PAGE / 2] == [2; PAGE / 2] && b[PAGE / 2..PAGE] == [1; PAGE / 2]);
         },
     );
-    complete("partial write, evict, write-back", explored);
+    complete(level, "partial write, evict, write-back", explored);
 }
 
-#[test]
-fn truncate_extend_fill_and_one_sided_read() {
+fn truncate_extend_fill_and_one_sided_read(level: Protection) {
     let explored = explore(
         2,
         MOST,
         || {
-            let world = World::new(4, 2);
+            let world = World::new(level, 4, 2);
             let truncate = {
                 let world = Arc::clone(&world);
                 let reference = world.reference();
@@ -206,11 +260,11 @@ fn truncate_extend_fill_and_one_sided_read() {
                 let second = refs(&world.file)[1];
                 Box::new(move || {
                     wait(&world.cache, world.file.set_size(10)).unwrap();
-                    assert_eq!(ordma(&world.cache.arena, &second), Err(AccessFault::Stale));
-                    let (footer, page) = ordma(&world.cache.arena, &reference).unwrap();
+                    assert_eq!(ordma(&world.file, &second), Err(AccessFault::Stale));
+                    let (footer, page) = ordma(&world.file, &reference).unwrap();
                     assert!(footer.last && page == [1; 10]);
                     wait(&world.cache, world.file.set_size(2 * PAGE as u64)).unwrap();
-                    let (footer, page) = ordma(&world.cache.arena, &reference).unwrap();
+                    let (footer, page) = ordma(&world.file, &reference).unwrap();
                     assert!(!footer.last && page[10..] == [0; PAGE - 10]);
                 }) as Actor
             };
@@ -230,16 +284,15 @@ fn truncate_extend_fill_and_one_sided_read() {
             world.settle(|bytes| bytes == expected);
         },
     );
-    complete("truncate, extend, fill, write-back", explored);
+    complete(level, "truncate, extend, fill, write-back", explored);
 }
 
-#[test]
-fn two_writers_extend_while_it_is_written_back() {
+fn two_writers_extend_while_it_is_written_back(level: Protection) {
     let explored = explore(
         2,
         MOST,
         || {
-            let world = World::new(8, 0);
+            let world = World::new(level, 8, 0);
             let append = |at: u64, value: u8| {
                 let world = Arc::clone(&world);
                 Box::new(move || write(&world.file, at, &[value; 3000])) as Actor
@@ -251,16 +304,15 @@ fn two_writers_extend_while_it_is_written_back() {
             world.settle(|b| b.len() == 6000 && b[..3000] == [7; 3000] && b[3000..] == [8; 3000])
         },
     );
-    complete("extend, extend, write-back", explored);
+    complete(level, "extend, extend, write-back", explored);
 }
 
-#[test]
-fn a_chunk_is_retired_while_it_is_used() {
+fn a_chunk_is_retired_while_it_is_used(level: Protection) {
     let explored = explore(
         2,
         MOST,
         || {
-            let world = World::new(2, 4);
+            let world = World::new(level, 2, 4);
             // A second chunk would be over the budget: grown as if the budget had shrunk since.
             world.cache.arena.grow(Guard::None).unwrap();
             read(&world.file, PAGE as u64, 2 * PAGE as u64);
@@ -275,5 +327,83 @@ fn a_chunk_is_retired_while_it_is_used() {
         },
         |world| world.settle(|bytes| bytes[..PAGE] == [2; PAGE] && bytes[PAGE..] == [1; 3 * PAGE]),
     );
-    complete("retire, write, ordma", explored);
+    complete(level, "retire, write, ordma", explored);
+}
+
+/// Two new keys, which a reader with the old one and a writer meet anywhere.
+fn new_keys_while_it_is_written_and_read(level: Protection) {
+    let explored = explore(
+        2,
+        MOST,
+        || {
+            let world = World::new(level, 4, 1);
+            let actors = vec![world.revoker(2), world.writer(&[2, 3]), world.reader(3)];
+            (world, actors)
+        },
+        |world| world.settle(|bytes| bytes == [3; PAGE]),
+    );
+    complete(level, "new key, write, ordma", explored);
+}
+
+/// A page that is dirty gets a new key while it is written in part and written back.
+fn new_keys_while_it_is_written_back(level: Protection) {
+    let explored = explore(
+        2,
+        MOST,
+        || {
+            let world = World::new(level, 4, 1);
+            write(&world.file, 0, &[2; PAGE]);
+            let actors = vec![world.revoker(2), world.half_writer(3), world.flusher()];
+            (world, actors)
+        },
+        |world| world.settle(|b| b[..PAGE / 2] == [3; PAGE / 2] && b[PAGE / 2..] == [2; PAGE / 2]),
+    );
+    complete(level, "new key, partial write, write-back", explored);
+}
+
+/// Pages come and go, and a reply has those of one epoch only, while the key changes.
+fn new_keys_while_it_is_filled_and_evicted(level: Protection) {
+    let explored = explore(
+        2,
+        MOST,
+        || {
+            let world = World::new(level, 2, 3);
+            let all = {
+                let world = Arc::clone(&world);
+                Box::new(move || assert!(read(&world.file, 0, 3 * PAGE as u64) == [1; 3 * PAGE]))
+            };
+            let actors: Vec<Actor> = vec![world.revoker(1), all, world.evictor(&[1, 2])];
+            (world, actors)
+        },
+        |world| world.settle(|bytes| bytes == [1; 3 * PAGE]),
+    );
+    complete(level, "new key, fill, evict", explored);
+}
+
+/// The end of the file moves while the key changes.
+fn new_keys_while_it_is_truncated(level: Protection) {
+    let explored = explore(
+        2,
+        MOST,
+        || {
+            let world = World::new(level, 4, 2);
+            write(&world.file, PAGE as u64, &[2; PAGE]);
+            let truncate = {
+                let world = Arc::clone(&world);
+                Box::new(move || {
+                    wait(&world.cache, world.file.set_size(10)).unwrap();
+                    write(&world.file, 2 * PAGE as u64 - 1, &[3]);
+                })
+            };
+            let actors: Vec<Actor> = vec![world.revoker(1), truncate, world.flusher()];
+            (world, actors)
+        },
+        |world| {
+            let mut expected = vec![1; 10];
+            expected.resize(2 * PAGE - 1, 0);
+            expected.push(3);
+            world.settle(|bytes| bytes == expected);
+        },
+    );
+    complete(level, "new key, truncate, extend, write-back", explored);
 }

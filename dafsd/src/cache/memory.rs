@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Cache {
-    /// Takes a slot: a free one, one of a new chunk, or an evicted page's. Waits for write-back
-    /// where every page is dirty.
-    pub(super) async fn slot(self: &Arc<Self>) -> Result<Slot> {
+    /// Takes a slot of a chunk with this guard: a free one, one of a new chunk, or an evicted page's.
+    /// Waits for write-back where every page is dirty.
+    pub(super) async fn slot(self: &Arc<Self>, guard: Guard) -> Result<Slot> {
         loop {
-            if let Some(slot) = self.try_slot() {
+            if let Some(slot) = self.try_slot(guard) {
                 return Ok(slot);
             }
             let relief = self.relief.listen();
-            if let Some(slot) = self.try_slot() {
+            if let Some(slot) = self.try_slot(guard) {
                 return Ok(slot);
             }
             if self.dirty.load(Ordering::Relaxed) > 0 {
@@ -26,15 +26,15 @@ impl Cache {
         }
     }
 
-    pub(super) fn try_slot(&self) -> Option<Slot> {
+    pub(super) fn try_slot(&self, guard: Guard) -> Option<Slot> {
         self.arena
-            .take(Guard::None)
-            .or_else(|| self.grow().then(|| self.arena.take(Guard::None)).flatten())
+            .take(guard)
+            .or_else(|| self.grow(guard).then(|| self.arena.take(guard)).flatten())
             .or_else(|| {
                 // One page of some other shard each time: the clock's hand goes round all of them.
                 let start = self.next_shard.fetch_add(1, Ordering::Relaxed);
                 (0..self.shards.len())
-                    .find_map(|i| self.evict_from((start + i) % self.shards.len()))
+                    .find_map(|i| self.evict_from((start + i) % self.shards.len(), guard))
             })
     }
 
@@ -44,15 +44,21 @@ impl Cache {
         self.relief.notify(usize::MAX);
     }
 
-    /// Adds a chunk if the budget has room for it.
-    fn grow(&self) -> bool {
+    /// Adds a chunk if the guard's share of the budget, and the budget, have room for it.
+    fn grow(&self, guard: Guard) -> bool {
         let geometry = self.config.geometry;
         let per_chunk = geometry.chunk_len() + geometry.slots as usize * SLOT_OVERHEAD;
-        let chunks = self.arena.bytes() / geometry.chunk_len();
-        if self.pressed.load(Ordering::Relaxed) || (chunks + 1) * per_chunk > self.config.budget {
+        let room_for = |chunks: usize, budget: usize| (chunks + 1) * per_chunk <= budget;
+        let own = self.arena.chunks().iter().filter(|chunk| chunk.guard() == guard).count();
+        // Those too that clients have not let go of.
+        let all = self.arena.bytes() / geometry.chunk_len();
+        if self.pressed.load(Ordering::Relaxed)
+            || !room_for(own, self.config.budget / self.guards.len())
+            || !room_for(all, self.config.budget)
+        {
             return false;
         }
-        match self.arena.grow(Guard::None) {
+        match self.arena.grow(guard) {
             Ok(chunk) => {
                 self.exporter.export(&chunk);
                 true
@@ -64,8 +70,8 @@ impl Cache {
         }
     }
 
-    fn evict_from(&self, shard: usize) -> Option<Slot> {
-        let ((number, block), page) = self.shards[shard].lock().evict()?;
+    fn evict_from(&self, shard: usize, guard: Guard) -> Option<Slot> {
+        let ((number, block), page) = self.shards[shard].lock().evict(guard)?;
         self.counters.evictions.fetch_add(1, Ordering::Relaxed);
         self.not_resident(number, block);
         Some(page.slot)
@@ -82,17 +88,16 @@ impl Cache {
     }
 
     /// Gives one chunk back to the system: its pages are written back if they are dirty, killed,
-    /// and the clients let go of it. `false` where it is the only one, or another one is on its
-    /// way.
+    /// and the clients let go of it. `false` where there is one for each guard only, or another one
+    /// is on its way.
     ///
     /// # Errors
     /// When a dirty page cannot be written back; the chunk stays then, with fewer pages.
     pub async fn retire_chunk(self: &Arc<Self>) -> Result<bool> {
         let chunks = self.arena.chunks();
-        let [_, .., newest] = &chunks[..] else {
-            return Ok(false);
-        };
-        let id = newest.id();
+        let of = |guard: Guard| chunks.iter().filter(|chunk| chunk.guard() == guard).count();
+        let newest = chunks.iter().rev().find(|chunk| of(chunk.guard()) > 1);
+        let Some(id) = newest.map(|chunk| chunk.id()) else { return Ok(false) };
         drop(chunks);
         if !self.arena.begin_retire(id) {
             return Ok(false);

@@ -6,6 +6,8 @@
 //! | `memory` | slots: taking, evicting, growing and shrinking the arena within the budget |
 //! | `pressure` | shrinking it when the machine is short of memory |
 //! | `file` | one cached file: its number, size and pages |
+//! | `cover` | what guards a file's pages in exported memory: closing and opening them |
+//! | `epochs` | new keys for files |
 //! | `read`, `fill` | delivering pages, and bringing them in from the store |
 //! | `write` | changing pages in place |
 //! | `writeback` | writing dirty pages to the store; commit |
@@ -13,8 +15,14 @@
 //!
 //! Locks, in the order in which they are taken: a file's `gate` (held across store I/O: shared by
 //! fills and write-back, exclusive for what changes which bytes the store holds), a file's `meta`,
-//! a shard, a file's `blocks`. The last three are held for moments only, never across a wait.
+//! a shard, a file's `blocks`. The last three are never held across a wait, and but for new epochs
+//! and truncation, which go through all pages of a file under its `meta`, for moments only.
+//!
+//! Size and key of a file are in its `meta`. Whoever puts a page into a slot holds it at least
+//! shared, from before he looks at them until the page is in the table: so all pages in the table
+//! are under the file's key of now.
 
+mod cover;
 mod epochs;
 mod file;
 mod fill;
@@ -33,6 +41,7 @@ pub use resize::OpenFile;
 use crate::runtime::Runtime;
 use crate::store::{Identity, Result, StoreError, StoreFile};
 use crate::sync::Mutex;
+use dafs_keys::{Protection, Secret};
 use dafs_proto::{Status, WireHeat};
 use event_listener::Event;
 use foldhash::fast::RandomState;
@@ -53,8 +62,9 @@ use std::time::Duration;
 pub struct CacheConfig {
     /// Sizes of pages and chunks.
     pub geometry: Geometry,
-    /// Most bytes of memory for chunks and the tables that describe their pages. At least one chunk
-    /// is used, however small this is.
+    /// Most bytes of memory for chunks and the tables that describe their pages. Chunks with tags
+    /// and those without get half of it each where both are in use. At least one chunk is used, or
+    /// one of either kind, however small this is.
     pub budget: usize,
     /// Most bytes of dirty pages; writers wait beyond it.
     pub dirty_limit: usize,
@@ -91,6 +101,10 @@ pub struct Cache {
     arena: Arc<Arena>,
     exporter: Arc<dyn Exporter>,
     runtime: Runtime,
+    /// What the page keys of this boot are derived from.
+    secret: Secret,
+    /// Those of the chunks that pages of the exports lie in.
+    guards: Vec<Guard>,
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
     /// Where the next eviction begins to look.
@@ -123,6 +137,7 @@ struct Counters {
     pages_written_back: AtomicU64,
     writeback_errors: AtomicU64,
     chunks_retired: AtomicU64,
+    corrupt_pages: AtomicU64,
 }
 
 impl fmt::Debug for Cache {
@@ -132,25 +147,38 @@ impl fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// A cache with one chunk; more are added as they are needed.
+    /// A cache for files of exports with these protection levels, with keys of its own. It has one
+    /// chunk, or one with tags and one without where the levels ask for both; more are added as they
+    /// are needed.
     ///
     /// # Errors
-    /// When the memory for the first chunk cannot be had.
+    /// When the memory for the first chunks, or random numbers, cannot be had.
     pub fn new(
         config: CacheConfig,
+        protections: impl IntoIterator<Item = Protection>,
         exporter: Arc<dyn Exporter>,
         runtime: Runtime,
     ) -> Result<Arc<Self>> {
+        let secret = Secret::random().map_err(|no| error(Status::Io, no.to_string()))?;
         let arena = Arc::new(Arena::new(config.geometry));
-        let first = arena.grow(Guard::None).map_err(|error| {
-            StoreError::io("allocate the first chunk of the page cache", &error)
-        })?;
-        exporter.export(&first);
+        let mut guards = Vec::new();
+        for guard in protections.into_iter().map(cover::guard) {
+            if guards.contains(&guard) {
+                continue;
+            }
+            let first = arena.grow(guard).map_err(|error| {
+                StoreError::io("allocate the first chunk of the page cache", &error)
+            })?;
+            exporter.export(&first);
+            guards.push(guard);
+        }
         Ok(Arc::new(Self {
             config,
             arena,
             exporter,
             runtime,
+            secret,
+            guards,
             hasher: RandomState::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             next_shard: AtomicUsize::new(0),
@@ -183,16 +211,26 @@ impl Cache {
         self.verifier.load(Ordering::Acquire)
     }
 
-    /// The cached file for an open store file; made if there is none yet. A writable `file`
-    /// replaces a read-only one.
+    /// The cached file for a store file that was opened through an export with this name and
+    /// protection level; made if there is none yet. A writable `file` replaces a read-only one.
     ///
     /// # Errors
-    /// When the file's attributes cannot be read.
-    pub fn open(self: &Arc<Self>, file: Arc<dyn StoreFile>) -> Result<Arc<CachedFile>> {
+    /// When the file's attributes cannot be read; [`Status::Protection`] where the file is cached at
+    /// another level, or the cache was not made for this one.
+    pub fn open(
+        self: &Arc<Self>,
+        file: Arc<dyn StoreFile>,
+        export: &str,
+        protection: Protection,
+    ) -> Result<Arc<CachedFile>> {
         let identity = file.identity();
         if let Some(found) = self.find(&identity) {
-            found.adopt(file);
+            found.adopt(file, export, protection)?;
             return Ok(found);
+        }
+        if !self.guards.contains(&cover::guard(protection)) {
+            let what = format!("open a file at level {protection}, which no export has");
+            return Err(error(Status::Protection, what));
         }
         let attr = file.attr()?;
         let mut files = self.files.lock();
@@ -200,12 +238,13 @@ impl Cache {
             // Someone else was faster.
             let found = Arc::clone(found);
             drop(files);
-            found.adopt(file);
+            found.adopt(file, export, protection)?;
             return Ok(found);
         }
         files.made += 1;
         let number = self.file_number(files.made);
-        let cached = Arc::new(CachedFile::new(Arc::clone(self), number, file, &attr));
+        let cached = CachedFile::new(Arc::clone(self), number, file, &attr, export, protection);
+        let cached = Arc::new(cached);
         files.by_identity.insert(identity, Arc::clone(&cached));
         files.by_number.insert(number, Arc::downgrade(&cached));
         Ok(cached)
@@ -239,6 +278,7 @@ impl Cache {
             ("cache_pages_written_back", get(&c.pages_written_back)),
             ("cache_writeback_errors", get(&c.writeback_errors)),
             ("cache_chunks_retired", get(&c.chunks_retired)),
+            ("cache_corrupt_pages", get(&c.corrupt_pages)),
             ("cache_dirty_bytes", self.dirty.load(Ordering::Relaxed) as u64),
             ("cache_files", self.files.lock().by_identity.len() as u64),
             ("arena_bytes", self.arena.bytes() as u64),

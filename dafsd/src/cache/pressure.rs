@@ -14,7 +14,7 @@ const HIGH: f32 = 10.0;
 
 impl Cache {
     /// Watches the kernel's pressure stall information, and while it is high grows no more and
-    /// gives back a chunk at a time, down to one. Where the kernel has none, does nothing.
+    /// gives back a chunk at a time, down to one for each guard. Where the kernel has none, does nothing.
     ///
     /// # Errors
     /// When the thread cannot be started.

@@ -18,7 +18,12 @@ pub struct Pages {
     pub refs: Vec<u8>,
     /// Size of the file in bytes.
     pub size: u64,
+    /// The epoch of the key that all of the pages are under; `None` at level `none`.
+    pub epoch: Option<u64>,
 }
+
+/// How often a read is begun anew because the file got a new key meanwhile. Once is seldom enough.
+const MOST_EPOCHS: usize = 16;
 
 impl CachedFile {
     /// Delivers the pages that the extents touch. Each extent stops after the page that holds the
@@ -27,8 +32,31 @@ impl CachedFile {
     ///
     /// # Errors
     /// [`Status::Invalid`] where an extent wraps; [`Status::MessageTooBig`] where the pages come to
-    /// more than `limit` bytes of data; the store's error where a page cannot be read.
+    /// more than `limit` bytes of data; the store's error where a page cannot be read;
+    /// [`Status::TryAgain`] where the file gets new keys all the time.
     pub async fn read(
+        self: &Arc<Self>,
+        extents: &[Extent],
+        limit: usize,
+        want_refs: u32,
+        mut buffer: Vec<u8>,
+    ) -> Result<Pages> {
+        for _ in 0..MOST_EPOCHS {
+            // Keys change only while no one looks at the epoch: if it is the same afterwards, there
+            // was no other one in between.
+            let epoch = self.epoch();
+            let mut pages = self.read_once(extents, limit, want_refs, buffer).await?;
+            if self.epoch() == epoch {
+                pages.epoch = (epoch != 0).then_some(epoch);
+                return Ok(pages);
+            }
+            buffer = pages.data;
+        }
+        let what = format!("read a file that got {MOST_EPOCHS} new keys meanwhile");
+        Err(error(Status::TryAgain, what))
+    }
+
+    async fn read_once(
         self: &Arc<Self>,
         extents: &[Extent],
         limit: usize,
@@ -81,7 +109,7 @@ impl CachedFile {
             None if want_refs > 0 => self.refs(self.last_block(size), 1, &mut refs),
             None => {}
         }
-        Ok(Pages { counts, data, refs, size })
+        Ok(Pages { counts, data, refs, size, epoch: None })
     }
 
     /// Brings a range into the cache, as far as there is room, and appends references of what is

@@ -44,14 +44,15 @@ impl CachedFile {
     /// last page show where the file ends.
     ///
     /// # Errors
-    /// The store's; nothing has changed then.
+    /// The store's; nothing has changed then. [`Status::Io`](dafs_proto::Status::Io) where the old
+    /// or the new last page is corrupt: the size is set then, and the page can only be overwritten.
     pub async fn set_size(&self, size: u64) -> Result<()> {
         let _gate = self.gate.write().await;
         let store = self.store();
         schedule_point("set size: before the disk");
         self.cache.runtime.blocking(move || store.set_len(size)).await?;
         schedule_point("set size: after the disk");
-        {
+        let rewritten = {
             let mut meta = self.meta.write();
             let before = self.last_block(meta.size);
             let shrunk = size < meta.size;
@@ -61,12 +62,12 @@ impl CachedFile {
             if shrunk {
                 self.kill_from(last + 1);
             }
-            self.rewrite(last, size);
-            if before < last {
-                self.rewrite(before, size);
-            }
-        }
-        self.settle().await
+            let new_last = self.rewrite(last, &meta);
+            let old_last = if before < last { self.rewrite(before, &meta) } else { Ok(()) };
+            new_last.and(old_last)
+        };
+        self.settle().await?;
+        rewritten
     }
 
     /// Asks the disk whether someone changed the file behind our back, and if so kills its clean
@@ -143,7 +144,8 @@ impl CachedFile {
         blocks.into_iter().for_each(|block| self.kill(block));
     }
 
-    fn kill_clean(&self) {
+    /// Kills the pages that are clean. The caller holds `meta` exclusively, so none becomes dirty.
+    pub(super) fn kill_clean(&self) {
         let blocks: Vec<u64> = {
             let blocks = self.blocks.lock();
             blocks.resident.difference(&blocks.dirty).copied().collect()

@@ -1,8 +1,10 @@
 //! One shard of the page table: plain data under one lock.
 
+use dafs_keys::page::VERSIONS;
 use event_listener::Event;
 use foldhash::fast::RandomState;
-use ordma::{ChunkId, Slot};
+use ordma::arena::Guard;
+use ordma::{Arena, ChunkId, Slot};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -21,8 +23,27 @@ pub(super) struct Page {
     /// Differs from the disk, or is being written there.
     pub dirty: bool,
     heat: u8,
-    /// Where the key stands in the shard's ring.
+    /// Where the key stands in its clock's ring.
     ring: usize,
+}
+
+impl Page {
+    /// Generation and version: what tells this content, under this key, from all others.
+    pub fn state(&self) -> (u64, u64) {
+        (self.generation, self.version)
+    }
+
+    /// Spends a version for a change that is about to be made: the page's new state, which has not
+    /// been any page's before and will not be another's, whatever becomes of the change. After the
+    /// last version comes a new generation.
+    pub fn spend_version(&mut self, arena: &Arena) -> (u64, u64) {
+        self.version += 1;
+        if self.version >= VERSIONS {
+            self.generation = arena.next_generation();
+            self.version = 0;
+        }
+        self.state()
+    }
 }
 
 /// What the table knows of a page.
@@ -34,15 +55,31 @@ pub(super) enum Entry {
     Live(Page),
 }
 
-/// A shard. `ring` holds the keys of its live pages for the clock, in no order.
+/// A shard.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     entries: HashMap<Key, Entry, RandomState>,
+    /// Of the pages in chunks without a guard.
+    clock: Clock,
+    /// Of those in chunks with [`Guard::Tags`].
+    tagged: Clock,
+}
+
+/// Picks what has to go among the live pages of one guard, whose keys its ring holds in no order.
+#[derive(Debug, Default)]
+struct Clock {
     ring: Vec<Key>,
     hand: usize,
 }
 
 impl Shard {
+    fn clock(&mut self, guard: Guard) -> &mut Clock {
+        match guard {
+            Guard::None => &mut self.clock,
+            Guard::Tags => &mut self.tagged,
+        }
+    }
+
     pub fn get(&self, key: Key) -> Option<&Entry> {
         self.entries.get(&key)
     }
@@ -89,10 +126,12 @@ impl Shard {
 
     /// Enters a page whose slot has been written.
     pub fn insert(&mut self, key: Key, slot: Slot, generation: u64, dirty: bool) {
-        let page = Page { slot, generation, version: 0, dirty, heat: 1, ring: self.ring.len() };
+        let ring = &mut self.clock(slot.chunk.guard()).ring;
+        let at = ring.len();
+        ring.push(key);
+        let page = Page { slot, generation, version: 0, dirty, heat: 1, ring: at };
         let before = self.entries.insert(key, Entry::Live(page));
         debug_assert!(!matches!(before, Some(Entry::Live(_))), "a page has one slot");
-        self.ring.push(key);
     }
 
     /// Kills the page's slot and takes the page out of the table.
@@ -100,9 +139,10 @@ impl Shard {
         match self.entries.remove(&key) {
             Some(Entry::Live(page)) => {
                 page.slot.kill();
-                self.ring.swap_remove(page.ring);
-                let moved = self.ring.get(page.ring);
-                if let Some(Entry::Live(other)) = moved.and_then(|key| self.entries.get_mut(key)) {
+                let ring = &mut self.clock(page.slot.chunk.guard()).ring;
+                ring.swap_remove(page.ring);
+                let moved = ring.get(page.ring).copied();
+                if let Some(other) = moved.and_then(|key| self.page(key)) {
                     other.ring = page.ring;
                 }
                 Some(page)
@@ -115,18 +155,19 @@ impl Shard {
         }
     }
 
-    /// Moves the clock's hand until it finds a clean page that no one has read since the hand last
-    /// passed, and kills that one. `None` where one full round of cooling finds none.
-    pub fn evict(&mut self) -> Option<(Key, Page)> {
-        for _ in 0..self.ring.len() * (usize::from(HOTTEST) + 1) {
-            if self.hand >= self.ring.len() {
-                self.hand = 0;
+    /// Moves the hand of the guard's clock until it finds a clean page that no one has read since the
+    /// hand last passed, and kills that one. `None` where one full round of cooling finds none.
+    pub fn evict(&mut self, guard: Guard) -> Option<(Key, Page)> {
+        for _ in 0..self.clock(guard).ring.len() * (usize::from(HOTTEST) + 1) {
+            let Clock { ring, hand } = self.clock(guard);
+            if *hand >= ring.len() {
+                *hand = 0;
             }
-            let key = self.ring[self.hand];
+            let key = ring[*hand];
             let page = self.page(key)?;
             if page.dirty || page.heat > 0 {
                 page.heat = page.heat.saturating_sub(1);
-                self.hand += 1;
+                self.clock(guard).hand += 1;
                 continue;
             }
             return self.kill(key).map(|page| (key, page));
@@ -153,15 +194,14 @@ impl Shard {
 
     /// Live pages.
     pub fn len(&self) -> usize {
-        self.ring.len()
+        self.clock.ring.len() + self.tagged.ring.len()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ordma::Arena;
-    use ordma::arena::{Geometry, Guard};
+    use ordma::arena::Geometry;
 
     fn shard_with(pages: u64) -> (Arena, Shard) {
         let arena = Arena::new(Geometry::new(4096, 16 * 4096).unwrap());
@@ -188,11 +228,12 @@ mod tests {
         let generation = shard.page((1, 5)).unwrap().generation;
         shard.warm((1, 5), generation, 9);
         shard.warm((1, 6), generation, 9);
-        let mut victims: Vec<u64> = (0..6).filter_map(|_| shard.evict()).map(|v| v.0.1).collect();
+        let mut victims: Vec<u64> =
+            (0..6).filter_map(|_| shard.evict(Guard::None)).map(|v| v.0.1).collect();
         victims.sort_unstable();
         assert_eq!(victims, [0, 1, 2, 3, 6, 7]);
-        assert_eq!(shard.evict().map(|v| v.0), Some((1, 5)));
-        assert!(shard.evict().is_none(), "only a dirty page is left");
+        assert_eq!(shard.evict(Guard::None).map(|v| v.0), Some((1, 5)));
+        assert!(shard.evict(Guard::None).is_none(), "only a dirty page is left");
         assert_eq!(shard.len(), 1);
     }
 

@@ -1,8 +1,14 @@
 //! The page cache over a store in memory whose I/O can be made to fail.
 
+mod epochs;
+mod guards;
+mod marker;
+#[cfg(feature = "count-nonces")]
+mod nonces;
+
 use super::*;
 use crate::store::StoreFile;
-use dafs_keys::FileKey;
+use dafs_keys::{FileKey, PageKey, ReadKey};
 use dafs_proto::{Attr, Extent, Time, WireRef};
 use ordma::{AccessFault, FOOTER_LEN, Footer, RemoteRef};
 use std::sync::atomic::AtomicBool;
@@ -11,12 +17,64 @@ use std::time::SystemTime;
 
 pub(crate) const PAGE: usize = 4096;
 
+/// Makes one test per protection level out of a function that takes the level.
+macro_rules! at_every_level {
+    ($($name:ident),* $(,)?) => {
+        mod none { $( #[test] fn $name() { super::$name(dafs_keys::Protection::None); } )* }
+        mod keyed { $( #[test] fn $name() { super::$name(dafs_keys::Protection::Keyed); } )* }
+        mod sealed { $( #[test] fn $name() { super::$name(dafs_keys::Protection::Sealed); } )* }
+    };
+}
+
+at_every_level![
+    reads_what_the_store_has,
+    a_write_shows_through_old_references,
+    extending_and_truncating_move_the_end,
+    an_evicted_page_is_stale_until_an_rpc_brings_it_back,
+    more_dirty_pages_than_slots_go_through_the_disk,
+    a_failed_write_back_keeps_the_page_dirty,
+    a_failed_sync_changes_the_verifier,
+    a_retired_chunk_is_gone_and_its_pages_are_not,
+    a_change_behind_our_back_is_seen_at_open,
+    a_removed_file_ends_with_its_last_close,
+    nonsense_is_refused,
+    a_page_gets_a_new_generation_after_its_last_version,
+    what_cannot_be_opened_never_reaches_the_disk,
+];
+
 /// A file in memory.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryFile {
     pub state: Mutex<(Vec<u8>, u32)>,
     pub fail_writes: AtomicBool,
     pub fail_sync: AtomicBool,
+    pub on_read: Hook,
+    pub on_write: Hook,
+}
+
+/// What is to happen while the disk works.
+#[derive(Default)]
+pub(crate) struct Hook(Mutex<Option<Box<dyn FnMut() + Send>>>);
+
+impl Hook {
+    pub fn set(&self, hook: impl FnMut() + Send + 'static) {
+        *self.0.lock() = Some(Box::new(hook));
+    }
+
+    fn call(&self) {
+        // Not locked meanwhile, for the explorer does not see what the hook waits for.
+        let hook = self.0.lock().take();
+        if let Some(mut hook) = hook {
+            hook();
+            *self.0.lock() = Some(hook);
+        }
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 impl MemoryFile {
@@ -48,6 +106,7 @@ impl StoreFile for MemoryFile {
         Ok(Attr { size: state.0.len() as u64, ctime, mtime: ctime, ..Attr::default() })
     }
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        self.on_read.call();
         let state = self.state.lock();
         let from = state.0.get(usize::try_from(offset).unwrap()..).unwrap_or_default();
         let count = from.len().min(buffer.len());
@@ -58,6 +117,7 @@ impl StoreFile for MemoryFile {
         if self.fail_writes.load(Ordering::Relaxed) {
             return Err(error(Status::NoSpace, "write to the test's disk"));
         }
+        self.on_write.call();
         self.change(|bytes| {
             let offset = usize::try_from(offset).unwrap();
             bytes.resize(bytes.len().max(offset + data.len()), 0);
@@ -81,26 +141,44 @@ impl StoreFile for MemoryFile {
     }
 }
 
-struct NoClients;
+/// Remembers the guards of what it was shown.
+#[derive(Default)]
+pub(crate) struct Shown(pub Mutex<Vec<Guard>>);
 
-impl Exporter for NoClients {
-    fn export(&self, _: &Arc<Chunk>) {}
+impl Exporter for Shown {
+    fn export(&self, chunk: &Arc<Chunk>) {
+        self.0.lock().push(chunk.guard());
+    }
     fn retire(&self, _: ChunkId, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(std::future::ready(()))
     }
 }
 
-/// A cache of `chunks` chunks of `slots` slots each.
-pub(crate) fn cache(slots: usize, chunks: usize) -> Arc<Cache> {
+/// What a cache of `chunks` chunks of `slots` slots each is made of.
+pub(crate) fn config(slots: usize, chunks: usize) -> CacheConfig {
     let geometry = Geometry::new(PAGE, slots * PAGE).unwrap();
-    let config = CacheConfig {
+    CacheConfig {
         geometry,
         budget: chunks * (geometry.chunk_len() + slots * SLOT_OVERHEAD),
         dirty_limit: slots * chunks * PAGE,
         writeback_interval: Duration::from_secs(3600),
         retire_patience: Duration::from_secs(1),
-    };
-    Cache::new(config, Arc::new(NoClients), Runtime::inline()).unwrap()
+    }
+}
+
+/// A cache of `chunks` chunks of `slots` slots each, for files at one level.
+pub(crate) fn cache(level: Protection, slots: usize, chunks: usize) -> Arc<Cache> {
+    let exporter = Arc::new(Shown::default());
+    Cache::new(config(slots, chunks), [level], exporter, Runtime::inline()).unwrap()
+}
+
+/// Opens a file through the export `data`.
+pub(crate) fn open(
+    cache: &Arc<Cache>,
+    level: Protection,
+    disk: &Arc<MemoryFile>,
+) -> Arc<CachedFile> {
+    cache.open(Arc::clone(disk) as Arc<dyn StoreFile>, "data", level).unwrap()
 }
 
 /// Runs a future on this thread; what it waits for is another actor's work, or queued here.
@@ -132,14 +210,33 @@ pub(crate) fn write(file: &Arc<CachedFile>, offset: u64, data: &[u8]) {
     wait(&file.cache, file.write(&[extent], data)).unwrap();
 }
 
+/// The key that a client has after an RPC.
+pub(crate) fn key(file: &CachedFile) -> FileKey {
+    let session = Secret::from_bytes([5; 32]).keyed();
+    match (file.protection(), file.key(Some(&session))) {
+        (Protection::None, None) => FileKey::Clear,
+        (Protection::Keyed, Some((epoch, key))) => FileKey::Keyed(ReadKey::new(epoch, key)),
+        (Protection::Sealed, Some((epoch, key))) => FileKey::Sealed(PageKey::new(epoch, key)),
+        other => panic!("no key for that: {other:?}"),
+    }
+}
+
 /// Reads by RPC and checks every page; the bytes up to the end of the file.
 pub(crate) fn read(file: &Arc<CachedFile>, offset: u64, length: u64) -> Vec<u8> {
     let extent = Extent { offset, length };
-    let pages = wait(&file.cache, file.read(&[extent], usize::MAX, 0, vec![7; 9])).unwrap();
+    let (pages, key) = loop {
+        let pages = wait(&file.cache, file.read(&[extent], usize::MAX, 0, vec![7; 9])).unwrap();
+        let key = key(file);
+        // A client whose key is of another epoch asks again.
+        if pages.epoch.unwrap_or(0) == key.epoch() {
+            break (pages, key);
+        }
+    };
     let (footers, payloads) = pages.data.split_at(pages.counts[0] as usize * FOOTER_LEN);
     let mut bytes = Vec::new();
     for (footer, payload) in footers.as_chunks().0.iter().zip(payloads.chunks(PAGE)) {
-        let footer = ordma::slot::open(footer, &mut payload.to_vec(), &FileKey::Clear).unwrap();
+        let mut payload = payload.to_vec();
+        let footer = ordma::slot::open(footer, &mut payload, &key).unwrap();
         assert!(payload[footer.valid as usize..].iter().all(|byte| *byte == 0));
         assert!(footer.last || footer.valid as usize == PAGE);
         bytes.extend(&payload[..footer.valid as usize]);
@@ -162,29 +259,50 @@ pub(crate) fn refs(file: &Arc<CachedFile>) -> Vec<RemoteRef> {
     refs.collect()
 }
 
-/// A one-sided read, as a client's engine does it.
-pub(crate) fn ordma(
+/// A one-sided read, as a client's engine does it, with a key.
+pub(crate) fn ordma_with(
     arena: &Arena,
     reference: &RemoteRef,
+    key: &FileKey,
 ) -> std::result::Result<(Footer, Vec<u8>), AccessFault> {
     let chunk = arena.chunk(reference.chunk).ok_or(AccessFault::Gone)?;
     let (mut payload, mut footer) = (vec![0; PAGE], [0; FOOTER_LEN]);
     assert!(chunk.copy_out(reference.slot, &mut payload, &mut footer));
-    let footer = ordma::slot::accept(&footer, &mut payload, reference, 0, &FileKey::Clear)?;
+    let footer = ordma::slot::accept(&footer, &mut payload, reference, 0, key)?;
     payload.truncate(footer.valid as usize);
     Ok((footer, payload))
 }
 
-#[test]
-fn reads_what_the_store_has() {
+/// A one-sided read with the key of now.
+pub(crate) fn ordma(
+    file: &CachedFile,
+    reference: &RemoteRef,
+) -> std::result::Result<(Footer, Vec<u8>), AccessFault> {
+    ordma_with(&file.cache.arena, reference, &key(file))
+}
+
+/// Every slot of the arena, copied out.
+pub(crate) fn slots(arena: &Arena) -> Vec<(Vec<u8>, [u8; FOOTER_LEN])> {
+    let mut all = Vec::new();
+    for chunk in arena.chunks() {
+        for slot in 0..chunk.geometry().slots {
+            let (mut payload, mut footer) = (vec![0; PAGE], [0; FOOTER_LEN]);
+            assert!(chunk.copy_out(slot, &mut payload, &mut footer));
+            all.push((payload, footer));
+        }
+    }
+    all
+}
+
+fn reads_what_the_store_has(level: Protection) {
     for size in [0usize, 1, 4095, 4096, 4097, 3 * 4096, 100_000] {
         let data: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();
-        let cache = cache(64, 1);
-        let file = cache.open(MemoryFile::with(data.clone())).unwrap();
+        let cache = cache(level, 64, 1);
+        let file = open(&cache, level, &MemoryFile::with(data.clone()));
         assert_eq!(read(&file, 0, 1 << 20), data, "{size} bytes");
         let refs = refs(&file);
         assert_eq!(refs.len(), size.div_ceil(PAGE).max(1));
-        let pages: Vec<_> = refs.iter().map(|r| ordma(&cache.arena, r).unwrap()).collect();
+        let pages: Vec<_> = refs.iter().map(|r| ordma(&file, r).unwrap()).collect();
         assert_eq!(pages.iter().flat_map(|page| page.1.clone()).collect::<Vec<_>>(), data);
         let last: Vec<bool> = pages.iter().map(|page| page.0.last).collect();
         assert_eq!(last.iter().position(|last| *last), Some(last.len() - 1));
@@ -195,14 +313,13 @@ fn reads_what_the_store_has() {
     }
 }
 
-#[test]
-fn a_write_shows_through_old_references() {
-    let cache = cache(64, 1);
-    let file = cache.open(MemoryFile::with(vec![1; 3 * PAGE])).unwrap();
+fn a_write_shows_through_old_references(level: Protection) {
+    let cache = cache(level, 64, 1);
+    let file = open(&cache, level, &MemoryFile::with(vec![1; 3 * PAGE]));
     read(&file, 0, 1 << 20);
     let before = refs(&file);
     write(&file, 4000, &[9; 200]);
-    let pages: Vec<_> = before.iter().map(|r| ordma(&cache.arena, r).unwrap()).collect();
+    let pages: Vec<_> = before.iter().map(|r| ordma(&file, r).unwrap()).collect();
     assert_eq!(pages.iter().map(|p| p.0.version).collect::<Vec<_>>(), [1, 1, 0]);
     assert!(
         pages[0].1[4000..].iter().all(|b| *b == 9) && pages[1].1[..104].iter().all(|b| *b == 9)
@@ -210,26 +327,25 @@ fn a_write_shows_through_old_references() {
     assert_eq!(pages[1].1[104], 1);
 }
 
-#[test]
-fn extending_and_truncating_move_the_end() {
-    let cache = cache(64, 1);
+fn extending_and_truncating_move_the_end(level: Protection) {
+    let cache = cache(level, 64, 1);
     let disk = MemoryFile::with(vec![1; 100]);
-    let file = cache.open(Arc::clone(&disk) as Arc<dyn StoreFile>).unwrap();
+    let file = open(&cache, level, &disk);
     read(&file, 0, 1);
     let first = refs(&file)[0];
-    assert!(ordma(&cache.arena, &first).unwrap().0.last);
+    assert!(ordma(&file, &first).unwrap().0.last);
     write(&file, 9000, &[2; 10]);
-    let (footer, payload) = ordma(&cache.arena, &first).unwrap();
+    let (footer, payload) = ordma(&file, &first).unwrap();
     assert!(!footer.last && payload.len() == PAGE && payload[100..].iter().all(|b| *b == 0));
     assert_eq!(file.size(), 9010);
     let tail = *refs(&file).last().unwrap();
     assert_eq!(tail.block, 2);
     wait(&cache, file.set_size(50)).unwrap();
-    let (footer, payload) = ordma(&cache.arena, &first).unwrap();
+    let (footer, payload) = ordma(&file, &first).unwrap();
     assert!(footer.last && payload == [1; 50]);
-    assert_eq!(ordma(&cache.arena, &tail), Err(AccessFault::Stale));
+    assert_eq!(ordma(&file, &tail), Err(AccessFault::Stale));
     wait(&cache, file.set_size(5000)).unwrap();
-    assert!(!ordma(&cache.arena, &first).unwrap().0.last);
+    assert!(!ordma(&file, &first).unwrap().0.last);
     let mut expected = vec![1; 50];
     expected.resize(5000, 0);
     assert_eq!(read(&file, 0, 1 << 20), expected);
@@ -237,27 +353,25 @@ fn extending_and_truncating_move_the_end() {
     assert_eq!(disk.bytes(), expected);
 }
 
-#[test]
-fn an_evicted_page_is_stale_until_an_rpc_brings_it_back() {
-    let cache = cache(8, 1);
-    let file = cache.open(MemoryFile::with(vec![3; 16 * PAGE])).unwrap();
+fn an_evicted_page_is_stale_until_an_rpc_brings_it_back(level: Protection) {
+    let cache = cache(level, 8, 1);
+    let file = open(&cache, level, &MemoryFile::with(vec![3; 16 * PAGE]));
     read(&file, 0, PAGE as u64);
     let reference = refs(&file)[0];
     for block in 1..16 {
         read(&file, block * PAGE as u64, PAGE as u64);
     }
-    assert_eq!(ordma(&cache.arena, &reference), Err(AccessFault::Stale));
+    assert_eq!(ordma(&file, &reference), Err(AccessFault::Stale));
     read(&file, 0, 1);
     let healed = refs(&file)[0];
     assert_ne!(healed.generation, reference.generation);
-    assert_eq!(ordma(&cache.arena, &healed).unwrap().1, [3; PAGE]);
+    assert_eq!(ordma(&file, &healed).unwrap().1, [3; PAGE]);
 }
 
-#[test]
-fn more_dirty_pages_than_slots_go_through_the_disk() {
-    let cache = cache(8, 2);
+fn more_dirty_pages_than_slots_go_through_the_disk(level: Protection) {
+    let cache = cache(level, 8, 2);
     let disk = MemoryFile::with(Vec::new());
-    let file = cache.open(Arc::clone(&disk) as Arc<dyn StoreFile>).unwrap();
+    let file = open(&cache, level, &disk);
     let data: Vec<u8> =
         (0..100 * PAGE + 7).map(|i| u8::try_from(i / 1000 % 256).unwrap()).collect();
     write(&file, 0, &data);
@@ -267,11 +381,10 @@ fn more_dirty_pages_than_slots_go_through_the_disk() {
     assert_eq!(cache.dirty.load(Ordering::Relaxed), 0);
 }
 
-#[test]
-fn a_failed_write_back_keeps_the_page_dirty() {
-    let cache = cache(8, 1);
+fn a_failed_write_back_keeps_the_page_dirty(level: Protection) {
+    let cache = cache(level, 8, 1);
     let disk = MemoryFile::with(Vec::new());
-    let file = cache.open(Arc::clone(&disk) as Arc<dyn StoreFile>).unwrap();
+    let file = open(&cache, level, &disk);
     write(&file, 0, b"precious");
     disk.fail_writes.store(true, Ordering::Relaxed);
     for _ in 0..2 {
@@ -284,11 +397,10 @@ fn a_failed_write_back_keeps_the_page_dirty() {
     assert_eq!(disk.bytes(), b"precious");
 }
 
-#[test]
-fn a_failed_sync_changes_the_verifier() {
-    let cache = cache(8, 1);
+fn a_failed_sync_changes_the_verifier(level: Protection) {
+    let cache = cache(level, 8, 1);
     let disk = MemoryFile::with(Vec::new());
-    let file = cache.open(Arc::clone(&disk) as Arc<dyn StoreFile>).unwrap();
+    let file = open(&cache, level, &disk);
     write(&file, 0, b"x");
     let before = cache.verifier();
     disk.fail_sync.store(true, Ordering::Relaxed);
@@ -296,11 +408,10 @@ fn a_failed_sync_changes_the_verifier() {
     assert_ne!(cache.verifier(), before);
 }
 
-#[test]
-fn a_retired_chunk_is_gone_and_its_pages_are_not() {
-    let cache = cache(8, 2);
+fn a_retired_chunk_is_gone_and_its_pages_are_not(level: Protection) {
+    let cache = cache(level, 8, 2);
     let disk = MemoryFile::with(vec![5; 12 * PAGE]);
-    let file = cache.open(Arc::clone(&disk) as Arc<dyn StoreFile>).unwrap();
+    let file = open(&cache, level, &disk);
     read(&file, 0, 1 << 20);
     write(&file, 10 * PAGE as u64, &[6; PAGE]);
     let old = refs(&file);
@@ -308,7 +419,7 @@ fn a_retired_chunk_is_gone_and_its_pages_are_not() {
     assert!(wait(&cache, cache.retire_chunk()).unwrap());
     for reference in old {
         let expected = if reference.chunk == 1 { Some(AccessFault::Gone) } else { None };
-        assert_eq!(ordma(&cache.arena, &reference).err(), expected, "{reference:?}");
+        assert_eq!(ordma(&file, &reference).err(), expected, "{reference:?}");
     }
     let mut expected = vec![5; 12 * PAGE];
     expected[10 * PAGE..11 * PAGE].fill(6);
@@ -317,43 +428,40 @@ fn a_retired_chunk_is_gone_and_its_pages_are_not() {
     assert!(cache.arena.chunk(1).is_none());
 }
 
-#[test]
-fn a_change_behind_our_back_is_seen_at_open() {
-    let cache = cache(8, 1);
+fn a_change_behind_our_back_is_seen_at_open(level: Protection) {
+    let cache = cache(level, 8, 1);
     let disk = MemoryFile::with(vec![5; PAGE]);
-    let file = cache.open(Arc::clone(&disk) as Arc<dyn StoreFile>).unwrap();
+    let file = open(&cache, level, &disk);
     read(&file, 0, 1);
     let reference = refs(&file)[0];
     wait(&cache, file.revalidate()).unwrap();
-    assert!(ordma(&cache.arena, &reference).is_ok(), "nothing had changed");
+    assert!(ordma(&file, &reference).is_ok(), "nothing had changed");
     disk.write_at(&[7; 10], 0).unwrap();
     wait(&cache, file.revalidate()).unwrap();
-    assert_eq!(ordma(&cache.arena, &reference), Err(AccessFault::Stale));
+    assert_eq!(ordma(&file, &reference), Err(AccessFault::Stale));
     assert_eq!(read(&file, 0, 10)[..11], [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 5]);
     write(&file, 0, &[8]);
     wait(&cache, file.commit(Extent::default())).unwrap();
     let reference = refs(&file)[0];
     wait(&cache, file.revalidate()).unwrap();
-    assert!(ordma(&cache.arena, &reference).is_ok(), "our own write-back is not someone else's");
+    assert!(ordma(&file, &reference).is_ok(), "our own write-back is not someone else's");
 }
 
-#[test]
-fn a_removed_file_ends_with_its_last_close() {
-    let cache = cache(8, 1);
-    let file = cache.open(MemoryFile::with(vec![5; PAGE])).unwrap();
+fn a_removed_file_ends_with_its_last_close(level: Protection) {
+    let cache = cache(level, 8, 1);
+    let file = open(&cache, level, &MemoryFile::with(vec![5; PAGE]));
     let open = file.hold();
     read(&file, 0, 1);
     let reference = refs(&file)[0];
     file.removed();
-    assert!(ordma(&cache.arena, &reference).is_ok());
+    assert!(ordma(&file, &reference).is_ok());
     drop(open);
-    assert_eq!(ordma(&cache.arena, &reference), Err(AccessFault::Stale));
+    assert_eq!(ordma(&file, &reference), Err(AccessFault::Stale));
 }
 
-#[test]
-fn nonsense_is_refused() {
-    let cache = cache(8, 1);
-    let file = cache.open(MemoryFile::with(vec![5; PAGE])).unwrap();
+fn nonsense_is_refused(level: Protection) {
+    let cache = cache(level, 8, 1);
+    let file = open(&cache, level, &MemoryFile::with(vec![5; PAGE]));
     let wraps = Extent { offset: u64::MAX, length: 2 };
     let status = |result: Result<()>| result.unwrap_err().status;
     assert_eq!(
@@ -371,8 +479,62 @@ fn nonsense_is_refused() {
 
 #[test]
 fn file_numbers_do_not_repeat() {
-    let cache = cache(8, 1);
+    let cache = cache(Protection::None, 8, 1);
     let numbers: std::collections::HashSet<u64> =
         (0..10_000).map(|i| cache.file_number(i)).collect();
     assert_eq!(numbers.len(), 10_000);
+}
+
+fn a_page_gets_a_new_generation_after_its_last_version(level: Protection) {
+    let cache = cache(level, 8, 1);
+    let file = open(&cache, level, &MemoryFile::with(vec![5; PAGE]));
+    read(&file, 0, 1);
+    let page = (file.number(), 0);
+    cache.shard(page).lock().page(page).unwrap().version = dafs_keys::page::VERSIONS - 2;
+    write(&file, 0, &[6; PAGE]);
+    let old = refs(&file)[0];
+    assert_eq!(ordma(&file, &old).unwrap().0.version, dafs_keys::page::VERSIONS - 1);
+    write(&file, 10, &[7]);
+    assert_eq!(ordma(&file, &old), Err(AccessFault::Stale));
+    let (footer, payload) = ordma(&file, &refs(&file)[0]).unwrap();
+    assert_eq!((footer.version, payload[9], payload[10], payload[11]), (0, 6, 7, 6));
+}
+
+fn what_cannot_be_opened_never_reaches_the_disk(level: Protection) {
+    let cache = cache(level, 8, 1);
+    let disk = MemoryFile::with(vec![5; 3 * PAGE]);
+    let file = open(&cache, level, &disk);
+    write(&file, 0, &[6; 3 * PAGE]);
+    let reference = refs(&file)[1];
+    let chunk = cache.arena.chunk(reference.chunk).unwrap();
+    let footer = chunk.footer(reference.slot).unwrap();
+    chunk.write(reference.slot, &[0xBA; PAGE], &footer);
+
+    let io = |result: Result<()>| {
+        let error = result.unwrap_err();
+        assert_eq!(error.status, Status::Io);
+        assert!(error.what.contains("page 1 of inode"), "{}", error.what);
+    };
+    for _ in 0..2 {
+        io(wait(&cache, file.commit(Extent::default())));
+        assert!(disk.bytes() == [[6; PAGE], [5; PAGE], [6; PAGE]].concat(), "all but page 1");
+        assert_eq!(cache.dirty.load(Ordering::Relaxed), PAGE);
+    }
+    let one = Extent { offset: PAGE as u64 + 1, length: 1 };
+    io(wait(&cache, file.write(&[one], &[7])));
+    io(wait(&cache, file.set_size(PAGE as u64 + 100)));
+    assert_eq!(file.size(), PAGE as u64 + 100);
+    if level != Protection::None {
+        io(wait(&cache, file.new_epoch()));
+        assert_eq!(file.epoch(), 2);
+    }
+    io(wait(&cache, file.write(&[Extent { offset: 3 * PAGE as u64, length: 1 }], &[7])));
+    assert_eq!(file.size(), PAGE as u64 + 100, "the end has not moved");
+    let counted = cache.counters().into_iter().find(|(name, _)| *name == "cache_corrupt_pages");
+    assert!(counted.unwrap().1 >= 5);
+
+    write(&file, PAGE as u64, &[8; 100]);
+    wait(&cache, file.commit(Extent::default())).unwrap();
+    let whole = [vec![6; PAGE], vec![8; 100]].concat();
+    assert!(disk.bytes() == whole && read(&file, 0, 1 << 20) == whole);
 }

@@ -1,17 +1,16 @@
 //! Changing pages in place.
 
-use super::shard::Entry;
+use super::cover::Cover;
+use super::file::Meta;
+use super::shard::{Entry, Page};
 use super::{CachedFile, error};
-use crate::store::Result;
+use crate::store::{Result, StoreError};
 use dafs_proto::{Extent, Status};
 use event_listener::EventListener;
 use ordma::{FOOTER_LEN, Slot};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-/// At the end of its versions a page gets a new generation.
-const VERSIONS: u64 = 1 << 32;
 
 /// Most bytes a file can have: what a signed 64-bit offset names.
 const MAX_SIZE: u64 = i64::MAX as u64;
@@ -31,6 +30,8 @@ enum Obstacle {
     Slot,
     /// The file ends before the end of the write.
     Size,
+    /// The page's other bytes are lost.
+    Corrupt(StoreError),
 }
 
 impl CachedFile {
@@ -39,8 +40,9 @@ impl CachedFile {
     ///
     /// # Errors
     /// [`Status::Invalid`] where the extents do not add up to `data`, [`Status::FileTooBig`] beyond
-    /// 2^63 - 1, the store's where a page that is changed in part cannot be read first. Extents and
-    /// pages before the failing one have been written.
+    /// 2^63 - 1, the store's where a page that is changed in part cannot be read first,
+    /// [`Status::Io`] where it is corrupt. Extents and pages before the failing one have been
+    /// written.
     pub async fn write(self: &Arc<Self>, extents: &[Extent], data: &[u8]) -> Result<()> {
         let total = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.length));
         if total != Some(data.len() as u64) {
@@ -93,13 +95,18 @@ impl CachedFile {
             match self.apply(block, start, bytes, &mut slot) {
                 Ok(()) => break Ok(()),
                 Err(Obstacle::Filling(listener)) => listener.await,
-                Err(Obstacle::Size) => self.extend(end),
-                Err(Obstacle::Slot) => slot = Some(self.cache.slot().await?),
+                Err(Obstacle::Size) => {
+                    if let Err(error) = self.extend(end) {
+                        break Err(error);
+                    }
+                }
+                Err(Obstacle::Slot) => slot = Some(self.cache.slot(self.guard()).await?),
                 Err(Obstacle::Fill) => {
                     if let Err(error) = self.fill(block, 1).await {
                         break Err(error);
                     }
                 }
+                Err(Obstacle::Corrupt(error)) => break Err(error),
             }
         };
         if let Some(unused) = slot {
@@ -116,7 +123,7 @@ impl CachedFile {
         spare: &mut Option<Slot>,
     ) -> std::result::Result<(), Obstacle> {
         let page_size = self.cache.page_size();
-        // Shared suffices: the size stays, and the shard's lock guards the page.
+        // Shared suffices: size and key stay, and the shard's lock guards the page.
         let meta = self.meta.read();
         let behind = block * self.page_size() + (start + bytes.len()) as u64;
         if behind > meta.size {
@@ -137,16 +144,12 @@ impl CachedFile {
             payload.resize(page_size, 0);
             if let Some(page) = shard.touch(key) {
                 if !whole {
-                    page.slot.copy_out(payload, &mut [0; FOOTER_LEN]);
+                    let copied = self.copy_out(block, page, &meta.cover, payload);
+                    copied.map_err(Obstacle::Corrupt)?;
                 }
                 payload[start..start + bytes.len()].copy_from_slice(bytes);
-                page.version += 1;
-                if page.version >= VERSIONS {
-                    page.generation = self.cache.arena.next_generation();
-                    page.version = 0;
-                }
-                let footer = self.footer(block, page.generation, page.version, meta.size);
-                page.slot.write(payload, &footer.encode(payload));
+                let state = page.spend_version(&self.cache.arena);
+                self.put(block, &page.slot, state, &meta, payload);
                 if !page.dirty {
                     page.dirty = true;
                     self.count_dirty(block);
@@ -160,8 +163,7 @@ impl CachedFile {
             }
             payload[..bytes.len()].copy_from_slice(bytes);
             let generation = self.cache.arena.next_generation();
-            let footer = self.footer(block, generation, 0, meta.size);
-            slot.write(payload, &footer.encode(payload));
+            self.put(block, &slot, (generation, 0), &meta, payload);
             shard.insert(key, slot, generation, true);
             self.blocks.lock().resident.insert(block);
             self.count_dirty(block);
@@ -171,33 +173,62 @@ impl CachedFile {
 
     /// Makes the file at least `end` bytes long: what was the last page shows that it is not any
     /// more. The store learns of it with the page that ends the file.
-    fn extend(&self, end: u64) {
+    ///
+    /// # Errors
+    /// [`Status::Io`] where that page is corrupt; nothing has changed then.
+    fn extend(&self, end: u64) -> Result<()> {
         let mut meta = self.meta.write();
-        if end > meta.size {
-            let before = self.last_block(meta.size);
-            meta.size = end;
-            self.rewrite(before, end);
+        if end <= meta.size {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut meta.size, end);
+        let rewritten = self.rewrite(self.last_block(before), &meta);
+        if rewritten.is_err() {
+            meta.size = before;
+        }
+        rewritten
+    }
+
+    /// Puts a cached page into its slot anew, after the size has changed. The caller holds `meta`
+    /// exclusively.
+    ///
+    /// # Errors
+    /// [`Status::Io`] where the page is corrupt: it stays as it is.
+    pub(super) fn rewrite(&self, block: u64, meta: &Meta) -> Result<()> {
+        let key = (self.number(), block);
+        let mut shard = self.cache.shard(key).lock();
+        match shard.page(key) {
+            Some(page) => self.reclose(block, page, &meta.cover, meta),
+            None => Ok(()),
         }
     }
 
-    /// Writes a cached page's footer anew, and zeroes the bytes behind its valid length, after the
-    /// size has changed to `size`. The caller holds `meta` exclusively.
-    pub(super) fn rewrite(&self, block: u64, size: u64) {
-        let key = (self.number(), block);
-        let mut shard = self.cache.shard(key).lock();
-        let Some(page) = shard.page(key) else { return };
+    /// Takes a page that is under `old` and puts it into its slot anew, as `meta` has it.
+    ///
+    /// # Errors
+    /// [`Status::Io`] where the page is corrupt: it stays as it is.
+    pub(super) fn reclose(
+        &self,
+        block: u64,
+        page: &mut Page,
+        old: &Cover,
+        meta: &Meta,
+    ) -> Result<()> {
         SCRATCH.with_borrow_mut(|payload| {
             payload.resize(self.cache.page_size(), 0);
-            page.slot.copy_out(payload, &mut [0; FOOTER_LEN]);
-            page.version += 1;
-            if page.version >= VERSIONS {
-                page.generation = self.cache.arena.next_generation();
-                page.version = 0;
-            }
-            let footer = self.footer(block, page.generation, page.version, size);
-            payload[footer.valid as usize..].fill(0);
-            page.slot.write(payload, &footer.encode(payload));
-        });
+            self.copy_out(block, page, old, payload)?;
+            let state = page.spend_version(&self.cache.arena);
+            self.put(block, &page.slot, state, meta, payload);
+            Ok(())
+        })
+    }
+
+    /// Copies a page out of its slot into private memory and opens it. Called under its shard's
+    /// lock.
+    fn copy_out(&self, block: u64, page: &Page, cover: &Cover, payload: &mut [u8]) -> Result<()> {
+        let mut footer = [0; FOOTER_LEN];
+        page.slot.copy_out(payload, &mut footer);
+        self.open(block, page.state(), cover, &footer, payload)
     }
 
     /// Counts a page that has just become dirty. Called under its shard's lock.

@@ -146,13 +146,14 @@ impl CachedFile {
     }
 
     /// Writes the dirty pages among `blocks` back. A page is clean afterwards only if it has not
-    /// changed since it was copied out.
+    /// changed since it was copied out, nor got a new key.
     pub(super) async fn flush(&self, blocks: RangeInclusive<u64>) -> Result<()> {
         let _one = self.writing_back.lock().await;
         let dirty: Vec<u64> = self.blocks.lock().dirty.range(blocks).copied().collect();
         if dirty.is_empty() {
             return Ok(());
         }
+        let mut result = Ok(());
         let mut rest = &dirty[..];
         while let [first, ..] = *rest {
             let most = (MAX_RUN / self.cache.page_size()).max(1);
@@ -160,34 +161,53 @@ impl CachedFile {
             let count = neighbours.min(most);
             let _gate = self.gate.read().await;
             match self.copy_run(first, count) {
-                Some(run) => {
+                Ok(Some(run)) => {
                     rest = &rest[run.states.len()..];
                     self.write_run(run).await?;
                 }
                 // Truncated meanwhile.
-                None => rest = &rest[1..],
+                Ok(None) => rest = &rest[1..],
+                Err(error) => {
+                    // Nothing of it reaches the disk, and the others need not wait for it.
+                    result = Err(error);
+                    rest = &rest[1..];
+                }
             }
         }
         let _gate = self.gate.read().await;
-        self.settle().await
+        self.settle().await?;
+        result
     }
 
     /// Copies dirty pages from `first` on, up to the first one that is not dirty any more.
-    fn copy_run(&self, first: u64, count: usize) -> Option<Run> {
+    ///
+    /// # Errors
+    /// [`Status::Io`](dafs_proto::Status::Io) where the first one is corrupt. A later one ends the
+    /// run.
+    fn copy_run(&self, first: u64, count: usize) -> Result<Option<Run>> {
         let page_size = self.cache.page_size();
         let mut run = Run { first, data: vec![0; count * page_size], states: Vec::new() };
         for (block, payload) in (first..).zip(run.data.chunks_exact_mut(page_size)) {
             let key = (self.number(), block);
-            let mut shard = self.cache.shard(key).lock();
-            let Some(page) = shard.page(key).filter(|page| page.dirty) else { break };
-            page.slot.copy_out(payload, &mut [0; FOOTER_LEN]);
-            run.states.push((page.generation, page.version));
+            let mut footer = [0; FOOTER_LEN];
+            let (state, cover) = {
+                let meta = self.meta.read();
+                let mut shard = self.cache.shard(key).lock();
+                let Some(page) = shard.page(key).filter(|page| page.dirty) else { break };
+                page.slot.copy_out(payload, &mut footer);
+                (page.state(), meta.cover.clone())
+            };
+            match self.open(block, state, &cover, &footer, payload) {
+                Ok(()) => run.states.push(state),
+                Err(error) if run.states.is_empty() => return Err(error),
+                Err(_) => break,
+            }
         }
         // The tail page is written with its exact length.
         let end = self.size().saturating_sub(first * self.page_size());
         let len = (run.states.len() * page_size).min(usize::try_from(end).unwrap_or(usize::MAX));
         run.data.truncate(len);
-        (!run.states.is_empty()).then_some(run)
+        Ok((!run.states.is_empty()).then_some(run))
     }
 
     async fn write_run(&self, run: Run) -> Result<()> {
@@ -207,7 +227,7 @@ impl CachedFile {
             let key = (self.number(), block);
             let mut shard = self.cache.shard(key).lock();
             let Some(page) = shard.page(key) else { continue };
-            if page.dirty && (page.generation, page.version) == state {
+            if page.dirty && page.state() == state {
                 page.dirty = false;
                 self.count_clean(block);
             }

@@ -146,7 +146,8 @@ fn build(
         writeback_interval: Duration::from_secs(5),
         retire_patience: Duration::from_secs(5),
     };
-    let cache = Cache::new(config, Arc::new(Listeners::default()), runtime.clone()).unwrap();
+    let listeners = Arc::new(Listeners::default());
+    let cache = Cache::new(config, [protection], listeners, runtime.clone()).unwrap();
     let export = |name: &str, directory: &tempfile::TempDir, read_only| {
         let options =
             LocalOptions { read_only, state: state.map(Path::to_owned), ..Default::default() };

@@ -2,7 +2,7 @@
 
 use super::read::MAX_WANT_REFS;
 use super::{OpContext, OpError, Reply};
-use dafs_proto::{GetRefsReply, GetRefsRequest, Status};
+use dafs_proto::{GetRefsReply, GetRefsRequest};
 
 /// Most references of one reply: 48 KiB of them, for a reply's head is at most 64 KiB.
 const MAX_REFS: u32 = MAX_WANT_REFS * 2;
@@ -10,7 +10,7 @@ const MAX_REFS: u32 = MAX_WANT_REFS * 2;
 /// Serves GET_REFS.
 ///
 /// # Errors
-/// [`Status::BadOpen`] or [`Status::Access`], where the open may not read; the store's, where pages are to be brought in.
+/// [`BadOpen`](dafs_proto::Status::BadOpen) or [`Access`](dafs_proto::Status::Access), where the open may not read; the store's, where pages are to be brought in.
 pub async fn get_refs(
     cx: &OpContext,
     request: GetRefsRequest,

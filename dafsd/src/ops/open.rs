@@ -1,7 +1,6 @@
 //! OPEN: opens a file, and may create or truncate it.
 
 use super::{OpContext, OpError, Open};
-use crate::cache::OpenFile;
 use crate::store::{Access, CreateOptions, Credential, Handle, Node, Store};
 use dafs_proto::{Create, OpenReply, OpenRequest};
 use std::sync::Arc;
@@ -35,7 +34,7 @@ pub async fn open(cx: &OpContext, request: OpenRequest) -> Result<OpenReply, OpE
 
     let target = Target::parse(cx, &request)?;
     let size = request.attr.as_ref().and_then(|attr| attr.size);
-    let cache = Arc::clone(cx.server.cache());
+    let (cache, export) = (Arc::clone(cx.server.cache()), Arc::clone(cx.export()));
     let (node, created, file) = cx
         .store(move |store, who| {
             let (node, created) = target.find(store, who)?;
@@ -44,7 +43,8 @@ pub async fn open(cx: &OpContext, request: OpenRequest) -> Result<OpenReply, OpE
                 (None, Target::Handle(handle)) => (store.reopen(who, handle, access)?, false),
                 (None, Target::Name { .. }) => (store.open(who, &node.handle, access)?, false),
             };
-            Ok((node, created, cache.open(file)?.hold()))
+            let file = cache.open(file, &export.name, export.protection)?;
+            Ok((node, created, file.hold()))
         })
         .await?;
     if created {
@@ -56,28 +56,23 @@ pub async fn open(cx: &OpContext, request: OpenRequest) -> Result<OpenReply, OpE
     } else {
         file.revalidate().await?;
     }
-    reply(cx, node, file, access, created, request.want_refs)
-}
-
-fn reply(
-    cx: &OpContext,
-    node: Node,
-    file: OpenFile,
-    access: Access,
-    created: bool,
-    want_refs: u32,
-) -> Result<OpenReply, OpError> {
     let Node { handle, mut attr, .. } = node;
     file.overlay(&mut attr);
-    let mut refs = Vec::new();
-    let (read, write) = (access.reads(), access.writes());
-    if read {
-        file.refs(0, want_refs.min(MAX_REFS).into(), &mut refs);
+    let open = Arc::new(Open::new(file, access, handle));
+    let (mut refs, mut key) = (Vec::new(), None);
+    if open.read {
+        open.file.refs(0, request.want_refs.min(MAX_REFS).into(), &mut refs);
+        // The right was looked at before the file was in the cache, where its epoch is.
+        key = loop {
+            cx.check_right(&open).await?;
+            if let Ok(key) = cx.key(&open, 0) {
+                break key;
+            }
+        };
     }
-    let number = file.number();
-    let wire = cx.wire(&handle);
-    let open = cx.session.add_open(Arc::new(Open { file, read, write, handle }))?;
-    Ok(OpenReply { open, handle: wire, file: number, attr: Some(attr), refs, created, key: None })
+    let (file, handle) = (open.file.number(), cx.wire(&open.handle));
+    let open = cx.session.add_open(open)?;
+    Ok(OpenReply { open, handle, file, attr: Some(attr), refs, created, key })
 }
 
 /// What is to be opened.

@@ -52,9 +52,7 @@ impl OpContext {
             None => Ok(None),
             Some((epoch, _)) if !open.is_checked_in(epoch) => Err(Moved),
             Some((epoch, _)) if epoch == held => Ok(None),
-            Some((epoch, secret)) => {
-                Ok(Some(FileKey { epoch, secret: secret.expose().to_vec() }))
-            }
+            Some((epoch, secret)) => Ok(Some(FileKey { epoch, secret: secret.expose().to_vec() })),
         }
     }
 

@@ -16,9 +16,11 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
     let attr = request.attr.unwrap_or_default();
     if let Some(size) = attr.size {
         let (handle, cache) = (handle.clone(), Arc::clone(cx.server.cache()));
+        let export = Arc::clone(cx.export());
         // As a file that is open already: it may have been made with a mode that forbids writing.
         let open = move |store: &dyn Store, who: &Credential| {
-            Ok(cache.open(store.reopen(who, &handle, Access::Write)?)?.hold())
+            let file = store.reopen(who, &handle, Access::Write)?;
+            Ok(cache.open(file, &export.name, export.protection)?.hold())
         };
         let file = cx.store(open).await?;
         file.set_size(size).await?;
@@ -38,11 +40,25 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
             file.commit(Extent::default()).await?;
         }
     }
+    let before = node.attr;
     let node = cx.store(move |store, who| store.set_attr(who, &handle, &attr)).await?;
-    if let Some(file) = &cached {
+    // Looked for once more: who opened it meanwhile may have been found to have the right.
+    if let Some(file) = cx.server.cache().find(&node.identity) {
         file.touched().await?;
+        if takes_reading_away(&before, &node.attr) {
+            // Who may no longer read gets no key from now on, and what is stored from now on is
+            // under another one.
+            file.new_epoch().await?;
+        }
     }
     Ok(SetAttrReply { attr: Some(overlaid(cx, node)) })
+}
+
+/// Whether someone who could read before cannot after.
+fn takes_reading_away(before: &Attr, after: &Attr) -> bool {
+    const READ: u32 = 0o444;
+    let owners = |attr: &Attr| (attr.uid, attr.gid);
+    owners(before) != owners(after) || before.mode & READ & !after.mode != 0
 }
 
 fn sets_times(attr: &SetAttr) -> bool {

@@ -110,7 +110,8 @@ impl TestServer {
             retire_patience: Duration::from_secs(2),
         };
         let listeners = Arc::new(Listeners::default());
-        let cache = Cache::new(config, listeners.clone(), runtime.clone()).unwrap();
+        let levels = [Protection::None];
+        let cache = Cache::new(config, levels, listeners.clone(), runtime.clone()).unwrap();
         let options = LocalOptions {
             state: Some(self.directory.path().join("state")),
             ..LocalOptions::default()
