@@ -24,7 +24,7 @@ fn server() -> Arc<Server> {
         writeback_interval: Duration::from_secs(5),
         retire_patience: Duration::from_secs(5),
     };
-    let levels = [Protection::None, Protection::Sealed];
+    let levels = [dafs_keys::Protection::None, dafs_keys::Protection::Sealed];
     let cache =
         Cache::new(config, levels, Arc::new(Listeners::default()), runtime.clone()).unwrap();
     let settings = Settings {
