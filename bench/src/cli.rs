@@ -3,6 +3,7 @@
 use crate::floor::Transport;
 use crate::placement::Place;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dafs_client::keys::Protection;
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ pub enum Command {
     Write(Options),
     /// All experiments, one after the other; the JSON file holds an array then.
     All(Options),
+    /// What guards pages and messages: seals, checks and tags. Starts no server.
+    Crypto(Timing),
     /// The other side of a ping-pong.
     #[command(hide = true)]
     FloorPeer {
@@ -43,6 +46,9 @@ pub enum Command {
         /// Where a Unix socket is to lie.
         #[arg(long)]
         path: Option<PathBuf>,
+        /// Bytes of the memory that replies are sent from.
+        #[arg(long)]
+        memory: usize,
     },
     /// Runs a command bound to a CPU.
     #[command(hide = true)]
@@ -73,6 +79,9 @@ pub enum Command {
         /// How it waits.
         #[arg(long)]
         wait: Wait,
+        /// The file of its identity, where the server asks who it is.
+        #[arg(long)]
+        identity: Option<PathBuf>,
     },
 }
 
@@ -82,8 +91,8 @@ pub struct Options {
     /// The transport.
     #[arg(long, value_enum, default_value_t = Engine::Tcp)]
     pub engine: Engine,
-    /// The protection level.
-    #[arg(long, value_enum, default_value_t = Protection::None)]
+    /// The protection level: sealed, keyed (engine tcp alone) or none.
+    #[arg(long, value_name = "LEVEL", default_value_t)]
     pub protection: Protection,
     /// Bytes of an operation, such as 4096 or 64KiB, in place of the experiment's own.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -95,6 +104,26 @@ pub struct Options {
     /// and `server-throughput`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub depth: Option<u64>,
+    /// How long, and where the result goes.
+    #[command(flatten)]
+    pub timing: Timing,
+    /// Size of the file that is read, a multiple of 1 MiB.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_file_size)]
+    pub file_size: u64,
+    /// Client and server on the same CPU, or on one each (the default where there are two).
+    #[arg(long, value_enum)]
+    pub place: Option<Place>,
+    /// How the client waits; the server always waits adaptively.
+    #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
+    pub wait: Wait,
+    /// The server's program; by default `dafsd` beside this one.
+    #[arg(long, value_name = "PATH")]
+    pub server: Option<PathBuf>,
+}
+
+/// How anything is measured.
+#[derive(Clone, Debug, Args)]
+pub struct Timing {
     /// How long each row is measured, over all its blocks.
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = parse_seconds)]
     pub seconds: f64,
@@ -102,21 +131,9 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 20,
           value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub blocks: u64,
-    /// Size of the file that is read, a multiple of 1 MiB.
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_file_size)]
-    pub file_size: u64,
-    /// Client and server on the same CPU, or on one each (the default where there are two).
-    #[arg(long, value_enum)]
-    pub place: Option<Place>,
     /// Whether to keep the CPUs from halting while nothing runs on them.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub keep_awake: Switch,
-    /// How the client waits; the server always waits adaptively.
-    #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
-    pub wait: Wait,
-    /// The server's program; by default `dafsd` beside this one.
-    #[arg(long, value_name = "PATH")]
-    pub server: Option<PathBuf>,
     /// Write the result as JSON, too.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -129,13 +146,6 @@ pub enum Engine {
     Tcp,
     /// Shared memory.
     Shm,
-}
-
-/// The protection levels that can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Protection {
-    /// No authentication and no encryption.
-    None,
 }
 
 /// How a client waits for a reply.
@@ -168,7 +178,7 @@ impl Options {
         let mut text = format!(
             "dafs-bench {experiment} --engine {} --protection {}",
             name(&self.engine),
-            name(&self.protection)
+            self.protection
         );
         // Writing to a string does not fail.
         for (option, value) in
@@ -180,15 +190,21 @@ impl Options {
         }
         let _ = write!(
             text,
-            " --seconds {} --blocks {} --file-size {} --place {} --keep-awake {} --wait {}",
-            self.seconds,
-            self.blocks,
+            "{} --file-size {} --place {} --wait {}",
+            self.timing.command(),
             self.file_size,
             place.name(),
-            name(&self.keep_awake),
             name(&self.wait)
         );
         text
+    }
+}
+
+impl Timing {
+    /// These options as they are on the command line, each after a space.
+    pub(crate) fn command(&self) -> String {
+        let Self { seconds, blocks, keep_awake, json: _ } = self;
+        format!(" --seconds {seconds} --blocks {blocks} --keep-awake {}", name(keep_awake))
     }
 }
 
@@ -246,8 +262,8 @@ mod tests {
         let command = given.command("response-time", Place::Same);
         assert_eq!(
             command,
-            "dafs-bench response-time --engine shm --protection none --block 8192 --seconds 2 \
-             --blocks 20 --file-size 67108864 --place same --keep-awake on --wait adaptive"
+            "dafs-bench response-time --engine shm --protection sealed --block 8192 --seconds 2 \
+             --blocks 20 --keep-awake on --file-size 67108864 --place same --wait adaptive"
         );
         assert_eq!(options(&command).command("response-time", Place::Same), command);
     }
@@ -256,7 +272,7 @@ mod tests {
     fn wrong_values_are_refused() {
         for wrong in [
             "--engine verbs",
-            "--protection sealed",
+            "--protection paper",
             "--block 0",
             "--block 4kb",
             "--file-size 4096",

@@ -25,6 +25,9 @@ pub enum Error {
     /// A process of the bench's own ended or said something else than expected.
     #[error("{0}")]
     Peer(String),
+    /// An identity or a key could not be made or used, or something sealed did not open.
+    #[error("{0}")]
+    Keys(String),
     /// The client could not do an operation.
     #[error("{what}: {source}")]
     Client {

@@ -11,7 +11,7 @@ pub(crate) use server_throughput::work;
 
 use crate::cli::{Engine, Options, name};
 use crate::error::Result;
-use crate::floor::{CopyCheck, Exchange, Memory};
+use crate::floor::{CopyCheck, Exchange, Memory, Open};
 use crate::lab::{Lab, Subjects};
 use crate::machine::{Machine, commit, date};
 use crate::measure::Label;
@@ -20,6 +20,7 @@ use crate::report::{Report, Row, round};
 use crate::session::{PATHS, Reads, Session};
 use crate::signals::Stop;
 use crate::{cli::Switch, data::Offsets};
+use dafs_client::keys::Protection;
 
 /// An experiment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,12 +121,12 @@ impl Experiment {
         hold_against_floors(&mut rows, measure);
         let report = Report {
             experiment: self.name().into(),
-            engine: name(&options.engine),
-            protection: name(&options.protection),
+            engine: Some(name(&options.engine)),
+            protection: Some(options.protection.to_string()),
             machine: Machine::this(),
             commit: commit(),
             place: placement.place.name().into(),
-            keep_awake: options.keep_awake == Switch::On,
+            keep_awake: options.timing.keep_awake == Switch::On,
             date,
             command: options.command(self.name(), placement.place),
             rows,
@@ -152,7 +153,8 @@ impl Finding {
 
 /// Notes beside each row how it compares with its floors: what moves the same bytes, as many of
 /// them under way, by the same means. Reads from shared memory are a copy, everything else there
-/// goes over a socket.
+/// goes over a socket. Sealed pages are also held against their opening alone: a transfer that
+/// overlaps it is as fast as the slower of the two, that is, the larger ratio of rates counts.
 fn hold_against_floors(rows: &mut [Row], measure: Measure) {
     let floors: Vec<Row> = rows.iter().filter(|row| is_floor(row)).cloned().collect();
     let value = |row: &Row| match measure {
@@ -173,8 +175,9 @@ fn hold_against_floors(rows: &mut [Row], measure: Measure) {
         let floor = if by_copy { ["floor", "floor-socket"] } else { ["floor-socket", "floor"] };
         let copied = by_copy && floors.iter().any(|floor| floor.path == "floor-socket");
         let spin = if copied { None } else { among(["floor-socket-spin", "floor-spin"]) };
-        let (ratio, ratio_spin) = (ratio(among(floor)), ratio(spin));
-        (row.ratio, row.ratio_spin) = (ratio, ratio_spin);
+        let open = among(["floor-open"; 2]);
+        let [floor, spin, open] = [among(floor), spin, open].map(ratio);
+        (row.ratio, row.ratio_spin, row.ratio_open) = (floor, spin, open);
     }
 }
 
@@ -190,22 +193,43 @@ fn reads<'b>(
     depth: u64,
     offsets: &Offsets,
 ) -> Result<Subjects<'b>> {
-    let block = offsets.block();
-    let mut subjects: Subjects<'b> = Vec::new();
-    if let Some(memory) = memory {
-        let label = Label { path: "floor", block: block as u64, depth, clients: 1 };
-        subjects.push(Box::new(CopyCheck::new(label, memory, offsets.clone(), lab.stop)));
-    }
-    subjects.extend(lab.ping_pongs(block as u64, depth, Exchange::read(block))?);
+    let mut subjects = floors(lab, memory, depth, offsets)?;
     for path in PATHS {
         subjects.push(Box::new(Reads::new(session, path, depth, offsets.clone(), lab.stop)));
     }
     Ok(subjects)
 }
 
-/// Memory for the floor of reads from shared memory.
-fn memory(lab: &Lab<'_>) -> Option<Memory> {
-    (lab.options.engine == Engine::Shm).then(|| Memory::new(lab.options.file_size))
+/// The floors of reads.
+fn floors<'b>(
+    lab: &'b Lab<'_>,
+    memory: Option<&'b Memory>,
+    depth: u64,
+    offsets: &Offsets,
+) -> Result<Subjects<'b>> {
+    let (engine, protection) = (lab.options.engine, lab.options.protection);
+    let block = offsets.block();
+    let label = |path| Label { path, block: block as u64, depth, clients: 1 };
+    let mut subjects: Subjects<'b> = Vec::new();
+    if let (Engine::Shm, Some(memory)) = (engine, memory) {
+        let copy = CopyCheck::new(label("floor"), memory, offsets.clone(), lab.stop);
+        subjects.push(Box::new(copy));
+    }
+    let exchange = Exchange::read(block);
+    subjects.extend(lab.ping_pongs(block as u64, depth, exchange, Some(offsets))?);
+    if let (Protection::Sealed, Some(memory)) = (protection, memory) {
+        let open = Open::new(label("floor-open"), memory, offsets.clone(), lab.stop);
+        subjects.push(Box::new(open));
+    }
+    Ok(subjects)
+}
+
+/// Memory for the floors that read pages, where there is one: of reads from shared memory, and of
+/// sealed pages.
+fn memory(lab: &Lab<'_>) -> Result<Option<Memory>> {
+    let Options { engine, protection, file_size, .. } = *lab.options;
+    let wanted = engine == Engine::Shm || protection == Protection::Sealed;
+    wanted.then(|| Memory::new(file_size, protection)).transpose()
 }
 
 /// A block size as a length.
@@ -254,6 +278,19 @@ mod tests {
         ];
         hold_against_floors(&mut rows, Measure::Time);
         assert_eq!(ratios(&rows)[3..], [(Some(2.0), Some(2.5)), (Some(2.0), None)]);
+    }
+
+    #[test]
+    fn rows_of_sealed_pages_are_also_held_against_opening_alone() {
+        let mut rows = [
+            row("floor", 10.0, 4000.0),
+            row("floor-open", 20.0, 2000.0),
+            row("ordma", 21.0, 1900.0),
+        ];
+        hold_against_floors(&mut rows, Measure::Rate);
+        assert_eq!(rows[2].ratio_open, Some(0.95));
+        assert_eq!(ratios(&rows)[2], (Some(0.475), None));
+        assert_eq!(rows[1].ratio_open, None);
     }
 
     #[test]

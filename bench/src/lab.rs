@@ -1,6 +1,7 @@
 //! What every experiment needs: a server, a peer for the floors, and CPUs that are awake.
 
-use crate::cli::{Engine, Options, Switch, Wait};
+use crate::cli::{Engine, Options, Wait};
+use crate::data::Offsets;
 use crate::error::{Error, Result};
 use crate::floor::{Exchange, PAGE, Peer, PingPong, Transport, Waiting};
 use crate::measure::{Label, Plan, Subject, measure};
@@ -9,8 +10,8 @@ use crate::report::Row;
 use crate::server::Server;
 use crate::session::Session;
 use crate::signals::Stop;
+use dafs_client::keys::Protection;
 use std::cell::RefCell;
-use std::time::Duration;
 
 /// The surroundings of one experiment.
 #[derive(Debug)]
@@ -37,17 +38,21 @@ impl<'a> Lab<'a> {
         clients: usize,
         stop: &'a Stop,
     ) -> Result<Self> {
+        if (options.engine, options.protection) == (Engine::Shm, Protection::Keyed) {
+            return Err(Error::Usage(
+                "--protection keyed: clients that share the server's memory read what they like, \
+                 so engine shm has sealed and none alone"
+                    .into(),
+            ));
+        }
         bind(placement.client(0))?;
-        let server = Server::start(options.server.as_deref(), options.file_size, placement)?;
+        let server = Server::start(options, placement)?;
         let transport = match options.engine {
             Engine::Tcp => Transport::Tcp,
             Engine::Shm => Transport::Unix,
         };
-        let peer = Peer::start(transport, server.directory(), placement)?;
-        let awake = match options.keep_awake {
-            Switch::On => Awake::keep(&placement.cpus(clients))?,
-            Switch::Off => Awake::none(),
-        };
+        let peer = Peer::start(transport, server.directory(), options.file_size, placement)?;
+        let awake = Awake::new(options.timing.keep_awake, &placement.cpus(clients))?;
         let (awake, notes) = (RefCell::new(awake), RefCell::default());
         Ok(Self { options, placement, stop, server, peer, awake, notes })
     }
@@ -63,7 +68,8 @@ impl<'a> Lab<'a> {
     /// A client.
     pub(crate) fn connect(&self) -> Result<Session> {
         let location = self.server.location(self.options.engine);
-        Session::open(&location, self.options.wait, Some(self.server.pid()))
+        let identity = self.server.identity();
+        Session::open(&location, identity, self.options.wait, Some(self.server.pid()))
     }
 
     /// A client whose references are warm; tells how they became so.
@@ -81,18 +87,18 @@ impl<'a> Lab<'a> {
 
     /// Measures subjects in turn.
     pub(crate) fn measure(&self, mut subjects: Subjects<'_>) -> Result<Vec<Row>> {
-        let blocks = usize::try_from(self.options.blocks).unwrap_or(usize::MAX);
-        let plan = Plan { blocks, time: Duration::from_secs_f64(self.options.seconds) };
-        measure(&mut subjects, plan, &mut self.awake.borrow_mut())
+        measure(&mut subjects, Plan::of(&self.options.timing), &mut self.awake.borrow_mut())
     }
 
     /// The ping-pongs that rows are held against: a blocking one, and one that spins where the
-    /// client may spin as well and has a CPU of its own to do so.
+    /// client may spin as well and has a CPU of its own to do so. Where there are `offsets`, replies
+    /// come from these places of the peer's memory, as pages do from the server's.
     pub(crate) fn ping_pongs<'b>(
         &'b self,
         block: u64,
         depth: u64,
         exchange: Exchange,
+        offsets: Option<&Offsets>,
     ) -> Result<Subjects<'b>> {
         let spins = self.options.wait == Wait::Adaptive
             && self.placement.place == Place::Cross
@@ -102,7 +108,8 @@ impl<'a> Lab<'a> {
             if waiting == Waiting::Blocking || spins {
                 let path = PingPong::name(self.peer.transport, waiting);
                 let label = Label { path, block, depth, clients: 1 };
-                let ping_pong = PingPong::connect(&self.peer, label, exchange, waiting, self.stop)?;
+                let ping_pong =
+                    PingPong::connect(&self.peer, label, exchange, waiting, offsets, self.stop)?;
                 subjects.push(Box::new(ping_pong));
             }
         }

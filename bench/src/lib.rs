@@ -11,7 +11,9 @@
 //! | [`cli`] | the command line |
 //! | `experiments` | the experiments, one file each |
 //! | `lab` | what every experiment needs |
+//! | `crypto` | what guards pages and messages, by itself |
 //! | `server` | the server's process |
+//! | `access` | who the bench is to the server |
 //! | `session` | the client, and its reads and writes as rows |
 //! | `floor` | floors, and the process at their other end |
 //! | [`placement`] | CPUs |
@@ -23,7 +25,9 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod cli;
+mod crypto;
 mod data;
 pub mod error;
 mod experiments;
@@ -40,10 +44,10 @@ mod signals;
 
 pub use floor::Transport;
 
-use cli::{Cli, Command, Options};
+use cli::{Cli, Command, Options, Timing};
 use error::{Context, Result};
 use experiments::{Experiment, Finding};
-use placement::Placement;
+use placement::{Place, Placement};
 use serde::Serialize;
 use signals::Stop;
 
@@ -60,10 +64,15 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::ServerThroughput(options) => one(Experiment::ServerThroughput, options),
         Command::Write(options) => one(Experiment::Write, options),
         Command::All(options) => all(options),
-        Command::FloorPeer { transport, path } => floor::serve(*transport, path.as_deref()),
+        Command::Crypto(timing) => crypto(timing),
+        Command::FloorPeer { transport, path, memory } => {
+            floor::serve(*transport, path.as_deref(), *memory)
+        }
         Command::Launch { parent, cpu, command } => placement::launch(*parent, *cpu, command),
         Command::Spin { parent, cpu } => placement::spin(*parent, *cpu),
-        Command::Worker { location, wait } => experiments::work(location, *wait),
+        Command::Worker { location, wait, identity } => {
+            experiments::work(location, identity.as_deref(), *wait)
+        }
     }
 }
 
@@ -72,7 +81,7 @@ fn one(experiment: Experiment, options: &Options) -> Result<()> {
     let placement = Placement::choose(options.place)?;
     let finding = experiment.run(options, &placement, &stop)?;
     print!("{}", finding.to_table());
-    write(options, &finding.report)
+    write(&options.timing, &finding.report)
 }
 
 fn all(options: &Options) -> Result<()> {
@@ -87,12 +96,21 @@ fn all(options: &Options) -> Result<()> {
         findings.push(finding);
     }
     let reports: Vec<_> = findings.iter().map(|finding| &finding.report).collect();
-    write(options, &reports)
+    write(&options.timing, &reports)
+}
+
+fn crypto(timing: &Timing) -> Result<()> {
+    let stop = Stop::install()?;
+    // There is nobody else: one CPU.
+    let placement = Placement::choose(Some(Place::Same))?;
+    let finding = crypto::run(timing, &placement, &stop)?;
+    print!("{}", finding.to_table());
+    write(timing, &finding.report)
 }
 
 /// Writes the JSON file, if one is wanted.
-fn write(options: &Options, what: &impl Serialize) -> Result<()> {
-    let Some(path) = &options.json else {
+fn write(timing: &Timing, what: &impl Serialize) -> Result<()> {
+    let Some(path) = &timing.json else {
         return Ok(());
     };
     let mut text = serde_json::to_string_pretty(what)

@@ -1,6 +1,7 @@
 //! Measuring: rows take turns in blocks, so that what changes on the machine meanwhile changes all
 //! of them, and a row is the median of its blocks.
 
+use crate::cli::Timing;
 use crate::error::Result;
 use crate::placement::Awake;
 use crate::process::own_cpu;
@@ -20,6 +21,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// As the options say.
+    pub(crate) fn of(timing: &Timing) -> Self {
+        let blocks = usize::try_from(timing.blocks).unwrap_or(usize::MAX);
+        Self { blocks, time: Duration::from_secs_f64(timing.seconds) }
+    }
+
     fn block_time(&self) -> Duration {
         self.time / u32::try_from(self.blocks).unwrap_or(u32::MAX).max(1)
     }
@@ -169,6 +176,43 @@ pub(crate) fn one_by_one(
     }
 }
 
+/// A block of operations that each need something made ready, which is not timed: `ready` does so
+/// for `count` operations, and `op` does these, of so many `bytes` each, in one go.
+pub(crate) fn prepared<S>(
+    time: Duration,
+    stop: &Stop,
+    (count, bytes): (u64, u64),
+    state: &mut S,
+    mut ready: impl FnMut(&mut S),
+    mut op: impl FnMut(&mut S) -> Result<()>,
+) -> Result<Block> {
+    let (clock, mut times) = (clock_cost(), histogram());
+    let (begun, mut elapsed) = (Instant::now(), 0);
+    loop {
+        stop.check()?;
+        ready(state);
+        let since = Instant::now();
+        op(state)?;
+        let now = Instant::now();
+        let took = nanos(now - since).saturating_sub(clock).max(1);
+        elapsed += took;
+        times.saturating_record_n(((took + count / 2) / count).max(1), count);
+        if now - begun >= time {
+            break;
+        }
+    }
+    let ops = times.len();
+    Ok(Block {
+        times,
+        ops,
+        bytes: ops * bytes,
+        elapsed: Duration::from_nanos(elapsed),
+        // What is measured like this waits for nothing.
+        client_cpu: elapsed,
+        server: None,
+    })
+}
+
 /// Measures subjects in turn; a row for each, in their order.
 pub(crate) fn measure(
     subjects: &mut [Box<dyn Subject + '_>],
@@ -218,6 +262,7 @@ fn row(label: &Label, blocks: &[Block]) -> Row {
         client_cpu_us_per_op: Some(per_op(client_cpu)),
         ratio: None,
         ratio_spin: None,
+        ratio_open: None,
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! No process of the bench outlives it: each asks the kernel for a signal when its parent dies.
 
+use crate::cli::Switch;
 use crate::error::{Context, Error, Result};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -164,8 +165,15 @@ impl Awake {
         Self { spinners: Vec::new() }
     }
 
-    /// Keeps these CPUs awake.
-    pub(crate) fn keep(cpus: &[usize]) -> Result<Self> {
+    /// Keeps these CPUs awake, if that is wanted.
+    pub(crate) fn new(wanted: Switch, cpus: &[usize]) -> Result<Self> {
+        match wanted {
+            Switch::On => Self::keep(cpus),
+            Switch::Off => Ok(Self::none()),
+        }
+    }
+
+    fn keep(cpus: &[usize]) -> Result<Self> {
         let mut awake = Self::none();
         for &cpu in cpus {
             let child = Self::start(cpu)?;

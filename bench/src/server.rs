@@ -1,9 +1,12 @@
 //! The server under measurement: a process of its own, with a directory that goes when it ends.
 
+use crate::access::{authorize, server_key};
+use crate::cli::{Engine, Options};
 use crate::data;
 use crate::error::{Context, Error, Result};
 use crate::floor::PAGE;
 use crate::placement::{Placement, placed};
+use dafs_client::keys::Protection;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -29,19 +32,20 @@ pub(crate) struct Server {
     process: Option<Child>,
     address: String,
     socket: PathBuf,
+    /// What the locations of its export end with: the protection level, and by what it is known.
+    guard: String,
+    /// The file of the identity that it lets in, where it asks for one.
+    identity: Option<PathBuf>,
     directory: TempDir,
 }
 
 impl Server {
-    /// Makes a file of `file_size` bytes and starts a server for it, on the server's CPU and with
+    /// Makes the file of an experiment and starts a server for it, on the server's CPU and with
     /// memory enough for all of it. The program is `dafsd` beside this one unless named.
-    pub(crate) fn start(
-        program: Option<&Path>,
-        file_size: u64,
-        placement: &Placement,
-    ) -> Result<Self> {
-        let program = match program {
-            Some(program) => program.to_owned(),
+    pub(crate) fn start(options: &Options, placement: &Placement) -> Result<Self> {
+        let (file_size, protection) = (options.file_size, options.protection);
+        let program = match &options.server {
+            Some(program) => program.clone(),
             None => beside()?,
         };
         if !program.is_file() {
@@ -59,6 +63,10 @@ impl Server {
         let log = directory.path().join("log");
         let log_file = File::create(&log).context(|| format!("making {}", log.display()))?;
         let state = directory.path().join("state");
+        let identity = match protection {
+            Protection::None => None,
+            Protection::Keyed | Protection::Sealed => Some(authorize(directory.path(), &state)?),
+        };
         let mut command = placed(placement.server, program.as_os_str())?;
         // What the file needs, as much again for what is written, and some.
         let memory = (2 * file_size).saturating_add(256 << 20);
@@ -69,12 +77,19 @@ impl Server {
         option(&mut command, "--listen", &format!("shm:{}", text(&socket)?));
         option(&mut command, "--memory", &format!("{memory}B"));
         option(&mut command, "--page-size", &format!("{PAGE}B"));
-        option(&mut command, "--protection", "none");
+        option(&mut command, "--protection", protection.name());
         option(&mut command, "--state-dir", &text(&state)?);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file);
         let mut process = command.spawn().context(|| format!("starting {}", program.display()))?;
         let output = process.stdout.take();
-        let mut server = Self { process: Some(process), address: String::new(), socket, directory };
+        let mut server = Self {
+            process: Some(process),
+            address: String::new(),
+            socket,
+            guard: format!("protection={protection}"),
+            identity,
+            directory,
+        };
         server.address = match output.and_then(listen_for_address) {
             Some(address) => address,
             None => {
@@ -85,6 +100,9 @@ impl Server {
                 }));
             }
         };
+        if server.identity.is_some() {
+            server.guard.push_str(&format!("&server_key={}", server_key(&state)?));
+        }
         Ok(server)
     }
 
@@ -103,17 +121,20 @@ impl Server {
         self.directory.path().join("files")
     }
 
+    /// The file of the identity that clients need to be let in; none at protection level `none`.
+    pub(crate) fn identity(&self) -> Option<&Path> {
+        self.identity.as_deref()
+    }
+
     /// Where a client reaches it.
-    pub(crate) fn location(&self, engine: crate::cli::Engine) -> String {
-        let address = &self.address;
+    pub(crate) fn location(&self, engine: Engine) -> String {
+        let Self { address, guard, .. } = self;
         match engine {
-            crate::cli::Engine::Tcp => {
-                format!("dafs://{address}/{EXPORT}?engine=tcp&protection=none")
+            Engine::Tcp => format!("dafs://{address}/{EXPORT}?engine=tcp&{guard}"),
+            Engine::Shm => {
+                let socket = self.socket.display();
+                format!("dafs://{address}/{EXPORT}?engine=shm&socket={socket}&{guard}")
             }
-            crate::cli::Engine::Shm => format!(
-                "dafs://{address}/{EXPORT}?engine=shm&socket={}&protection=none",
-                self.socket.display()
-            ),
         }
     }
 

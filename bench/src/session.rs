@@ -19,6 +19,7 @@ use dafs_client::ordma::shm::Shm;
 use dafs_client::ordma::tcp::{Settings, Tcp};
 use dafs_client::{Connectors, Location, OpenOptions, Options, Path, Snapshot};
 use std::fmt;
+use std::path::Path as FilePath;
 use std::time::{Duration, Instant};
 
 /// Bytes read at a time in the first pass.
@@ -96,8 +97,14 @@ impl Served {
 }
 
 impl Session {
-    /// Connects to the server at `location`, whose process is `server`.
-    pub(crate) fn open(location: &str, wait: Wait, server: Option<u32>) -> Result<Self> {
+    /// Connects to the server at `location`, whose process is `server`, with the identity in a file
+    /// where one is needed.
+    pub(crate) fn open(
+        location: &str,
+        identity: Option<&FilePath>,
+        wait: Wait,
+        server: Option<u32>,
+    ) -> Result<Self> {
         let parsed = location.parse::<Location>().context(|| format!("location {location}"))?;
         let connectors = match wait {
             Wait::Adaptive => Connectors::default(),
@@ -106,7 +113,7 @@ impl Session {
                 shm: |socket| Shm::new(sleeping()).connector(socket),
             },
         };
-        let client = Client::connect_with(&parsed, options(), connectors)
+        let client = Client::connect_with(&parsed, options(identity), connectors)
             .context(|| format!("connecting to {location}"))?;
         let file = client.open(FILE).context(|| format!("opening {FILE}"))?;
         let size = file.attr().context(|| format!("attributes of {FILE}"))?.size;
@@ -186,8 +193,11 @@ impl Session {
     }
 }
 
-fn options() -> Options {
+fn options(identity: Option<&FilePath>) -> Options {
+    // Until clients take an identity; then the line below replaces this one.
+    let _ = identity;
     Options {
+        // identity: identity.map(FilePath::to_owned),
         // So that no write commits on its way: the bench commits between blocks.
         retained_bytes: 1 << 30,
         // Room for the references of any file that fits into memory.

@@ -27,8 +27,8 @@ fn report() -> Report {
     };
     Report {
         experiment: "response-time".into(),
-        engine: "tcp".into(),
-        protection: "none".into(),
+        engine: Some("tcp".into()),
+        protection: Some("none".into()),
         machine: Machine { cpu: "Example CPU".into(), cores: 2, kernel: "Linux 6.1".into() },
         commit: None,
         place: "cross".into(),
@@ -47,4 +47,24 @@ fn json_has_exactly_this_form() {
 #[test]
 fn the_table_shows_what_applies_and_the_ratio() {
     assert_eq!(report().to_table("time"), include_str!("golden/report.txt"));
+}
+
+#[test]
+fn the_fine_table_has_nanoseconds_and_no_rate_without_bytes() {
+    let row = Row {
+        path: "seal".into(),
+        block: Some(4096),
+        p50_us: Some(0.412),
+        p99_us: Some(0.5),
+        ..Row::default()
+    };
+    let setup = Row { path: "setup".into(), block: Some(0), ..row.clone() };
+    let report = Report { engine: None, protection: None, rows: vec![row, setup], ..report() };
+    let table = report.to_fine_table();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines[0], "response-time: place cross, keep-awake on");
+    assert_eq!(
+        lines[3..],
+        ["seal    4096     412     500  9.94", "setup      0     412     500     -"]
+    );
 }

@@ -1,4 +1,4 @@
-//! Every experiment, over every engine, with tiny sizes: that it runs to its end, gives the rows it
+//! Every experiment, over every engine and at every protection level it has, with tiny sizes: that it runs to its end, gives the rows it
 //! should, and leaves nothing behind. How long things take is not looked at.
 
 use serde_json::Value;
@@ -7,6 +7,16 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+
+/// The protection level of tests that are about no level in particular.
+const LEVEL: &str = "none";
+
+/// What an experiment is run over and at.
+#[derive(Clone, Copy)]
+struct At {
+    engine: &'static str,
+    protection: &'static str,
+}
 
 /// The server's program, built if need be.
 fn server() -> &'static Path {
@@ -55,11 +65,12 @@ impl Bench {
     }
 
     /// The rows of an experiment with tiny sizes.
-    fn rows(&self, experiment: &str, engine: &str, more: &str) -> Vec<Value> {
+    fn rows(&self, experiment: &str, at: At, more: &str) -> Vec<Value> {
+        let At { engine, protection } = at;
         let json = tempfile::NamedTempFile::new().unwrap();
         let path = json.path().display();
         let line = format!(
-            "{experiment} --engine {engine} --seconds 0.02 --blocks 2 --file-size 2MiB \
+            "{experiment} --engine {engine} --protection {protection} --seconds 0.02 --blocks 2 --file-size 2MiB \
              --place same --json {path} {more}"
         );
         let output = self.run(&line);
@@ -68,7 +79,10 @@ impl Bench {
         assert!(output.status.success(), "{line}: {out}{err}");
         let report: Value = serde_json::from_slice(&std::fs::read(json.path()).unwrap()).unwrap();
         assert_eq!(report["experiment"], experiment);
-        assert_eq!(report["engine"], engine);
+        assert_eq!(
+            (&report["engine"], &report["protection"]),
+            (&engine.into(), &protection.into())
+        );
         assert_eq!(report["place"], "same");
         assert!(out.starts_with(&format!("{experiment}: engine {engine}")), "{out}");
         let rows = report["rows"].as_array().unwrap().clone();
@@ -85,76 +99,116 @@ fn paths(rows: &[Value]) -> Vec<&str> {
 }
 
 /// The floors of a row that reads or writes one block at a time.
-fn floors(engine: &str, reads: bool) -> &'static [&'static str] {
-    match (engine, reads) {
-        ("tcp", _) => &["floor"],
-        (_, true) => &["floor", "floor-socket"],
-        (_, false) => &["floor-socket"],
+fn floors(at: At, reads: bool) -> Vec<&'static str> {
+    let mut floors = match (at.engine, reads) {
+        ("tcp", _) => vec!["floor"],
+        (_, true) => vec!["floor", "floor-socket"],
+        (_, false) => vec!["floor-socket"],
+    };
+    if at.protection == "sealed" && reads {
+        floors.push("floor-open");
     }
+    floors
 }
 
-fn rtt(engine: &str) {
-    let rows = Bench::new().rows("rtt", engine, "");
-    let (first, second) = (floors(engine, false), floors(engine, true));
-    let expected = [first, &["null-rpc"], second, &["direct"]].concat();
+fn rtt(at: At) {
+    let rows = Bench::new().rows("rtt", at, "");
+    let (first, second) = (floors(at, false), floors(at, true));
+    let expected = [first, vec!["null-rpc"], second, vec!["direct"]].concat();
     assert_eq!(paths(&rows), expected);
 }
 
-fn response_time(engine: &str) {
-    let rows = Bench::new().rows("response-time", engine, "");
-    let expected = [floors(engine, true), &["inline", "direct", "ordma"]].concat();
+fn response_time(at: At) {
+    let rows = Bench::new().rows("response-time", at, "");
+    let expected = [floors(at, true), vec!["inline", "direct", "ordma"]].concat();
     assert_eq!(paths(&rows), expected);
     let inline = rows.iter().find(|row| row["path"] == "inline").unwrap();
     assert!(inline["handler_calls"].as_u64().unwrap() > 0, "{inline}");
-    let sleeping = Bench::new().rows("response-time", engine, "--wait sleep --keep-awake off");
+    let sleeping = Bench::new().rows("response-time", at, "--wait sleep --keep-awake off");
     assert_eq!(paths(&sleeping), expected);
 }
 
-fn random(engine: &str) {
-    let rows = Bench::new().rows("random", engine, "");
-    let each = [floors(engine, true), &["inline", "direct", "ordma"]].concat();
+fn random(at: At) {
+    let rows = Bench::new().rows("random", at, "");
+    let each = [floors(at, true), vec!["inline", "direct", "ordma"]].concat();
     assert_eq!(paths(&rows), [&each[..], &each, &each].concat());
     let depths: Vec<_> = rows.iter().map(|row| row["depth"].as_u64().unwrap()).collect();
     assert_eq!(depths[..each.len()], vec![1; each.len()]);
     assert_eq!(depths[2 * each.len()..], vec![64; each.len()]);
 }
 
-fn throughput(engine: &str) {
-    let rows = Bench::new().rows("throughput", engine, "");
-    let each = [floors(engine, true), &["inline", "direct", "ordma"]].concat();
+fn throughput(at: At) {
+    let rows = Bench::new().rows("throughput", at, "");
+    let each = [floors(at, true), vec!["inline", "direct", "ordma"]].concat();
     assert_eq!(rows.len(), 9 * each.len());
     assert_eq!(rows.last().unwrap()["block"], 1 << 20);
 }
 
-fn server_throughput(engine: &str) {
-    let rows = Bench::new().rows("server-throughput", engine, "--block 8KiB");
+fn server_throughput(at: At) {
+    let rows = Bench::new().rows("server-throughput", at, "--block 8KiB");
     assert_eq!(paths(&rows), ["direct", "ordma"].repeat(4));
     let clients: Vec<_> = rows.iter().map(|row| row["clients"].as_u64().unwrap()).collect();
     assert_eq!(clients, [1, 1, 2, 2, 3, 3, 4, 4]);
 }
 
-fn write(engine: &str) {
-    let rows = Bench::new().rows("write", engine, "");
-    let each = [floors(engine, false), &["write"]].concat();
+fn write(at: At) {
+    let rows = Bench::new().rows("write", at, "");
+    let each = [floors(at, false), vec!["write"]].concat();
     assert_eq!(paths(&rows), each.repeat(2));
     assert_eq!((&rows[0]["block"], &rows[each.len()]["block"]), (&4096.into(), &64.into()));
 }
 
-/// A test of an experiment for each engine.
-macro_rules! over_every_engine {
-    ($($experiment:ident),*) => {
-        mod tcp { $( #[test] fn $experiment() { super::$experiment("tcp"); } )* }
-        mod shm { $( #[test] fn $experiment() { super::$experiment("shm"); } )* }
+/// A test of each experiment over an engine and at a protection level.
+macro_rules! every_experiment {
+    ($name:ident: $engine:literal $protection:literal; $($experiment:ident),*) => {
+        mod $name {
+            const AT: super::At = super::At { engine: $engine, protection: $protection };
+            $( #[test] fn $experiment() { super::$experiment(AT); } )*
+        }
+    };
+    ($($name:ident: $engine:literal $protection:literal),* $(,)?) => {
+        $( every_experiment!(
+            $name: $engine $protection;
+            rtt, response_time, random, throughput, server_throughput, write
+        ); )*
     };
 }
-over_every_engine!(rtt, response_time, random, throughput, server_throughput, write);
+every_experiment!(
+    tcp: "tcp" "none",
+    shm: "shm" "none",
+    // Until server and client have them:
+    // tcp_keyed: "tcp" "keyed",
+    // tcp_sealed: "tcp" "sealed",
+    // shm_sealed: "shm" "sealed",
+);
+
+#[test]
+fn crypto_needs_no_server() {
+    let json = tempfile::NamedTempFile::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
+    command.args(["crypto", "--seconds", "0.001", "--blocks", "1", "--json"]).arg(json.path());
+    let output = command.output().unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    assert!(out.starts_with("crypto: place same"), "{out}");
+    assert!(out.trim_end().ends_with("Pages are sealed by aws-lc-rs."), "{out}");
+    let report: Value = serde_json::from_slice(&std::fs::read(json.path()).unwrap()).unwrap();
+    assert_eq!((&report["experiment"], &report["engine"]), (&"crypto".into(), &Value::Null));
+    let rows = report["rows"].as_array().unwrap();
+    for path in ["seal aws-lc-rs", "open aws-lc-rs", "seal ring", "open ring", "copy"] {
+        let blocks = rows.iter().filter(|row| row["path"] == path).map(|row| &row["block"]);
+        assert!(blocks.eq(&[4096, 8192, 16384, 32768, 65536]), "{path}: {out}");
+    }
+    assert!(rows.iter().all(|row| row["p50_us"].as_f64().unwrap() > 0.0), "{out}");
+}
 
 #[test]
 fn all_gives_an_array_and_every_experiment_the_same_placement() {
     let bench = Bench::new();
     let json = tempfile::NamedTempFile::new().unwrap();
     let line = format!(
-        "all --seconds 0.002 --blocks 1 --file-size 1MiB --block 4096 --clients 2 --json {}",
+        "all --protection {LEVEL} --seconds 0.002 --blocks 1 --file-size 1MiB --block 4096 --clients 2 --json {}",
         json.path().display()
     );
     let output = bench.run(&line);
@@ -169,11 +223,14 @@ fn all_gives_an_array_and_every_experiment_the_same_placement() {
 fn what_cannot_be_is_refused_with_a_reason() {
     let bench = Bench::new();
     for (line, reason) in [
+        ("response-time --engine shm --protection keyed", "--protection keyed"),
         ("response-time --block 100", "whole pages"),
         ("response-time --file-size 1MiB --block 2MiB", "not more than the file's"),
         ("write --block 8", "writes are of"),
     ] {
-        let output = bench.run(line);
+        let level =
+            if line.contains("--protection") { "" } else { &format!(" --protection {LEVEL}") };
+        let output = bench.run(&format!("{line}{level}"));
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{line}: {error}");
         assert!(error.contains(reason), "{line}: {error}");
@@ -188,7 +245,7 @@ fn what_cannot_be_is_refused_with_a_reason() {
 fn an_interrupt_leaves_nothing_behind() {
     let bench = Bench::new();
     let mut child = bench
-        .command("response-time --seconds 600 --file-size 1MiB")
+        .command(&format!("response-time --protection {LEVEL} --seconds 600 --file-size 1MiB"))
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
@@ -220,7 +277,9 @@ fn an_interrupt_leaves_nothing_behind() {
 fn even_a_kill_leaves_no_process_behind() {
     let bench = Bench::new();
     let mut child = bench
-        .command("server-throughput --seconds 600 --file-size 1MiB --clients 2")
+        .command(&format!(
+            "server-throughput --protection {LEVEL} --seconds 600 --file-size 1MiB --clients 2"
+        ))
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()

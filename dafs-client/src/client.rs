@@ -10,6 +10,7 @@ use crate::session::pump::Driven;
 use crate::start::{self, Connectors, PathChoice};
 use crate::sync::lock;
 use crate::{blocking, read, write};
+use dafs_keys::{Protection, PublicKey};
 use dafs_proto::{Attr, SetAttr, StatfsReply};
 use ordma::{Connector, Region};
 use std::future::Future;
@@ -36,11 +37,11 @@ pub struct File {
 }
 
 impl Client {
-    /// Connects to a location such as `dafs://host/export?protection=none`.
+    /// Connects to a location such as `dafs://host/export`.
     ///
     /// # Errors
-    /// What is wrong with the location; no protection level was named; the server cannot be
-    /// reached or refuses.
+    /// What is wrong with the location; [`Error::Trust`] where client and server do not come to know
+    /// each other; the server cannot be reached or refuses.
     pub async fn connect(location: &str, options: Options) -> Result<Self> {
         let location: Location = location.parse()?;
         let connect = move || start::connect(&location, options, Connectors::default());
@@ -48,10 +49,13 @@ impl Client {
         Ok(Self { core, choice: Arc::new(choice) })
     }
 
-    /// Connects over a transport of the caller's choice.
+    /// Connects over a transport of the caller's choice. For levels above `none` its connections
+    /// begin with a handshake of their own, and so know both sides' keys: identity, known servers
+    /// and first contact are not looked at.
     ///
     /// # Errors
-    /// As for [`connect`](Self::connect).
+    /// The server cannot be reached or refuses; [`Error::Protection`] where the transport makes no
+    /// handshake and the level needs one.
     pub async fn connect_over(
         connector: Arc<dyn Connector>,
         export: &str,
@@ -85,6 +89,22 @@ impl Client {
     #[must_use]
     pub fn counters(&self) -> Snapshot {
         self.core.owner.counters.snapshot()
+    }
+
+    /// The protection level that the server granted.
+    ///
+    /// # Errors
+    /// None once connected.
+    pub fn protection(&self) -> Result<Protection> {
+        Ok(self.core.owner.grant()?.level)
+    }
+
+    /// The server's key; none at level `none`.
+    ///
+    /// # Errors
+    /// None once connected.
+    pub fn server_key(&self) -> Result<Option<PublicKey>> {
+        Ok(self.core.owner.grant()?.server_key)
     }
 
     /// Bytes of a page.

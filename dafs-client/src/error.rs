@@ -1,5 +1,6 @@
 //! Why an operation was not done.
 
+use crate::trust::TrustError;
 use dafs_proto::{Op, Status};
 use ordma::LinkError;
 use std::time::Duration;
@@ -67,7 +68,10 @@ pub enum Error {
         /// What it was about.
         what: String,
     },
-    /// This version cannot give the protection that was asked for.
+    /// Client and server do not know each other. Nothing was changed.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The connection does not give the protection that was asked for. Nothing was sent.
     #[error("{0}")]
     Protection(String),
     /// The client was closed.
@@ -111,7 +115,7 @@ impl Error {
             Self::InvalidArgument(_) => errno::EINVAL,
             Self::Access { .. } => errno::EBADF,
             Self::OutcomeUnknown { .. } => errno::EIO,
-            Self::Protection(_) => errno::EACCES,
+            Self::Trust(_) | Self::Protection(_) => errno::EACCES,
             Self::Closed(_) => errno::ESHUTDOWN,
         }
     }

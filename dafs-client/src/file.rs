@@ -1,11 +1,13 @@
 //! Open files, and what it takes to open them again in a new session.
 
 use crate::error::{Error, Result};
+use crate::keyring::{self, Keyring};
 use crate::session::outstanding::Reply;
 use crate::session::rpc::{Body, CallError, Lane, Request, repeatable};
 use crate::session::{Owner, Session};
 use crate::sync::lock;
 use crate::write::Uncommitted;
+use dafs_keys::FileKey;
 use dafs_proto::{Call, CloseRequest, Op, OpenRequest, encode_message};
 use ordma::{LinkError, Segment};
 use std::collections::HashMap;
@@ -29,6 +31,7 @@ pub(crate) struct OpenFile {
     /// What the file was opened as, for messages.
     pub(crate) name: String,
     pub(crate) uncommitted: Mutex<Uncommitted>,
+    pub(crate) keyring: Keyring,
     key: u64,
     /// The server's number for this open, in `session`.
     open: AtomicU64,
@@ -42,13 +45,15 @@ pub(crate) struct OpenFile {
     broken: Mutex<Option<Error>>,
 }
 
-/// The server's names for an open file.
-#[derive(Clone, Copy, Debug)]
+/// The server's names for an open file, and its key.
+#[derive(Clone, Debug)]
 pub(crate) struct Opened {
     pub(crate) open: u64,
     pub(crate) number: u64,
     /// The session in which they hold.
     pub(crate) session: u64,
+    /// What its pages are read with; `None` where the open may not read.
+    pub(crate) key: Option<Arc<FileKey>>,
 }
 
 impl OpenFile {
@@ -68,6 +73,7 @@ impl OpenFile {
             access,
             name,
             uncommitted: Mutex::default(),
+            keyring: Keyring::new(opened.session, opened.key),
             key,
             open: AtomicU64::new(opened.open),
             session: AtomicU64::new(opened.session),
@@ -162,10 +168,13 @@ impl OpenFile {
             ..OpenRequest::default()
         };
         match self.owner.call_once::<OpenRequest>(lane, &self.name, &make).await {
-            Ok((reply, session)) => {
-                self.open.store(reply.open, Ordering::Release);
-                self.number.store(reply.file, Ordering::Release);
-                self.session.store(session, Ordering::Release);
+            Ok((message, mut reply)) => {
+                let key = keyring::of_open(self.access & READ != 0, message.key, &mut reply);
+                let key = key.map_err(|reason| self.owner.violation(reply.epoch, reason))?;
+                self.open.store(message.open, Ordering::Release);
+                self.number.store(message.file, Ordering::Release);
+                self.keyring.opened(reply.session, key);
+                self.session.store(reply.session, Ordering::Release);
                 self.set_last_block(None);
                 *lock(&self.broken) = None;
                 Ok(())
@@ -196,13 +205,13 @@ impl OpenFile {
         self.call_in(Lane::Normal, Vec::new(), make).await.map(|(reply, _)| reply)
     }
 
-    /// The same with data behind the message; also gives the connection the reply came over.
+    /// The same with data behind the message; also gives the reply as it came.
     pub(crate) async fn call_in<C: Call>(
         &self,
         lane: Lane,
         data: Vec<Segment>,
         make: impl Fn(u64) -> C + Send + Sync,
-    ) -> Result<(C::Reply, u64)> {
+    ) -> Result<(C::Reply, Reply)> {
         loop {
             self.check(0)?;
             let encode = |header| encode_message(header, &make(self.open()));
@@ -211,7 +220,7 @@ impl OpenFile {
             let request = Request { op: C::OP, file: Some(self), body, data, sink: None };
             let result = self.owner.request(lane, request).await;
             match self.take_reply::<C>(lane, result).await? {
-                Some((message, reply)) => return Ok((message, reply.epoch)),
+                Some(taken) => return Ok(taken),
                 None => continue,
             }
         }

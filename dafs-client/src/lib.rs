@@ -9,11 +9,14 @@
 //! connection itself, so that no other thread lies on the way to a page. [`Client`] and [`File`]
 //! are asynchronous, take buffers and give them back, and need no particular runtime.
 //!
+//! Client and server recognise each other by their keys, and pages are encrypted, unless less is
+//! asked for by name: see [`Protection`] and [`trust`].
+//!
 //! ```no_run
 //! use dafs_client::blocking::Client;
 //! use dafs_client::Options;
 //!
-//! let client = Client::connect("dafs://server/data?protection=none", Options::default())?;
+//! let client = Client::connect("dafs://server/data", Options::default())?;
 //! let file = client.open("some/file")?;
 //! let mut page = [0; 4096];
 //! let report = file.read_at_report(&mut page, 0)?;
@@ -30,27 +33,34 @@ pub mod directory;
 mod error;
 mod file;
 mod heat;
+mod keyring;
 mod location;
 mod ops;
 mod options;
 mod read;
+mod secure;
 mod session;
 mod slots;
 mod start;
 mod sync;
+pub mod trust;
 mod write;
 
 pub use client::{Client, File};
 pub use counters::{ReadReport, Snapshot};
 pub use dafs_keys as keys;
-pub use dafs_proto::{Attr, FileType, Op, SetAttr, StatfsReply as Statfs, Status, Time};
+pub use dafs_keys::{Protection, PublicKey};
+pub use dafs_proto::{
+    Attr, Credential, FileType, Op, SetAttr, StatfsReply as Statfs, Status, Time,
+};
 pub use directory::Replacement;
 pub use error::{Error, Result};
-pub use location::{DEFAULT_PORT, EngineChoice, Location, Protection};
+pub use location::{DEFAULT_PORT, EngineChoice, Location};
 pub use ops::{DirEntry, OpenOptions};
 pub use options::{Options, Path, Stability};
 pub use ordma;
 pub use start::{Connectors, PathChoice};
+pub use trust::FirstContact;
 
 /// The README's example, so that it keeps compiling.
 #[cfg(doctest)]

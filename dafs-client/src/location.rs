@@ -1,9 +1,13 @@
-//! Where a server is: `dafs://host:port/export?engine=auto&protection=none`.
+//! Where a server is: `dafs://host:port/export?engine=auto&protection=sealed`.
 
 use crate::error::{Error, Result};
+use dafs_keys::{Protection, PublicKey};
+use dafs_proto::Credential;
 use std::fmt;
 use std::str::FromStr;
 
+/// What the name of a socket begins with in the file of known servers.
+pub(crate) const SOCKET: &str = "shm:";
 /// The port of a location that names none.
 pub const DEFAULT_PORT: u16 = 20490;
 
@@ -17,14 +21,6 @@ pub enum EngineChoice {
     Tcp,
     /// Shared memory with a server on this host.
     Shm,
-}
-
-/// A protection level. This version knows `none` alone; it must be asked for by name, so that
-/// nobody goes unprotected by accident.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protection {
-    /// No authentication and no encryption: for networks where every host is trusted.
-    None,
 }
 
 /// A server and an export of it, with what the location's query says.
@@ -42,6 +38,10 @@ pub struct Location {
     pub socket: Option<String>,
     /// `protection=`.
     pub protection: Option<Protection>,
+    /// `server_key=`.
+    pub server_key: Option<PublicKey>,
+    /// `uid=`, `gid=` and `groups=`.
+    pub credential: Option<Credential>,
 }
 
 impl Location {
@@ -54,16 +54,16 @@ impl Location {
             format!("{}:{}", self.host, self.port)
         }
     }
-}
 
-/// Says that no protection level was named, and how to name one.
-pub(crate) fn unprotected() -> Error {
-    Error::Protection(
-        "this version offers only the protection level none (no authentication, no encryption), \
-         which must be asked for by name: add ?protection=none to the location, or set \
-         Options::protection"
-            .into(),
-    )
+    /// The server's name in the file of known servers: its address, or its socket where that is all
+    /// that will be connected to.
+    #[must_use]
+    pub fn known_as(&self) -> String {
+        match (self.engine, &self.socket) {
+            (Some(EngineChoice::Shm), Some(socket)) => format!("{SOCKET}{socket}"),
+            _ => self.address().to_ascii_lowercase(),
+        }
+    }
 }
 
 impl FromStr for Location {
@@ -73,7 +73,8 @@ impl FromStr for Location {
         let invalid = |why: String| {
             Error::InvalidArgument(format!(
                 "location {text:?}: {why}; expected dafs://host[:port]/export[?engine=auto|tcp|shm\
-                 &socket=/path&protection=none]"
+                 &socket=/path&protection=sealed|keyed|none&server_key=KEY\
+                 &uid=N&gid=N&groups=N,...]"
             ))
         };
         let rest = text
@@ -94,23 +95,68 @@ impl FromStr for Location {
             engine: None,
             socket: None,
             protection: None,
+            server_key: None,
+            credential: None,
         };
+        let mut user = User::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=').unwrap_or((pair, "")) {
                 ("engine", "auto") => location.engine = Some(EngineChoice::Auto),
                 ("engine", "tcp") => location.engine = Some(EngineChoice::Tcp),
                 ("engine", "shm") => location.engine = Some(EngineChoice::Shm),
                 ("socket", path) if path.starts_with('/') => location.socket = Some(path.into()),
-                ("protection", "none") => location.protection = Some(Protection::None),
-                ("protection", "keyed" | "sealed") => {
-                    return Err(Error::Protection(format!(
-                        "location {text:?}: this version offers only protection=none"
-                    )));
+                ("protection", level) => {
+                    let level = level.parse().map_err(|error| invalid(format!("{error}")))?;
+                    location.protection = Some(level);
+                }
+                ("server_key", key) => {
+                    let key = key.parse().map_err(|error| invalid(format!("{error}")))?;
+                    location.server_key = Some(key);
+                }
+                (name @ ("uid" | "gid" | "groups"), value) => {
+                    user.set(name, value).map_err(invalid)?;
                 }
                 _ => return Err(invalid(format!("{pair:?} is not understood"))),
             }
         }
+        location.credential = user.credential().map_err(invalid)?;
         Ok(location)
+    }
+}
+
+/// What a query says of whom to act for.
+#[derive(Default)]
+struct User {
+    uid: Option<u32>,
+    gid: Option<u32>,
+    groups: Option<Vec<u32>>,
+}
+
+impl User {
+    fn set(&mut self, name: &str, value: &str) -> std::result::Result<(), String> {
+        let id = |text: &str| {
+            text.parse()
+                .map_err(|_| format!("{name}={value}: {text:?} is no number of a user or group"))
+        };
+        match name {
+            "uid" => self.uid = Some(id(value)?),
+            "gid" => self.gid = Some(id(value)?),
+            _ => {
+                let groups = value.split(',').filter(|part| !part.is_empty()).map(id);
+                self.groups = Some(groups.collect::<std::result::Result<_, _>>()?);
+            }
+        }
+        Ok(())
+    }
+
+    fn credential(self) -> std::result::Result<Option<Credential>, String> {
+        match (self.uid, self.gid, self.groups) {
+            (None, None, None) => Ok(None),
+            (Some(uid), Some(gid), groups) => {
+                Ok(Some(Credential { uid, gid, groups: groups.unwrap_or_default() }))
+            }
+            _ => Err("uid= and gid= go together, and groups= with both".into()),
+        }
     }
 }
 
@@ -162,7 +208,21 @@ mod tests {
         assert_eq!(location.export, "data/sub");
         assert_eq!(location.engine, Some(EngineChoice::Shm));
         assert_eq!(location.socket.as_deref(), Some("/run/dafs.sock"));
+        assert_eq!(location.known_as(), "shm:/run/dafs.sock");
         assert_eq!(location.protection, Some(Protection::None));
+    }
+
+    #[test]
+    fn levels_keys_and_credentials_are_understood() {
+        let key = PublicKey::from_bytes([7; 32]);
+        let location: Location =
+            format!("dafs://h/d?protection=keyed&server_key={key}&uid=5&gid=6&groups=7,8")
+                .parse()
+                .unwrap();
+        assert_eq!(location.protection, Some(Protection::Keyed));
+        assert_eq!(location.server_key, Some(key));
+        let credential = Credential { uid: 5, gid: 6, groups: vec![7, 8] };
+        assert_eq!(location.credential, Some(credential));
     }
 
     #[test]
@@ -171,6 +231,8 @@ mod tests {
         assert_eq!((location.host.as_str(), location.port), ("::1", DEFAULT_PORT));
         assert_eq!(location.to_string(), "dafs://[::1]:20490/data");
         assert_eq!(location.protection, None);
+        let location: Location = "dafs://Server/data?socket=/run/dafs.sock".parse().unwrap();
+        assert_eq!(location.known_as(), "server:20490");
     }
 
     #[test]
@@ -185,7 +247,11 @@ mod tests {
             ("dafs://[::1/data", "has no ]"),
             ("dafs://h/data?engine=verbs", "\"engine=verbs\" is not understood"),
             ("dafs://h/data?socket=relative", "is not understood"),
-            ("dafs://h/data?protection=sealed", "only protection=none"),
+            ("dafs://h/data?protection=paper", "must be \"sealed\", \"keyed\" or \"none\""),
+            ("dafs://h/data?server_key=abc", "is no public key"),
+            ("dafs://h/data?uid=0", "go together"),
+            ("dafs://h/data?groups=5", "go together"),
+            ("dafs://h/data?uid=x&gid=0", "\"x\" is no number"),
         ] {
             let error = text.parse::<Location>().unwrap_err().to_string();
             assert!(error.contains(why), "{error}");

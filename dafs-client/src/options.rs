@@ -1,11 +1,15 @@
 //! What an application may decide about a client.
 
 use crate::directory::Replacement;
-use crate::location::{EngineChoice, Protection};
+use crate::location::EngineChoice;
+use crate::trust::FirstContact;
+use dafs_keys::{Protection, PublicKey};
+use dafs_proto::Credential;
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// How a client works. Every field has a default; a location's query overrides `engine`, `socket`
-/// and `protection`.
+/// How a client works. Every field has a default; a location's query overrides `engine`, `socket`,
+/// `protection`, `server_key` and `credential`.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The transport. Default [`EngineChoice::Auto`]: `shm` where the server is on this host, else
@@ -14,8 +18,23 @@ pub struct Options {
     /// The socket of the server's engine `shm` on this host; needed for [`EngineChoice::Shm`]
     /// alone, as the server tells it otherwise. Default none.
     pub socket: Option<String>,
-    /// The protection level. No default: it must be named, see [`Protection`].
-    pub protection: Option<Protection>,
+    /// The least protection level that is accepted. Default [`Protection::Sealed`].
+    /// [`Protection::None`] is taken at its word: exports that are guarded then refuse.
+    pub protection: Protection,
+    /// The file with this client's key pair, for levels above `none`. Default: the environment
+    /// variable `DAFS_IDENTITY`, else `dafs/identity` in `$XDG_CONFIG_HOME` or `~/.config`.
+    pub identity: Option<PathBuf>,
+    /// The file with the keys of servers. Default `known_servers` beside the identity.
+    pub known_servers: Option<PathBuf>,
+    /// The key that the server must have, if that is known beforehand; `known_servers` is neither
+    /// read nor changed then. Default none.
+    pub server_key: Option<PublicKey>,
+    /// What to do with the key of a server that is not known yet. Default
+    /// [`FirstContact::Refuse`].
+    pub first_contact: FirstContact,
+    /// Whom to act for, at servers that leave that to this client. Default none: as the server has
+    /// it.
+    pub credential: Option<Credential>,
     /// Most references held, about 64 bytes each (80 with Multi-Queue), taken as they come.
     /// Default 1 Mi, which covers 4 GiB of 4 KiB pages.
     pub directory_entries: usize,
@@ -54,7 +73,12 @@ impl Default for Options {
         Self {
             engine: EngineChoice::Auto,
             socket: None,
-            protection: None,
+            protection: Protection::default(),
+            identity: None,
+            known_servers: None,
+            server_key: None,
+            first_contact: FirstContact::default(),
+            credential: None,
             directory_entries: 1 << 20,
             replacement: Replacement::default(),
             inline_read: 16 << 10,

@@ -10,6 +10,8 @@ mod files;
 mod harness;
 #[path = "cli/interruptions.rs"]
 mod interruptions;
+#[path = "cli/keys.rs"]
+mod keys;
 #[path = "cli/names.rs"]
 mod names;
 #[path = "cli/paths.rs"]

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Server, options};
 use dafs_client::blocking::Client;
-use dafs_client::{Connectors, EngineChoice, Location, Options, Result};
+use dafs_client::{Connectors, EngineChoice, Location, Options, Protection, Result};
 use ordma::Connector;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -21,9 +21,13 @@ fn connector(which: usize) -> Arc<dyn Connector> {
 fn connect(location: &str, tcp: &Server, shm: &Server) -> Result<Client> {
     SERVERS.set(Some([tcp.clone(), shm.clone()]));
     let location: Location = location.parse()?;
-    let connectors = Connectors { tcp: |_| connector(0), shm: |_| connector(1) };
-    let options = Options { protection: None, ..options() };
-    Client::connect_with(&location, options, connectors)
+    let connectors =
+        Connectors { tcp: |_| connector(0), shm: |_| connector(1), ..Connectors::default() };
+    Client::connect_with(
+        &location,
+        Options { protection: Protection::Sealed, ..options() },
+        connectors,
+    )
 }
 
 const AUTO: &str = "dafs://host/data?protection=none";
@@ -69,15 +73,6 @@ fn an_engine_that_is_asked_for_is_taken_or_the_connection_fails() {
     let location = "dafs://host/data?protection=none&engine=shm";
     let error = connect(location, &server, &server).unwrap_err().to_string();
     assert!(error.contains("socket=/path"), "{error}");
-}
-
-#[test]
-fn no_protection_level_is_taken_by_accident() {
-    let server = Server::new();
-    let error = connect("dafs://host/data", &server, &server).unwrap_err().to_string();
-    assert!(error.contains("only the protection level none"), "{error}");
-    assert_eq!(server.state().connects, 0);
-    assert_eq!(Options::default().engine, EngineChoice::Auto);
 }
 
 #[test]

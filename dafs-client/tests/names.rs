@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Node, ROOT, Server, options};
+use common::{Node, ROOT, Server};
 use dafs_client::blocking::Client;
-use dafs_client::{Error, FileType, OpenOptions, Options, Status};
+use dafs_client::{Error, FileType, OpenOptions, Status};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -131,13 +131,4 @@ fn open_options_that_contradict_each_other_are_refused() {
     assert!(server.take_log().is_empty());
     client.open_with("other", OpenOptions::new().write(true).truncate(true)).unwrap();
     assert_eq!(client.metadata("other").unwrap().size, 0);
-}
-
-#[test]
-fn protection_must_be_named() {
-    let server = Server::new();
-    let options = Options { protection: None, ..options() };
-    let error = Client::connect_over(server.connector(), "data", options).unwrap_err();
-    assert!(error.to_string().contains("?protection=none"), "{error}");
-    assert_eq!(server.state().connects, 0);
 }

@@ -15,6 +15,13 @@ pub const TAG_LEN: usize = 16;
 /// A fresh number that the server gives each connection; tags and counters begin anew from it.
 pub type ConnectionNonce = [u8; 16];
 
+/// Shows, on a second connection that was given this nonce, that its holder knows the secret of the
+/// connection that the handshake was on. Compare with [`same`].
+#[must_use]
+pub fn second_connection_proof(connection: &Secret, nonce: &ConnectionNonce) -> [u8; TAG_LEN] {
+    connection.keyed().tag("dafs second connection", &[nonce])
+}
+
 /// Shows that its holder may read one file, during one epoch of the file and in one session.
 pub struct ReadKey {
     epoch: u64,

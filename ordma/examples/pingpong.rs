@@ -3,13 +3,14 @@
 //! CPU and on different ones.
 //!
 //! `cargo run --release -p ordma --example pingpong -- [--awake] [--spin MICROSECONDS] [--blocks N]
-//! [--only SUBSTRING]`: `--awake` keeps the CPUs from halting, by a spinner of class SCHED_IDLE on
-//! each.
+//! [--only SUBSTRING] [--level none|keyed|sealed]`: `--awake` keeps the CPUs from halting, by a
+//! spinner of class SCHED_IDLE on each.
 
+use dafs_keys::{FileKey, PageKey, Protection, ReadKey, Secret};
 use ordma::arena::{Geometry, Guard};
 use ordma::{
-    Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, PageRead, ReadBatch,
-    Receiver, RemoteRef, Service,
+    Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, PageRead, ReadAccess,
+    ReadBatch, Receiver, RemoteRef, Service,
 };
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -29,10 +30,12 @@ struct Options {
     spin: Option<Duration>,
     blocks: usize,
     only: String,
+    level: Protection,
 }
 
 fn options() -> Options {
-    let mut options = Options { awake: false, spin: None, blocks: 30, only: String::new() };
+    let (only, level) = (String::new(), Protection::None);
+    let mut options = Options { awake: false, spin: None, blocks: 30, only, level };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("a value");
@@ -41,6 +44,7 @@ fn options() -> Options {
             "--spin" => options.spin = Some(Duration::from_micros(value().parse().unwrap())),
             "--blocks" => options.blocks = value().parse().unwrap(),
             "--only" => options.only = value(),
+            "--level" => options.level = value().parse().unwrap(),
             other => panic!("unknown option {other}"),
         }
     }
@@ -70,11 +74,12 @@ fn keep_awake(cpus: usize) {
     }
 }
 
-struct Echo;
+/// Allows each client to read so.
+struct Echo(ReadAccess);
 
 impl Service for Echo {
     fn connected(&self, link: Arc<dyn Link>) {
-        link.allow_reads(Some(ordma::ReadAccess::default()));
+        link.allow_reads(Some(self.0.clone()));
     }
     fn message(&self, link: &Arc<dyn Link>, head: &[u8], _data: &[u8]) {
         link.send(&head[..16], &[7; 64 + PAGE]);
@@ -100,22 +105,51 @@ struct Ordma {
     endpoint: Arc<dyn Endpoint>,
     received: Arc<Count>,
     pages: Vec<RemoteRef>,
+    key: Arc<FileKey>,
+}
+
+fn secret() -> Secret {
+    Secret::from_bytes([1; 32])
+}
+
+fn page_key() -> PageKey {
+    PageKey::derive(&secret(), 1, 1)
 }
 
 impl Ordma {
-    fn start(engine: &dyn Engine, address: &str, server: usize, client: usize) -> Self {
+    fn start(
+        engine: &dyn Engine,
+        address: &str,
+        level: Protection,
+        server: usize,
+        client: usize,
+    ) -> Self {
         pin(server);
+        let session = secret().keyed();
+        let (key, guard, access) = match level {
+            Protection::None => (FileKey::Clear, Guard::None, ReadAccess::default()),
+            Protection::Keyed => {
+                let key = FileKey::Keyed(ReadKey::derive(&session, 1, 1));
+                let access = ReadAccess { connection: Some(secret()), session: Some(session) };
+                (key, Guard::Tags, access)
+            }
+            Protection::Sealed => {
+                let access = ReadAccess { connection: Some(secret()), session: None };
+                (FileKey::Sealed(page_key()), Guard::None, access)
+            }
+        };
         let arena = Arc::new(Arena::new(Geometry::new(PAGE, 4 * BULK).unwrap()));
-        let listener = engine.listen(address, Arc::new(Echo), Arc::clone(&arena)).unwrap();
-        listener.export(&arena.grow(Guard::None).unwrap());
+        let service = Arc::new(Echo(access));
+        let listener = engine.listen(address, service, Arc::clone(&arena)).unwrap();
+        listener.export(&arena.grow(guard).unwrap());
         let pages = (0..(BULK / PAGE) as u64).map(|block| {
-            let slot = arena.take(Guard::None).unwrap();
+            let slot = arena.take(guard).unwrap();
             let generation = arena.next_generation();
             let valid = PAGE as u32;
             let footer = Footer {
                 kind: Kind::Data,
                 sealed: false,
-                epoch: 0,
+                epoch: key.footer_epoch(),
                 last: false,
                 valid,
                 file: 1,
@@ -123,8 +157,12 @@ impl Ordma {
                 generation,
                 version: 0,
             };
-            let payload = [block as u8; PAGE];
-            slot.write(&payload, &footer.encode(&payload));
+            let mut payload = [block as u8; PAGE];
+            let footer = match &key {
+                FileKey::Sealed(key) => footer.seal(&mut payload, key),
+                _ => footer.encode(&payload),
+            };
+            slot.write(&payload, &footer);
             RemoteRef { chunk: slot.chunk.id(), slot: slot.index, file: 1, block, generation }
         });
         let pages = pages.collect();
@@ -132,9 +170,14 @@ impl Ordma {
         let received = Arc::new(Count::default());
         let connector = engine.connector(&listener.address());
         let endpoint = connector.connect(received.clone(), Duration::from_secs(5)).unwrap();
+        if level > Protection::None {
+            endpoint.prove(&secret());
+            // The proof has been taken when what is sent later is answered.
+            std::thread::sleep(Duration::from_millis(20));
+        }
         // The server runs until the process ends.
         std::mem::forget(listener);
-        Self { endpoint, received, pages }
+        Self { endpoint, received, pages, key: Arc::new(key) }
     }
 
     fn finish(&self, batch: &ReadBatch) {
@@ -156,7 +199,7 @@ impl Ordma {
                 reference: self.pages[(turn + i) % self.pages.len()],
                 floor: 0,
                 dest: region.segment(i * PAGE, PAGE),
-                key: dafs_keys::FileKey::clear(),
+                key: Arc::clone(&self.key),
             });
             self.finish(&self.endpoint.read(pages.collect()));
         });
@@ -268,15 +311,20 @@ fn compare(
 }
 
 fn placement(options: &Options, name: &str, server: usize, client: usize) {
-    let wanted = |row: &str| row.contains(&options.only) || name.contains(&options.only);
+    let keyed = options.level == Protection::Keyed;
+    let wanted = |row: &str| {
+        let named = row.contains(&options.only) || name.contains(&options.only);
+        named && !(keyed && row.starts_with("shm"))
+    };
     println!("{name}: server on CPU {server}, client on CPU {client}");
     let mut settings = ordma::tcp::Settings::default();
     settings.spin = options.spin.unwrap_or(settings.spin);
     let tcp = ordma::tcp::Tcp::new(settings.clone());
     let shm = ordma::shm::Shm::new(settings);
     let path = std::env::temp_dir().join(format!("pingpong-{name}-{}", std::process::id()));
-    let tcp = Ordma::start(&tcp, "127.0.0.1:0", server, client);
-    let shm = Ordma::start(&shm, path.to_str().unwrap(), server, client);
+    let tcp = Ordma::start(&tcp, "127.0.0.1:0", options.level, server, client);
+    let level = if keyed { Protection::None } else { options.level };
+    let shm = Ordma::start(&shm, path.to_str().unwrap(), level, server, client);
     let (mut a, mut b) = (vec![0; BULK], vec![0; BULK]);
 
     if wanted("tcp-4k") {
@@ -303,18 +351,25 @@ fn placement(options: &Options, name: &str, server: usize, client: usize) {
         let floor = |_| ping(&mut *socket, &mut a[..REPLY]);
         compare(options, &pair, "raw unix 56 B / 4176 B", floor, |_| shm.call());
     }
-    // The floor: payload and footer copied out of plain memory, and the check computed and compared.
-    let source: Vec<u8> = (0..BULK).map(|i| (i / PAGE) as u8).collect();
+    // The floor: payload and footer copied out of plain memory, and checked or opened.
+    let mut source: Vec<u8> = (0..BULK).map(|i| (i / PAGE) as u8).collect();
     let heads: Vec<[u8; 48]> = (0..BULK / PAGE).map(|i| [i as u8; 48]).collect();
-    let checks =
-        source.chunks(PAGE).zip(&heads).map(|(page, head)| dafs_keys::clear_check(head, page));
-    let checks: Vec<_> = checks.collect();
+    let key = (level == Protection::Sealed).then(page_key);
+    let pages = (0..).zip(source.chunks_mut(PAGE).zip(&heads));
+    let close = |(i, (page, head)): (u64, (&mut [u8], &[u8; 48]))| match &key {
+        Some(key) => key.seal(i, 0, head, page),
+        None => dafs_keys::clear_check(head, page),
+    };
+    let checks: Vec<_> = pages.map(close).collect();
     let copy_and_check = |to: &mut [u8], turn: usize| {
         for (i, page) in to.chunks_mut(PAGE).enumerate() {
             let i = (turn + i) % heads.len();
             page.copy_from_slice(&source[i * PAGE..(i + 1) * PAGE]);
             let (head, check) = (heads[i], checks[i]);
-            assert!(dafs_keys::clear_check(&head, page) == check);
+            match &key {
+                Some(key) => key.open(i as u64, 0, &head, &check, page).unwrap(),
+                None => assert!(dafs_keys::clear_check(&head, page) == check),
+            }
         }
     };
     if wanted("shm-4k") {
@@ -337,7 +392,8 @@ fn main() {
         keep_awake(cpus);
     }
     let awake = if options.awake { "kept awake" } else { "left to halt" };
-    println!("{cpus} CPUs, {awake}; spin {:?}; blocks {}\n", options.spin, options.blocks);
+    let Options { spin, blocks, level, .. } = &options;
+    println!("{cpus} CPUs, {awake}; spin {spin:?}; blocks {blocks}; level {level}\n");
     placement(&options, "same", 0, 0);
     if cpus > 1 {
         placement(&options, "cross", 1, 0);

@@ -14,7 +14,7 @@ use dafs_keys::{FileKey, PageTagKey, Protection, PublicKey, Secret, WriteKey};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -112,6 +112,20 @@ pub trait Link: Send + Sync + fmt::Debug {
     /// Fetches `buffer.len()` bytes from the client's advertised buffer at `offset`; the buffer
     /// comes back filled.
     fn read_from(&self, tag: Tag, offset: u64, buffer: Vec<u8>) -> Transfer;
+    /// Opens what was fetched from a buffer that the client [offered](Endpoint::offer), in place,
+    /// with the seal that it told. Where there was no handshake the data lies open, and the seal
+    /// must be empty.
+    ///
+    /// # Errors
+    /// [`LinkError::Protocol`] where the data is not what was sealed, which is garbage then, or the
+    /// seal is not one for this link. The link stays as it is.
+    fn open_data(&self, seal: &[u8], _data: &mut [u8]) -> Result<(), LinkError> {
+        if seal.is_empty() {
+            return Ok(());
+        }
+        let reason = "sealed data on a connection without a handshake".to_owned();
+        Err(LinkError::Protocol { peer: self.peer(), reason })
+    }
     /// Lets the client read one-sidedly, or (`None`) refuses it from now on with
     /// [`AccessFault::Revoked`]. Refused until allowed.
     fn allow_reads(&self, access: Option<ReadAccess>);
@@ -207,6 +221,11 @@ pub trait Listener: Send + Sync + fmt::Debug {
         chunk: ChunkId,
         patience: Duration,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// Pages asked for one-sidedly that were not given because the request bore no right tag, or
+    /// came twice.
+    fn refused(&self) -> u64 {
+        0
+    }
     /// Stops listening and closes all links.
     fn stop(&self);
 }
@@ -288,11 +307,19 @@ pub struct PageRead {
     pub dest: Segment,
 }
 
+impl PageRead {
+    /// Whether the request for the page has to bear a tag.
+    pub(crate) fn is_tagged(&self) -> bool {
+        matches!(*self.key, FileKey::Keyed(_))
+    }
+}
+
 /// One-sided reads posted together.
 #[derive(Debug)]
 pub struct ReadBatch {
     /// What was asked for.
     pub pages: Vec<PageRead>,
+    ended: AtomicBool,
     outcome: Completion<Vec<Result<Footer, AccessFault>>>,
 }
 
@@ -300,15 +327,19 @@ impl ReadBatch {
     /// A batch that is not done yet.
     #[must_use]
     pub fn new(pages: Vec<PageRead>) -> Arc<Self> {
-        Arc::new(Self { pages, outcome: Completion::default() })
+        Arc::new(Self { pages, ended: AtomicBool::new(false), outcome: Completion::default() })
     }
 
     /// Ends the batch: one outcome per page, in order; payloads of faulted pages are zeroed here.
+    /// Only the first call counts: after it the buffers are the caller's again.
     ///
     /// # Panics
     /// If the counts differ.
     pub fn complete(&self, outcome: Vec<Result<Footer, AccessFault>>) {
         assert_eq!(outcome.len(), self.pages.len());
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
         for (page, result) in self.pages.iter().zip(&outcome) {
             if result.is_err() {
                 page.dest.with(|bytes| bytes.fill(0));
@@ -317,7 +348,7 @@ impl ReadBatch {
         self.outcome.complete(outcome);
     }
 
-    /// Ends the batch with the same fault for each page.
+    /// Ends the batch with the same fault for each page, unless it has ended.
     pub fn fail(&self, fault: AccessFault) {
         self.complete(vec![Err(fault); self.pages.len()]);
     }
@@ -408,5 +439,28 @@ impl<T> Completion<T> {
             // Polled again after it was ready: stays pending, as futures may.
             State::Taken => Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::Region;
+
+    #[test]
+    fn a_batch_that_has_ended_leaves_its_buffers_alone() {
+        let region = Region::owned(vec![7; 16]);
+        let reference = RemoteRef { chunk: 0, slot: 0, file: 1, block: 2, generation: 3 };
+        let dest = region.segment(0, 16);
+        let batch =
+            ReadBatch::new(vec![PageRead { reference, floor: 0, key: FileKey::clear(), dest }]);
+        batch.fail(AccessFault::Torn);
+        assert_eq!(region.with(|bytes| bytes.to_vec()), Some(vec![0; 16]));
+        // The caller gets the page in another way now.
+        region.with(|bytes| bytes.fill(9));
+        batch.fail(AccessFault::Unreachable);
+        let polled = batch.poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(polled, Poll::Ready(vec![Err(AccessFault::Torn)]));
+        assert_eq!(region.take(), Some(vec![9; 16]));
     }
 }

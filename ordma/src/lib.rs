@@ -13,6 +13,7 @@
 //! | [`engine`] | what every engine offers: listening, connecting, messages, transfers, reads |
 //! | [`os`] | system calls that no safe crate wraps |
 //! | [`tcp`], [`shm`], [`sim`] | the engines |
+//! | [`secure`] | the handshake and encrypted messages, over any engine |
 
 pub mod arena;
 pub mod engine;
@@ -22,6 +23,7 @@ mod memory;
 pub mod os;
 mod reference;
 pub mod region;
+pub mod secure;
 pub mod shm;
 pub mod sim;
 pub mod slot;

@@ -133,6 +133,11 @@ pub(crate) fn version_of(bytes: &[u8; FOOTER_LEN]) -> u64 {
     word(bytes, 40)
 }
 
+/// The low bits of the key's epoch in a footer's bytes, whatever else they hold.
+pub(crate) fn epoch_of(bytes: &[u8; FOOTER_LEN]) -> u16 {
+    u16::from_le_bytes([bytes[6], bytes[7]])
+}
+
 /// Whether a footer names the page that a reference stands for: the cheap test, which an agent
 /// makes before it sends and a reader makes first.
 pub(crate) fn names(footer: &[u8; FOOTER_LEN], reference: &RemoteRef) -> bool {

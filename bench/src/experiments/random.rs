@@ -8,7 +8,7 @@ use crate::report::Row;
 
 pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>> {
     let session = lab.warm()?;
-    let memory = memory(lab);
+    let memory = memory(lab)?;
     let depths = lab.options.depth.map_or(vec![1, 16, 64], |depth| vec![depth]);
     let mut rows = Vec::new();
     for block in lab.read_blocks(&[4096])? {

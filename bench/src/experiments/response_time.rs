@@ -9,7 +9,7 @@ use crate::report::Row;
 
 pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>> {
     let session = lab.warm()?;
-    let memory = memory(lab);
+    let memory = memory(lab)?;
     let mut rows = Vec::new();
     for block in lab.read_blocks(&[4096])? {
         let offsets = Offsets::random(session.size(), length(block));

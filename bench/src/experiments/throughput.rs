@@ -15,7 +15,7 @@ pub(super) const DEPTH: u64 = 8;
 
 pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>> {
     let session = lab.warm()?;
-    let memory = memory(lab);
+    let memory = memory(lab)?;
     let depth = lab.options.depth.unwrap_or(DEPTH);
     let mut rows = Vec::new();
     for block in lab.read_blocks(&BLOCKS)? {

@@ -26,7 +26,7 @@ pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>> {
         let name = format!("written-{block}");
         data::create(&lab.server.files().join(&name), size)?;
         let mut writes = Writes::new(&session, &name, size, length(block), lab.stop)?;
-        let mut subjects = lab.ping_pongs(block, 1, Exchange::write(length(block)))?;
+        let mut subjects = lab.ping_pongs(block, 1, Exchange::write(length(block)), None)?;
         subjects.push(Box::new(&mut writes as &mut dyn Subject));
         rows.extend(lab.measure(subjects)?);
         writes.verify()?;

@@ -3,15 +3,16 @@
 //!
 //! | floor | what it is |
 //! |---|---|
-//! | ping-pong | a request of as many bytes and a reply of as many, over TCP or a Unix socket, with a process that does nothing else; blocking, or spinning for a short time before it blocks |
-//! | copy and check | pages copied out of private memory as large as the file, and their footers checked |
+//! | ping-pong | a request of as many bytes and a reply of as many, over TCP or a Unix socket, with a process that does nothing else; blocking, or spinning for a short time before it blocks. Replies to reads come out of memory as large as the file, into as many buffers as the client has |
+//! | copy and check | pages copied out of private memory as large as the file and checked, or opened where they are sealed |
+//! | open | sealed pages opened where they have just been copied to, without the copy |
 
 mod copy;
 mod peer;
 mod ping_pong;
 mod socket;
 
-pub(crate) use copy::{CopyCheck, Memory};
+pub(crate) use copy::{CopyCheck, Memory, Open};
 pub(crate) use peer::{Peer, serve};
 pub(crate) use ping_pong::PingPong;
 pub use socket::Transport;

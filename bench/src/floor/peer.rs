@@ -2,6 +2,7 @@
 
 use super::Exchange;
 use super::socket::{Address, Listening, Stream, Transport, Waiting};
+use crate::data::Aligned;
 use crate::error::{Context, Error, Result};
 use crate::placement::{Placement, placed, this_program};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -9,9 +10,14 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 
 /// What a connection begins with: the lengths of its requests and replies, and whether to spin.
 pub(super) const HELLO: usize = 12;
+
+/// A request begins with the place in the peer's memory that its reply comes from, if it is long
+/// enough: what is sent from memory takes longer than what lies in the CPU's cache.
+pub(super) const PLACE: usize = 8;
 
 pub(super) fn hello(exchange: Exchange, waiting: Waiting) -> [u8; HELLO] {
     let number = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
@@ -30,8 +36,9 @@ fn understand(bytes: [u8; HELLO]) -> (Exchange, Waiting) {
     (Exchange { request: number(0), reply: number(4) }, waiting)
 }
 
-/// The helper `floor-peer`: listens, says where, and serves connections until its input ends.
-pub(crate) fn serve(transport: Transport, path: Option<&Path>) -> Result<()> {
+/// The helper `floor-peer`: listens, says where, and serves connections until its input ends, out
+/// of so many bytes of memory.
+pub(crate) fn serve(transport: Transport, path: Option<&Path>, memory: usize) -> Result<()> {
     let what = || "listening for ping-pongs".to_owned();
     let (listening, address) = match (transport, path) {
         (Transport::Tcp, _) => {
@@ -45,10 +52,15 @@ pub(crate) fn serve(transport: Transport, path: Option<&Path>) -> Result<()> {
         }
         (Transport::Unix, None) => return Err(Error::Usage("a Unix socket needs --path".into())),
     };
+    let mut replies = Aligned::new(memory);
+    // Memory that was never written is one page of zeroes, wherever it is read.
+    replies.get_mut().fill(0x5A);
+    let replies = Arc::new(replies);
     println!("{address}");
     std::thread::spawn(move || {
         while let Ok(stream) = listening.accept() {
-            std::thread::spawn(move || answer(stream));
+            let replies = Arc::clone(&replies);
+            std::thread::spawn(move || answer(stream, replies.get()));
         }
     });
     let mut rest = Vec::new();
@@ -57,16 +69,18 @@ pub(crate) fn serve(transport: Transport, path: Option<&Path>) -> Result<()> {
 }
 
 /// Answers one connection until it ends, in whatever way: the other side says what went wrong.
-fn answer(mut stream: Stream) -> std::io::Result<()> {
+fn answer(mut stream: Stream, replies: &[u8]) -> std::io::Result<()> {
     let mut bytes = [0; HELLO];
     stream.read_exact(&mut bytes)?;
     let (exchange, waiting) = understand(bytes);
     stream.set_waiting(waiting)?;
     let mut request = vec![0; exchange.request];
-    let reply = vec![0x5A; exchange.reply];
     loop {
         stream.read_exact(&mut request)?;
-        stream.write_all(&reply)?;
+        let place = request.first_chunk::<PLACE>().map_or(0, |place| u64::from_le_bytes(*place));
+        let place = usize::try_from(place).ok().and_then(|place| replies.get(place..));
+        let reply = place.and_then(|from| from.get(..exchange.reply));
+        stream.write_all(reply.ok_or(ErrorKind::InvalidInput)?)?;
     }
 }
 
@@ -79,15 +93,19 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts a peer on the server's CPU; a Unix socket comes to lie in `directory`.
+    /// Starts a peer on the server's CPU, with memory for replies as large as a file of this size;
+    /// a Unix socket comes to lie in `directory`.
     pub(crate) fn start(
         transport: Transport,
         directory: &Path,
+        file_size: u64,
         placement: &Placement,
     ) -> Result<Self> {
         let path = directory.join("floor.sock");
         let mut command = placed(placement.server, &this_program()?)?;
-        command.arg("floor-peer");
+        // The longest reply brings the whole file.
+        let memory = Exchange::read(usize::try_from(file_size).unwrap_or(usize::MAX)).reply;
+        command.args(["floor-peer", "--memory", &memory.to_string()]);
         match transport {
             Transport::Tcp => command.arg("tcp"),
             Transport::Unix => command.arg("unix").arg("--path").arg(&path),

@@ -1,8 +1,9 @@
 //! The bench's side of a ping-pong.
 
-use super::peer::{Peer, hello};
+use super::peer::{PLACE, Peer, hello};
 use super::socket::Stream;
 use super::{Exchange, Transport, Waiting};
+use crate::data::{Aligned, Offsets};
 use crate::error::{Context, Result};
 use crate::measure::{Block, Label, Recorder, Subject, one_by_one};
 use crate::signals::Stop;
@@ -17,7 +18,10 @@ pub(crate) struct PingPong<'a> {
     stop: &'a Stop,
     stream: Stream,
     request: Vec<u8>,
-    reply: Vec<u8>,
+    /// Where in the peer's memory replies come from; its beginning, if it does not say.
+    offsets: Option<Offsets>,
+    /// As many as there are round trips under way, as the client has.
+    replies: Vec<Aligned>,
 }
 
 impl<'a> PingPong<'a> {
@@ -28,6 +32,7 @@ impl<'a> PingPong<'a> {
         label: Label,
         exchange: Exchange,
         waiting: Waiting,
+        offsets: Option<&Offsets>,
         stop: &'a Stop,
     ) -> Result<Self> {
         let connect = || -> io::Result<Stream> {
@@ -37,8 +42,12 @@ impl<'a> PingPong<'a> {
             Ok(stream)
         };
         let stream = connect().context(|| "connecting to the ping-pong's peer".into())?;
-        let (request, reply) = (vec![0xA5; exchange.request], vec![0; exchange.reply]);
-        Ok(Self { label, stop, stream, request, reply })
+        let mut request = vec![0xA5; exchange.request];
+        if let Some(place) = request.first_chunk_mut::<PLACE>() {
+            *place = [0; PLACE];
+        }
+        let replies = (0..label.depth).map(|_| Aligned::new(exchange.reply)).collect();
+        Ok(Self { label, stop, stream, request, offsets: offsets.cloned(), replies })
     }
 
     /// The name of a row that holds such a ping-pong.
@@ -51,30 +60,42 @@ impl<'a> PingPong<'a> {
         }
     }
 
-    fn exchange(&mut self) -> io::Result<()> {
-        self.stream.write_all(&self.request)?;
-        self.stream.read_exact(&mut self.reply)
+    fn send(&mut self) -> io::Result<()> {
+        if let (Some(offsets), Some(place)) = (&mut self.offsets, self.request.first_chunk_mut()) {
+            *place = offsets.next().to_le_bytes();
+        }
+        self.stream.write_all(&self.request)
+    }
+
+    /// Receives into one of the buffers.
+    fn receive(&mut self, number: usize) -> io::Result<()> {
+        self.stream.read_exact(self.replies[number].get_mut())
     }
 
     /// Keeps several round trips under way: for each reply another request.
     fn several(&mut self, depth: usize, time: Duration) -> Result<Block> {
-        let lost = || "the ping-pong's connection".to_owned();
         let mut recorder = Recorder::begin(time, self.stop);
         let mut sent = VecDeque::with_capacity(depth);
         for _ in 0..depth {
             sent.push_back(Instant::now());
-            self.stream.write_all(&self.request).context(lost)?;
+            self.send().context(lost)?;
         }
+        let mut number = 0;
         while let Some(since) = sent.pop_front() {
-            self.stream.read_exact(&mut self.reply).context(lost)?;
+            self.receive(number).context(lost)?;
+            number = (number + 1) % depth;
             let now = Instant::now();
             if recorder.done(since, now, self.label.block)? {
                 sent.push_back(now);
-                self.stream.write_all(&self.request).context(lost)?;
+                self.send().context(lost)?;
             }
         }
         Ok(recorder.end())
     }
+}
+
+fn lost() -> String {
+    "the ping-pong's connection".into()
 }
 
 impl Subject for PingPong<'_> {
@@ -89,7 +110,7 @@ impl Subject for PingPong<'_> {
         }
         let (bytes, stop) = (self.label.block, self.stop);
         one_by_one(time, stop, || {
-            self.exchange().context(|| "the ping-pong's connection".into())?;
+            self.send().and_then(|()| self.receive(0)).context(lost)?;
             Ok(bytes)
         })
     }

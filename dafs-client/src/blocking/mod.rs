@@ -13,6 +13,7 @@ use crate::location::Location;
 use crate::ops::{Core, DirEntry, OpenOptions};
 use crate::options::Options;
 use crate::start::{self, Connectors, PathChoice};
+use dafs_keys::{Protection, PublicKey};
 use dafs_proto::{Attr, SetAttr, StatfsReply};
 use ordma::Connector;
 use std::path::{Path, PathBuf};
@@ -28,11 +29,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a location such as `dafs://host/export?protection=none`.
+    /// Connects to a location such as `dafs://host/export`.
     ///
     /// # Errors
-    /// What is wrong with the location; no protection level was named; the server cannot be
-    /// reached or refuses.
+    /// What is wrong with the location; [`Trust`](crate::Error::Trust) where client and server do not
+    /// come to know each other; the server cannot be reached or refuses.
     pub fn connect(location: &str, options: Options) -> Result<Self> {
         Self::connect_with(&location.parse()?, options, Connectors::default())
     }
@@ -50,10 +51,13 @@ impl Client {
         Ok(Self { core, choice: Arc::new(choice) })
     }
 
-    /// Connects over a transport of the caller's choice.
+    /// Connects over a transport of the caller's choice. For levels above `none` its connections
+    /// begin with a handshake of their own, and so know both sides' keys: identity, known servers
+    /// and first contact are not looked at.
     ///
     /// # Errors
-    /// As for [`connect`](Self::connect).
+    /// The server cannot be reached or refuses; [`Protection`](crate::Error::Protection) where the
+    /// transport makes no handshake and the level needs one.
     pub fn connect_over(
         connector: Arc<dyn Connector>,
         export: &str,
@@ -92,6 +96,22 @@ impl Client {
     #[must_use]
     pub fn references(&self) -> usize {
         crate::sync::lock(&self.core.owner.table).directory.len()
+    }
+
+    /// The protection level that the server granted.
+    ///
+    /// # Errors
+    /// None once connected.
+    pub fn protection(&self) -> Result<Protection> {
+        Ok(self.core.owner.grant()?.level)
+    }
+
+    /// The server's key; none at level `none`.
+    ///
+    /// # Errors
+    /// None once connected.
+    pub fn server_key(&self) -> Result<Option<PublicKey>> {
+        Ok(self.core.owner.grant()?.server_key)
     }
 
     /// Bytes of a page.

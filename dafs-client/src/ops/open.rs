@@ -3,6 +3,8 @@
 use super::{Core, walk};
 use crate::error::{Error, Result};
 use crate::file::{OpenFile, Opened, READ, WRITE};
+use crate::keyring;
+use crate::session::outstanding::Reply;
 use crate::session::rpc::{CallError, Lane};
 use crate::write::install;
 use dafs_proto::{Create, Op, OpenReply, OpenRequest, SetAttr, Status};
@@ -135,7 +137,7 @@ impl Core {
             want_refs: if options.read { self.owner.options.neighbours } else { 0 },
         };
         let make = || request.clone();
-        let (reply, session) = loop {
+        let (message, reply) = loop {
             match self.owner.call_once::<OpenRequest>(Lane::Normal, what, &make).await {
                 Ok(taken) => break taken,
                 Err(CallError::Failed(error)) => return Err(error),
@@ -145,30 +147,30 @@ impl Core {
                 Err(CallError::SessionLost { .. }) => {}
             }
         };
-        self.opened(reply, session, options, what)
+        self.opened(message, reply, options, what)
     }
 
     fn opened(
         &self,
-        reply: OpenReply,
-        session: u64,
+        message: OpenReply,
+        mut reply: Reply,
         options: OpenOptions,
         what: &str,
     ) -> Result<Arc<OpenFile>> {
-        let opened = Opened { open: reply.open, number: reply.file, session };
-        let size = reply.attr.as_ref().map(|attr| attr.size);
+        let key = keyring::of_open(options.read, message.key, &mut reply);
+        let key = key.map_err(|reason| self.owner.violation(reply.epoch, reason))?;
+        let Reply { session, epoch, .. } = reply;
+        let opened = Opened { open: message.open, number: message.file, session, key };
+        let size = message.attr.as_ref().map(|attr| attr.size);
         if options.truncate {
             // Sent again, what was written before would undo the truncation.
             let others = self.owner.files.all();
-            others.iter().filter(|f| f.handle == reply.handle).for_each(|f| f.forget_writes());
+            others.iter().filter(|f| f.handle == message.handle).for_each(|f| f.forget_writes());
         }
         let name = what.to_owned();
-        let file = OpenFile::new(&self.owner, reply.handle, options.access(), name, opened, size);
-        if options.read
-            && let Some((live, _)) = self.owner.live()
-            && live.session == session
-        {
-            install(&file, &reply.refs, 0, live.epoch)?;
+        let file = OpenFile::new(&self.owner, message.handle, options.access(), name, opened, size);
+        if options.read && self.owner.number() == session {
+            install(&file, &message.refs, 0, epoch)?;
         }
         Ok(file)
     }

@@ -3,14 +3,16 @@
 use crate::directory::Known;
 use crate::error::{Error, Result};
 use crate::file::OpenFile;
-use crate::session::outstanding::{Reply, Sink};
-use crate::session::rpc::{Body, EncodeDirect, Lane, Request};
+use crate::keyring::{Malformed, Told};
+use crate::session::outstanding::{Direct, EncodeDirect, Reply, Sink, Use};
+use crate::session::rpc::{Body, Lane, Request};
 use crate::sync::lock;
 use crate::write::install;
-use dafs_keys::FileKey;
+use dafs_keys::tags::TAG_LEN;
+use dafs_keys::{FileKey, PageTagKey};
 use dafs_proto::{Buffer, Extent, Op, Placement, ReadReply, ReadRequest, encode_message};
 use ordma::slot;
-use ordma::{FOOTER_LEN, Footer, Region, Segment};
+use ordma::{AccessFault, FOOTER_LEN, Footer, Region, Segment};
 use std::sync::Arc;
 
 /// Most extents of one request.
@@ -112,15 +114,16 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
     let want_refs = neighbours_wanted(file, wants);
     loop {
         file.check(0)?;
-        let opened = Arc::clone(file);
-        let extents = extents.clone();
+        let (opened, extents) = (Arc::clone(file), extents.clone());
+        let told = Arc::new(Told::default());
+        let tell = Arc::clone(&told);
         let make = move |buffers: Vec<Buffer>| ReadRequest {
             open: opened.open(),
             extents: extents.clone(),
             placement: placement.into(),
             buffers,
             want_refs,
-            key_epoch: 0,
+            key_epoch: tell.epoch(&opened.keyring),
         };
         let result = match placement {
             Placement::Inline => {
@@ -134,21 +137,21 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
             }
             Placement::Direct => {
                 session.counters.direct_reads.add(1);
-                let encode: EncodeDirect = Arc::new(move |header, tag| {
-                    encode_message(header, &make(vec![Buffer { tag, address: 0, length }]))
+                let encode: EncodeDirect = Arc::new(move |header, lent| {
+                    encode_message(header, &make(vec![lent.buffer(length)]))
                 });
                 let buffer = std::iter::once(&footers_segment).chain(&pages).cloned().collect();
-                let body = Body::Direct(encode, buffer);
+                let body = Body::Direct(Direct { encode, buffer, purpose: Use::Fill });
                 let (data, sink) = (Vec::new(), None);
                 let request = Request { op: Op::Read, file: Some(file), body, data, sink };
                 session.request(Lane::Normal, request).await
             }
         };
-        let Some((message, reply)) = file.take_reply::<ReadRequest>(Lane::Normal, result).await?
-        else {
-            continue;
-        };
-        let taken = Taken { file, wants, runs: &runs, footers: &footers, placement, size };
+        let taken = file.take_reply::<ReadRequest>(Lane::Normal, result).await?;
+        let Some((mut message, mut reply)) = taken else { continue };
+        let key = told.take(&file.keyring, message.key.take(), &mut reply);
+        let key = key.map_err(|reason| session.violation(reply.epoch, reason))?;
+        let taken = Taken { file, wants, runs: &runs, footers: &footers, placement, size, key };
         if let Some(fetched) = taken.take(&message, &reply)? {
             return Ok(fetched);
         }
@@ -163,6 +166,8 @@ struct Taken<'a> {
     footers: &'a Region,
     placement: Placement,
     size: usize,
+    /// Of the pages in it.
+    key: Arc<FileKey>,
 }
 
 impl Taken<'_> {
@@ -201,7 +206,7 @@ impl Taken<'_> {
             Placement::Direct if total < self.wants.len() => copied += self.close_gap(total),
             Placement::Direct => {}
         }
-        let footers = self.judge(&counts, total, reply, &mut copied)?;
+        let footers = self.judge(&counts, total, message, reply, &mut copied)?;
         let session = self.file.session();
         install(self.file, &message.refs, self.wants.len() as u64, reply.epoch)?;
         let mut table = lock(&session.table);
@@ -235,12 +240,13 @@ impl Taken<'_> {
         (total * self.size) as u64
     }
 
-    /// Checks every page, and moves those to their places that came behind a gap: pages are
+    /// Checks and opens every page, and moves those to their places that came behind a gap: pages are
     /// delivered one after the other, also where an extent before them ended early.
     fn judge(
         &self,
         counts: &[usize],
         total: usize,
+        message: &ReadReply,
         reply: &Reply,
         copied: &mut u64,
     ) -> Result<Vec<Option<Footer>>> {
@@ -257,6 +263,8 @@ impl Taken<'_> {
             belongs.extend(first..first + count);
             first += asked;
         }
+        let tags = reply.protected.page_tags().map(|key| Tags::of(key, message, total));
+        let mut tags = tags.transpose().map_err(|why| self.violation(reply, why))?;
         let mut footers = vec![None; self.wants.len()];
         for (lies, &place) in belongs.iter().enumerate().rev() {
             if lies != place {
@@ -265,13 +273,20 @@ impl Taken<'_> {
                 *copied += self.size as u64;
             }
             let want = &self.wants[place];
-            let key = FileKey::clear();
-            let judged = want.dest.with(|page| slot::open(&raw[lies], page, &key));
+            let judged = want.dest.with(|page| {
+                if let Some(tags) = &mut tags
+                    && !tags.fits(lies, &raw[lies], page)
+                {
+                    return Err("a page in a reply does not match its tag");
+                }
+                slot::open(&raw[lies], page, &self.key).map_err(|fault| match fault {
+                    AccessFault::Revoked => "a page in a reply is not under the key of the reply",
+                    _ => "a page in a reply does not match its check",
+                })
+            });
             let footer = match judged {
                 Some(Ok(footer)) => footer,
-                Some(Err(_)) => {
-                    return Err(self.violation(reply, "a page in a reply does not match its check"));
-                }
+                Some(Err(reason)) => return Err(self.violation(reply, reason)),
                 None => {
                     return Err(Error::InvalidArgument("the buffer was taken away".into()));
                 }
@@ -301,6 +316,40 @@ impl Taken<'_> {
             first += asked;
         }
         Ok(footers)
+    }
+}
+
+/// The tags of the pages in a reply, at `keyed`.
+struct Tags<'a> {
+    key: &'a PageTagKey,
+    tags: &'a [u8],
+    first: u64,
+    /// A footer and its payload, one after the other.
+    scratch: Vec<u8>,
+}
+
+impl<'a> Tags<'a> {
+    fn of(
+        key: &'a PageTagKey,
+        message: &'a ReadReply,
+        pages: usize,
+    ) -> std::result::Result<Self, Malformed> {
+        if message.tags.len() != pages * TAG_LEN {
+            return Err("a reply does not bring one tag for each page");
+        }
+        if message.first_tag.checked_add(pages as u64).is_none() {
+            return Err("the numbers of a reply's tags do not end");
+        }
+        Ok(Self { key, tags: &message.tags, first: message.first_tag, scratch: Vec::new() })
+    }
+
+    /// Whether the tag of the page that was delivered at `place` is right.
+    fn fits(&mut self, place: usize, footer: &[u8; FOOTER_LEN], payload: &[u8]) -> bool {
+        self.scratch.clear();
+        self.scratch.extend_from_slice(footer);
+        self.scratch.extend_from_slice(payload);
+        let tag = &self.tags[place * TAG_LEN..(place + 1) * TAG_LEN];
+        self.key.verify(self.first + place as u64, &self.scratch, tag).is_ok()
     }
 }
 

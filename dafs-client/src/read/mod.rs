@@ -12,12 +12,15 @@ mod window;
 use crate::counters::ReadReport;
 use crate::error::{Error, Result};
 use crate::file::{self, OpenFile};
+use crate::keyring::Told;
 use crate::options::Path;
+use crate::session::rpc::Lane;
+use crate::sync::lock;
 use crate::write::{MAX_SIZE, install};
 use dafs_proto::{Extent, GetRefsRequest};
 use ordma::{AccessFault, Segment};
 use page::Single;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Bytes handled at a time: a longer read is several of these, one after the other.
 const WINDOW: usize = 8 << 20;
@@ -93,16 +96,26 @@ pub(crate) async fn prefetch(file: &OpenFile, offset: u64, length: u64, fill: bo
     while at < end {
         let length = (REFS_AT_ONCE * page_size).min(end - at);
         let extent = Some(Extent { offset: at, length });
-        let make = |open| GetRefsRequest { open, extent, fill, key_epoch: 0 };
-        let lane = crate::session::rpc::Lane::Normal;
-        let (reply, epoch) = file.call_in::<GetRefsRequest>(lane, Vec::new(), make).await?;
-        if reply.file != file.number() {
+        // Each attempt tells anew: it may be made in another session.
+        let told = Mutex::new(Told::default());
+        let make = |open| {
+            let new = Told::default();
+            let key_epoch = new.epoch(&file.keyring);
+            *lock(&told) = new;
+            GetRefsRequest { open, extent, fill, key_epoch }
+        };
+        let (message, mut reply) =
+            file.call_in::<GetRefsRequest>(Lane::Normal, Vec::new(), make).await?;
+        let epoch = reply.epoch;
+        let key = lock(&told).take(&file.keyring, message.key, &mut reply);
+        key.map_err(|reason| session.violation(epoch, reason))?;
+        if message.file != file.number() {
             return Err(session.violation(epoch, "references of another file"));
         }
-        install(file, &reply.refs, REFS_AT_ONCE, epoch)?;
-        file.saw_size(reply.size, session.grant()?.page_size);
+        install(file, &message.refs, REFS_AT_ONCE, epoch)?;
+        file.saw_size(message.size, session.grant()?.page_size);
         at += length;
-        if at >= reply.size {
+        if at >= message.size {
             break;
         }
     }

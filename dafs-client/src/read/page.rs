@@ -5,7 +5,6 @@ use crate::counters::ReadReport;
 use crate::file::OpenFile;
 use crate::session::Session;
 use crate::sync::lock;
-use dafs_keys::FileKey;
 use ordma::{AccessFault, Footer, PageRead, Region, RemoteRef, Segment};
 
 /// How such a read went.
@@ -28,13 +27,12 @@ pub(super) async fn read_one(file: &OpenFile, to: &Segment, offset: u64) -> Sing
         return Single::NotOne;
     }
     let known = lock(&session.table).directory.lookup(file.number(), block);
-    let Some(known) = known else { return Single::NotOne };
+    let (Some(known), Some(key)) = (known, file.keyring.key()) else { return Single::NotOne };
     session.counters.directory_hits.add(1);
 
     let bounce = (to.len < page_size).then(|| session.take_bounce(page_size));
     let dest = bounce.as_ref().map_or_else(|| to.clone(), |page| page.segment(0, page_size));
-    let read =
-        PageRead { reference: known.reference, floor: known.floor(), dest, key: FileKey::clear() };
+    let read = PageRead { reference: known.reference, floor: known.floor(), dest, key };
     let outcome = session.post(&live.endpoint, vec![read]).await.pop();
     let outcome = outcome.unwrap_or(Err(AccessFault::Unreachable));
     let footer = match outcome.and_then(|footer| whole(footer, page_size)) {

@@ -144,16 +144,15 @@ impl Window<'_> {
             return false;
         }
         let known = lock(&session.table).directory.lookup(self.file.number(), last);
-        let (Some(known), Some((live, _))) = (known, session.live()) else { return false };
+        let (Some(known), Some((live, _)), Some(key)) =
+            (known, session.live(), self.file.keyring.key())
+        else {
+            return false;
+        };
         let page_size = self.grant.page_size;
         let bounce = session.take_bounce(page_size);
         let dest = bounce.segment(0, page_size);
-        let read = PageRead {
-            reference: known.reference,
-            floor: known.floor(),
-            dest,
-            key: FileKey::clear(),
-        };
+        let read = PageRead { reference: known.reference, floor: known.floor(), dest, key };
         let outcome = session.post(&live.endpoint, vec![read]).await.pop();
         session.give_bounce(bounce);
         let outcome = outcome.unwrap_or(Err(AccessFault::Unreachable));
@@ -222,8 +221,8 @@ impl Window<'_> {
     /// Starts a transfer for each page that is not here, and waits for all.
     async fn round(&mut self, limit: usize) -> Result<()> {
         let session = self.file.session();
-        let live = session.live();
-        if live.is_none() {
+        let one_sided = session.live().zip(self.file.keyring.key());
+        if one_sided.is_none() {
             // No connection: the RPCs wait for one, references would only be lost.
             for page in &mut self.pages[..limit] {
                 if matches!(page.state, State::Ordma) {
@@ -232,8 +231,8 @@ impl Window<'_> {
             }
         }
         let mut under_way: Vec<Boxed<'_, Event>> = Vec::new();
-        if let Some((live, _)) = live {
-            self.post_batches(limit, &live, &mut under_way);
+        if let Some(((live, _), key)) = one_sided {
+            self.post_batches(limit, &live, &key, &mut under_way);
         }
         let rpc: Vec<usize> =
             (0..limit).filter(|&place| matches!(self.pages[place].state, State::Rpc)).collect();
@@ -262,8 +261,13 @@ impl Window<'_> {
         result
     }
 
-    fn post_batches<'f>(&self, limit: usize, live: &Live, under_way: &mut Vec<Boxed<'f, Event>>)
-    where
+    fn post_batches<'f>(
+        &self,
+        limit: usize,
+        live: &Live,
+        key: &Arc<FileKey>,
+        under_way: &mut Vec<Boxed<'f, Event>>,
+    ) where
         Self: 'f,
     {
         let session: &'f crate::session::Session = self.session();
@@ -279,12 +283,8 @@ impl Window<'_> {
                 let page = &self.pages[place];
                 let known = page.known?;
                 let dest = page.dest.clone();
-                Some(PageRead {
-                    reference: known.reference,
-                    floor: known.floor(),
-                    dest,
-                    key: FileKey::clear(),
-                })
+                let (reference, floor) = (known.reference, known.floor());
+                Some(PageRead { reference, floor, dest, key: Arc::clone(key) })
             });
             let reads = session.post(&live.endpoint, reads.collect());
             under_way.push(Box::pin(async move { Event::Ordma(places, reads.await) }));

@@ -2,9 +2,10 @@
 
 use super::pump::{DRIVE, ThreadWaker};
 use super::receive::{HELLO_SLOT, LinkReceiver};
-use super::{Grant, Link, Live, Session, lock};
+use super::{Grant, Link, Live, Protected, Session, lock};
 use crate::error::{Error, Result};
 use crate::slots::Slots;
+use dafs_keys::Protection;
 use dafs_proto::{
     ConnectReply, ConnectRequest, ErrorReply, Header, Op, Status, VERSION, encode_message,
 };
@@ -20,8 +21,6 @@ use std::time::{Duration, Instant};
 /// The first pause between two attempts; doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-/// Protection level `none` on the wire.
-const PROTECTION_NONE: u32 = 1;
 /// Bytes of a session's name.
 const SESSION_ID: usize = 16;
 
@@ -117,10 +116,13 @@ impl Session {
         let receiver = Arc::new(LinkReceiver { session: self.this.clone(), epoch });
         let result = self.connector.connect(receiver, timeout).map_err(Error::from);
         let result = result.and_then(|endpoint| {
-            let result = self.hello(&endpoint, &resume, deadline).and_then(|reply| {
-                self.install(&endpoint, epoch, &resume, reply)?;
-                self.recover_files(&endpoint, epoch)
-            });
+            let result = self
+                .guarded(&endpoint)
+                .and_then(|()| self.hello(&endpoint, &resume, deadline))
+                .and_then(|reply| {
+                    self.install(&endpoint, epoch, &resume, reply)?;
+                    self.recover_files(&endpoint, epoch)
+                });
             if result.is_err() {
                 endpoint.close();
             }
@@ -128,6 +130,19 @@ impl Session {
         });
         lock(&self.state).hello = None;
         result
+    }
+
+    /// Nothing is said over a connection that cannot be as protected as it must.
+    fn guarded(&self, endpoint: &Arc<dyn Endpoint>) -> Result<()> {
+        let least = self.options.protection;
+        if least == Protection::None || endpoint.channel().is_some() {
+            return Ok(());
+        }
+        Err(Error::Protection(format!(
+            "protection level {least} takes a handshake, which this connection to {} does not \
+             make: use a connector that does, or ask for level none",
+            self.peer()
+        )))
     }
 
     /// Sends CONNECT and waits for its reply.
@@ -142,9 +157,9 @@ impl Session {
             export: self.export.clone(),
             session: resume.to_vec(),
             client: self.options.name.clone(),
-            protection: PROTECTION_NONE,
+            protection: self.options.protection.to_wire(),
             slots: u32::from(self.options.slots),
-            credential: None,
+            credential: self.options.credential.clone(),
         };
         let header = Header::request(Op::Connect, HELLO_SLOT, 0, self.options.slots);
         endpoint.send(&encode_message(header, &request), &[])?;
@@ -190,7 +205,12 @@ impl Session {
     }
 
     /// Looks at what the server granted.
-    fn check(&self, reply: &ConnectReply, resume: &[u8]) -> std::result::Result<Grant, String> {
+    fn check(
+        &self,
+        reply: &ConnectReply,
+        resume: &[u8],
+        protected: &Protected,
+    ) -> std::result::Result<Grant, String> {
         let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
         let page_size = size(reply.page_size);
         if reply.session.len() != SESSION_ID {
@@ -204,9 +224,6 @@ impl Session {
         }
         if size(reply.max_transfer) < page_size + FOOTER_LEN {
             return Err(format!("transfers of at most {} bytes", reply.max_transfer));
-        }
-        if reply.protection != PROTECTION_NONE {
-            return Err(format!("protection level {} in place of none", reply.protection));
         }
         if reply.resumed && reply.session != resume {
             return Err("another session than the one to be resumed".into());
@@ -222,6 +239,8 @@ impl Session {
             root: reply.root.clone(),
             root_attr: reply.root_attr.unwrap_or_default(),
             shm_socket: reply.shm_socket.clone(),
+            level: protected.level,
+            server_key: protected.server_key(),
         })
     }
 
@@ -233,7 +252,15 @@ impl Session {
         resume: &[u8],
         (header, reply): (Header, ConnectReply),
     ) -> Result<()> {
-        let grant = self.check(&reply, resume).map_err(|reason| self.bad_hello(reason))?;
+        let bad = |reason| self.bad_hello(reason);
+        let before = {
+            let state = lock(&self.state);
+            state.grant.is_some().then(|| state.protected.clone())
+        };
+        let least = self.options.protection;
+        let protected = Protected::granted(reply.protection, least, &**endpoint, before.as_ref())
+            .map_err(bad)?;
+        let grant = self.check(&reply, resume, &protected).map_err(bad)?;
         let geometry = endpoint.capabilities().geometry;
         if geometry.is_some_and(|geometry| geometry.page_size != grant.page_size) {
             return Err(self.bad_hello("its slots are not of page size".into()));
@@ -249,6 +276,9 @@ impl Session {
             if reply.resumed && before.boot != grant.boot {
                 return Err(self.bad_hello("a session of one boot resumed in another".into()));
             }
+            if reply.resumed && before.level != grant.level {
+                return Err(self.bad_hello("a session resumed at another protection level".into()));
+            }
         }
         if matches!(state.link, Link::Closed) {
             return Err(self.closed_error());
@@ -259,6 +289,7 @@ impl Session {
         let boot_changed = state.grant.as_ref().is_some_and(|before| before.boot != grant.boot);
         let first = state.grant.is_none();
         state.grant = Some(Arc::new(grant));
+        state.protected = protected;
         if reply.resumed {
             let credits = state.slots.set_credits(header.credits);
             credits.map_err(|error| self.bad_hello(error.to_string()))?;
@@ -314,10 +345,9 @@ impl Session {
                 self.send(live, &frame, &data);
                 continue;
             };
-            let tag = live.endpoint.advertise(direct.buffer.clone());
-            cell.advertise(Some((Arc::clone(&live.endpoint), tag)));
+            let lent = direct.lend(&live.endpoint, &cell);
             let header = super::rpc::header(op, ticket, self.options.slots);
-            let frame = Arc::new((direct.encode)(header, tag));
+            let frame = Arc::new((direct.encode)(header, &lent));
             let mut state = lock(&self.state);
             let Some(kept) = state.slots.get_mut(ticket) else { continue };
             kept.frame = Some(Arc::clone(&frame));

@@ -10,6 +10,7 @@ pub(crate) mod batch;
 mod connect;
 mod keeper;
 pub(crate) mod outstanding;
+mod protected;
 pub(crate) mod pump;
 mod receive;
 pub(crate) mod rpc;
@@ -22,10 +23,12 @@ use crate::heat::Heat;
 use crate::options::Options;
 use crate::slots::Slots;
 use crate::sync::lock;
+use dafs_keys::{Protection, PublicKey};
 use dafs_proto::{Attr, WireHeat};
 pub(crate) use keeper::Owner;
 use ordma::{Connector, Endpoint, Footer, LinkError, Region};
 use outstanding::Outstanding;
+pub(crate) use protected::Protected;
 use pump::Pump;
 use rpc::CallError;
 use std::collections::VecDeque;
@@ -52,6 +55,9 @@ pub(crate) struct Grant {
     pub(crate) root: Vec<u8>,
     pub(crate) root_attr: Attr,
     pub(crate) shm_socket: String,
+    pub(crate) level: Protection,
+    /// The server's key, where there was a handshake.
+    pub(crate) server_key: Option<PublicKey>,
 }
 
 /// The reference directory and the record of heat, which are used together.
@@ -91,6 +97,8 @@ struct State {
     /// Counts sessions: opens of a former session mean nothing.
     session: u64,
     grant: Option<Arc<Grant>>,
+    /// How the connection that `grant` came over is protected.
+    protected: Protected,
     /// Whether the session of `grant` may be taken over by the next connection.
     resumable: bool,
     slots: Slots<Outstanding>,
@@ -146,6 +154,7 @@ impl Session {
             epoch: 0,
             session: 0,
             grant: None,
+            protected: Protected::default(),
             resumable: false,
             slots: Slots::new(0),
             waiters: VecDeque::new(),

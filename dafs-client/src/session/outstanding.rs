@@ -1,13 +1,15 @@
 //! What is kept of a request until its reply comes, and the reply.
 
+use super::Protected;
 use super::pump::{MESSAGES, want};
-use super::rpc::{CallError, EncodeDirect};
+use super::rpc::CallError;
 use crate::sync::lock;
-use dafs_proto::{Op, Status};
+use dafs_proto::{Buffer, Header, Op, Status};
 use ordma::{Endpoint, FOOTER_LEN, Segment, Tag};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use zeroize::Zeroize;
 
 /// Where pages that come in a reply go.
 #[derive(Clone, Debug)]
@@ -56,16 +58,25 @@ pub(crate) struct Reply {
     pub(crate) epoch: u64,
     /// The session it belongs to.
     pub(crate) session: u64,
+    /// How that connection is protected.
+    pub(crate) protected: Protected,
+}
+
+impl Reply {
+    /// Overwrites the message, which brought a secret.
+    pub(crate) fn wipe(&mut self) {
+        self.body.zeroize();
+    }
 }
 
 /// What is kept of a request until its reply comes.
 #[derive(Debug)]
 pub(crate) struct Outstanding {
     pub(crate) op: Op,
-    /// The message; `None` while its buffer is being advertised.
+    /// The message; `None` while its buffer is being lent.
     pub(super) frame: Option<Arc<Vec<u8>>>,
     pub(super) data: Vec<Segment>,
-    pub(super) direct: Option<Redirect>,
+    pub(super) direct: Option<Direct>,
     pub(super) sink: Option<Sink>,
     pub(super) cell: Arc<ReplyCell>,
     pub(super) sent: bool,
@@ -79,16 +90,59 @@ impl Outstanding {
     }
 }
 
-/// How to advertise the buffer anew.
-#[derive(Clone)]
-pub(super) struct Redirect {
-    pub(super) encode: EncodeDirect,
-    pub(super) buffer: Vec<Segment>,
+/// A buffer that the server was told of, for as long as the connection stands.
+#[derive(Clone, Debug)]
+pub(crate) struct Lent {
+    tag: Tag,
+    /// What the server needs to open what it fetches; empty where that is not sealed.
+    pub(crate) seal: Vec<u8>,
 }
 
-impl fmt::Debug for Redirect {
+impl Lent {
+    /// The buffer, as requests name it.
+    pub(crate) fn buffer(&self, length: u64) -> Buffer {
+        Buffer { tag: self.tag, address: 0, length }
+    }
+}
+
+/// Makes the message that names a buffer.
+pub(crate) type EncodeDirect = Arc<dyn Fn(Header, &Lent) -> Vec<u8> + Send + Sync>;
+
+/// What the server does with a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It places pages there.
+    Fill,
+    /// It fetches data from there.
+    Fetch,
+}
+
+/// A request that names a buffer, which has to be lent to the server anew on each connection that
+/// the request is sent over.
+#[derive(Clone)]
+pub(crate) struct Direct {
+    /// Kept for when the request is sent again.
+    pub(crate) encode: EncodeDirect,
+    pub(crate) buffer: Vec<Segment>,
+    pub(crate) purpose: Use,
+}
+
+impl Direct {
+    /// Lends the buffer on this connection, in place of a former one.
+    pub(super) fn lend(&self, endpoint: &Arc<dyn Endpoint>, cell: &ReplyCell) -> Lent {
+        let buffer = self.buffer.clone();
+        let (tag, seal) = match self.purpose {
+            Use::Fill => (endpoint.advertise(buffer), Vec::new()),
+            Use::Fetch => endpoint.offer(buffer),
+        };
+        cell.lent(Some((Arc::clone(endpoint), tag)));
+        Lent { tag, seal }
+    }
+}
+
+impl fmt::Debug for Direct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redirect").field("buffer", &self.buffer).finish_non_exhaustive()
+        f.debug_struct("Direct").field("buffer", &self.buffer).finish_non_exhaustive()
     }
 }
 
@@ -96,8 +150,8 @@ impl fmt::Debug for Redirect {
 #[derive(Debug, Default)]
 pub(crate) struct ReplyCell {
     state: Mutex<CellState>,
-    /// The buffer advertised for the request.
-    advertised: Mutex<Option<(Arc<dyn Endpoint>, Tag)>>,
+    /// The buffer lent for the request.
+    lent: Mutex<Option<(Arc<dyn Endpoint>, Tag)>>,
 }
 
 #[derive(Debug, Default)]
@@ -136,10 +190,10 @@ impl ReplyCell {
         }
     }
 
-    /// Notes the buffer that is advertised now, and withdraws the one before; how many bytes had
-    /// been placed there.
-    pub(super) fn advertise(&self, now: Option<(Arc<dyn Endpoint>, Tag)>) -> u64 {
-        let before = std::mem::replace(&mut *lock(&self.advertised), now);
+    /// Notes the buffer that is lent now, and withdraws the one before; how many bytes had been
+    /// placed there.
+    pub(super) fn lent(&self, now: Option<(Arc<dyn Endpoint>, Tag)>) -> u64 {
+        let before = std::mem::replace(&mut *lock(&self.lent), now);
         before.map_or(0, |(endpoint, tag)| endpoint.withdraw(tag))
     }
 }

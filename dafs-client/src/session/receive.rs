@@ -67,7 +67,7 @@ impl Session {
             return Err(format!("a reply to {} in the slot of {}", header.op, kept.op));
         }
         let kept = state.slots.finish(ticket, header.credits).map_err(|error| error.to_string())?;
-        let session = state.session;
+        let (session, protected) = (state.session, state.protected.clone());
         let wake = state.wakeable();
         drop(state);
         wake.into_iter().for_each(Waker::wake);
@@ -80,6 +80,7 @@ impl Session {
             resent: kept.resent,
             epoch,
             session,
+            protected,
         };
         if !data.is_empty() {
             let scattered = match &kept.sink {

@@ -1,6 +1,6 @@
 //! One request and its reply.
 
-use super::outstanding::{Outstanding, Redirect, Reply, ReplyCell, Sink};
+use super::outstanding::{Direct, Outstanding, Reply, ReplyCell, Sink};
 use super::pump::{MESSAGES, want};
 use super::{Link, Live, Outage, Session};
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use crate::file::OpenFile;
 use crate::slots::Ticket;
 use crate::sync::lock;
 use dafs_proto::{Call, ErrorReply, Header, Op, Status, encode_message};
-use ordma::{Endpoint, Segment, Tag};
+use ordma::{Endpoint, Segment};
 use prost::Message;
 use std::future::Future;
 use std::pin::Pin;
@@ -47,15 +47,13 @@ pub(crate) fn repeatable(op: Op) -> bool {
 
 /// Makes the message once slot and session are known; called under the session's lock.
 type EncodePlain<'a> = &'a (dyn Fn(Header) -> Vec<u8> + Sync);
-/// The same with the tag of the advertised buffer; kept for when the request is sent again.
-pub(crate) type EncodeDirect = Arc<dyn Fn(Header, Tag) -> Vec<u8> + Send + Sync>;
 
 /// What to send.
 pub(crate) enum Body<'a> {
     /// A message.
     Plain(EncodePlain<'a>),
-    /// A message that names a buffer, and the buffer.
-    Direct(EncodeDirect, Vec<Segment>),
+    /// A message that names a buffer.
+    Direct(Direct),
 }
 
 /// A request to be sent.
@@ -85,12 +83,10 @@ impl Session {
         self.counters.requests.add(1);
         match prepared {
             Prepared::Frame(frame, data) => self.send(&live, &frame, &data),
-            Prepared::Redirect(redirect) => {
-                self.send_direct(ticket, live, &redirect, &waiting.cell);
-            }
+            Prepared::Direct(direct) => self.send_direct(ticket, live, &direct, &waiting.cell),
         }
         let mut reply = std::future::poll_fn(|cx| waiting.cell.poll(cx)).await?;
-        reply.placed = waiting.cell.advertise(None);
+        reply.placed = waiting.cell.lent(None);
         Ok(reply)
     }
 
@@ -100,13 +96,12 @@ impl Session {
         }
     }
 
-    /// Advertises the buffer and sends the request; again, should the connection be replaced in
-    /// between. From when the frame is kept, reconnecting sees to that.
-    fn send_direct(&self, ticket: Ticket, live: Live, redirect: &Redirect, cell: &ReplyCell) {
+    /// Lends the buffer and sends the request; again, should the connection be replaced in between.
+    /// From when the frame is kept, reconnecting sees to that.
+    fn send_direct(&self, ticket: Ticket, live: Live, direct: &Direct, cell: &ReplyCell) {
         let mut live = live;
         loop {
-            let tag = live.endpoint.advertise(redirect.buffer.clone());
-            cell.advertise(Some((Arc::clone(&live.endpoint), tag)));
+            let lent = direct.lend(&live.endpoint, cell);
             let mut state = lock(&self.state);
             let (epoch, session) = (state.epoch, state.session);
             let endpoint = match &state.link {
@@ -119,7 +114,7 @@ impl Session {
             let Some(kept) = state.slots.get_mut(ticket) else { return };
             if epoch == live.epoch {
                 let header = header(kept.op, ticket, self.options.slots);
-                let frame = Arc::new((redirect.encode)(header, tag));
+                let frame = Arc::new((direct.encode)(header, &lent));
                 kept.frame = Some(Arc::clone(&frame));
                 kept.sent = true;
                 drop(state);
@@ -127,9 +122,9 @@ impl Session {
                 return;
             }
             let Some(endpoint) = endpoint else {
-                // The next connection will find the frame and advertise anew.
+                // The next connection will find the frame and lend anew.
                 let header = header(kept.op, ticket, self.options.slots);
-                kept.frame = Some(Arc::new((redirect.encode)(header, tag)));
+                kept.frame = Some(Arc::new((direct.encode)(header, &lent)));
                 return;
             };
             live = Live { endpoint, epoch, session };
@@ -158,18 +153,18 @@ impl Session {
         }
     }
 
-    /// One attempt; also gives the session it was made in.
+    /// One attempt; also gives the reply as it came.
     pub(crate) async fn call_once<C: Call>(
         &self,
         lane: Lane,
         what: &str,
         make: &(impl Fn() -> C + Send + Sync),
-    ) -> std::result::Result<(C::Reply, u64), CallError> {
+    ) -> std::result::Result<(C::Reply, Reply), CallError> {
         let encode = |header| encode_message(header, &make());
         let body = Body::Plain(&encode);
         let request = Request { op: C::OP, file: None, body, data: Vec::new(), sink: None };
         let reply = self.request(lane, request).await?;
-        Ok((self.decode::<C>(&reply, what)?, reply.session))
+        Ok((self.decode::<C>(&reply, what)?, reply))
     }
 
     /// Takes a reply's message out, or the server's refusal.
@@ -242,13 +237,13 @@ struct Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.cell.advertise(None);
+        self.cell.lent(None);
     }
 }
 
 enum Prepared {
     Frame(Arc<Vec<u8>>, Vec<Segment>),
-    Redirect(Redirect),
+    Direct(Direct),
 }
 
 struct Begin<'a, 'r> {
@@ -278,10 +273,9 @@ impl Begin<'_, '_> {
                     prepared = Some(Prepared::Frame(Arc::clone(&frame), data.clone()));
                     (Some(frame), None)
                 }
-                Body::Direct(encode, buffer) => {
-                    let redirect = Redirect { encode, buffer };
-                    prepared = Some(Prepared::Redirect(redirect.clone()));
-                    (None, Some(redirect))
+                Body::Direct(direct) => {
+                    prepared = Some(Prepared::Direct(direct.clone()));
+                    (None, Some(direct))
                 }
             };
             let sent = frame.is_some();

@@ -8,7 +8,8 @@ pub(crate) use uncommitted::Uncommitted;
 use crate::error::{Error, Result};
 use crate::file::{self, OpenFile};
 use crate::options::Stability;
-use crate::session::rpc::{Body, EncodeDirect, Lane, Request};
+use crate::session::outstanding::{Direct, EncodeDirect, Use};
+use crate::session::rpc::{Body, Lane, Request};
 use crate::sync::{Boxed, join_all, lock};
 use dafs_proto::{
     Buffer, CommitRequest, Extent, Op, Placement, Status, WireRef, WriteReply, WriteRequest,
@@ -109,29 +110,31 @@ async fn send(
     let session = file.session();
     let length = from.len as u64;
     let want_refs = session.options.neighbours;
-    let make = move |open: u64, placement: Placement, buffers: Vec<Buffer>| WriteRequest {
+    let make = move |open, placement: Placement, buffers: Vec<Buffer>, seal| WriteRequest {
         open,
         extents: vec![Extent { offset, length }],
         placement: placement.into(),
         buffers,
         stability: dafs_proto::Stability::from(stability).into(),
         want_refs,
-        seal: Vec::new(),
+        seal,
     };
     let (reply, epoch) = if inline {
         session.counters.inline_writes.add(1);
-        let make = |open| make(open, Placement::Inline, Vec::new());
-        file.call_in::<WriteRequest>(lane, vec![from.clone()], make).await?
+        let make = |open| make(open, Placement::Inline, Vec::new(), Vec::new());
+        let taken = file.call_in::<WriteRequest>(lane, vec![from.clone()], make).await?;
+        (taken.0, taken.1.epoch)
     } else {
         session.counters.direct_writes.add(1);
         loop {
             file.check(0)?;
             let opened = Arc::clone(file);
-            let encode: EncodeDirect = Arc::new(move |header, tag| {
-                let buffers = vec![Buffer { tag, address: 0, length }];
-                encode_message(header, &make(opened.open(), Placement::Direct, buffers))
+            let encode: EncodeDirect = Arc::new(move |header, lent| {
+                let (buffers, seal) = (vec![lent.buffer(length)], lent.seal.clone());
+                encode_message(header, &make(opened.open(), Placement::Direct, buffers, seal))
             });
-            let body = Body::Direct(encode, vec![from.clone()]);
+            let buffer = vec![from.clone()];
+            let body = Body::Direct(Direct { encode, buffer, purpose: Use::Fetch });
             let request =
                 Request { op: Op::Write, file: Some(file), body, data: Vec::new(), sink: None };
             let result = session.request(lane, request).await;

@@ -98,13 +98,16 @@ fn an_export_that_is_not_there() {
 }
 
 #[test]
-fn no_protection_is_never_assumed() {
+fn less_than_sealed_is_never_assumed() {
     let server = Server::start();
-    let error = server.fails(2, ["ls", &server.url()]);
-    assert!(error.contains("no protection level was named; add --protection none"), "{error}");
-    let error = server.fails(2, ["ls", &format!("{}?protection=sealed", server.url())]);
-    assert!(error.contains("only protection=none"), "{error}");
-    server.fails(2, ["--protection", "sealed", "ls"]);
+    let (asked, plain) = (format!("{}?protection=sealed", server.url()), server.url());
+    for args in [vec!["ls", &asked], vec!["ls", &plain], vec!["--protection", "keyed", "ls"]] {
+        let error = server.fails(1, args);
+        check(&error, "connect to", "there is no identity", "then try again");
+        assert!(error.contains("`dafs keygen`"), "{error}");
+    }
+    server.fails(2, ["--protection", "paper", "ls"]);
+    server.fails(2, ["--server-key", "short", "ls"]);
 }
 
 #[test]

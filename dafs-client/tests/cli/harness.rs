@@ -138,6 +138,8 @@ impl Server {
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dafs"));
         command.args(args).env("DAFS_URL", format!("{}?protection=none", self.url()));
+        // What its user has is none of the tests' business.
+        command.env("XDG_CONFIG_HOME", self.local("config")).env_remove("DAFS_IDENTITY");
         command.env_remove("DAFS_LOG").stdin(Stdio::null());
         command
     }

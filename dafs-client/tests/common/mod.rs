@@ -6,7 +6,8 @@ mod transport;
 
 use dafs_client::blocking::Client;
 use dafs_client::{Options, Protection};
-use dafs_keys::FileKey;
+use dafs_keys::page::PageKey;
+use dafs_keys::{FileKey, Identity, ReadKey, Secret};
 use dafs_proto::{Header, Kind, Op, Status};
 use ordma::slot::FOOTER_LEN;
 use ordma::{AccessFault, Footer, RemoteRef};
@@ -49,6 +50,9 @@ pub struct Node {
     pub mode: u32,
 }
 
+/// What tells a sealed page from all others: its key's epoch, file, block, generation, version.
+type Sealed = (u64, u64, u64, u64, u64);
+
 /// A page's slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
@@ -74,6 +78,14 @@ pub struct State {
     pub nodes: BTreeMap<u64, Node>,
     pub sessions: HashMap<Vec<u8>, Session>,
     pub cached: HashMap<(u64, u64), Slot>,
+    pub protection: Protection,
+    pub identity: Arc<Identity>,
+    /// Of this boot: what keys of files are derived from.
+    pub secret: Secret,
+    /// The epochs of files that are not in their first.
+    pub epochs: HashMap<u64, u64>,
+    /// Pages that were sealed, each once, as their nonces demand.
+    sealed: HashMap<Sealed, ([u8; FOOTER_LEN], Vec<u8>)>,
     pub last_generation: u64,
     pub verifier: u64,
     /// What happens to the next one-sided page reads; empty: they are served.
@@ -86,6 +98,10 @@ pub struct State {
     /// One-sided reads are done while they are posted.
     pub local_reads: bool,
     pub log: Vec<Op>,
+    /// What clients said at CONNECT of whom to act for.
+    pub credentials: Vec<Option<dafs_proto::Credential>>,
+    /// The seals of fetched write data.
+    pub seals: Vec<Vec<u8>>,
     pub one_sided: u64,
     pub heat: Vec<u8>,
     pub connects: u32,
@@ -109,6 +125,11 @@ impl Server {
             nodes: BTreeMap::from([(ROOT, root)]),
             sessions: HashMap::new(),
             cached: HashMap::new(),
+            protection: Protection::None,
+            identity: Arc::new(Identity::generate().unwrap()),
+            secret: Secret::random().unwrap(),
+            epochs: HashMap::new(),
+            sealed: HashMap::new(),
             last_generation: 0,
             verifier: 1,
             faults: VecDeque::new(),
@@ -118,6 +139,8 @@ impl Server {
             shm_socket: String::new(),
             local_reads: false,
             log: Vec::new(),
+            credentials: Vec::new(),
+            seals: Vec::new(),
             one_sided: 0,
             heat: Vec::new(),
             connects: 0,
@@ -125,12 +148,21 @@ impl Server {
         })))
     }
 
+    /// One whose export is guarded.
+    pub fn protected(level: Protection) -> Self {
+        let server = Self::new();
+        server.state().protection = level;
+        server
+    }
+
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
 
+    /// A client that asks for this server's level.
     pub fn client(&self) -> Client {
-        self.client_with(options())
+        let protection = self.state().protection;
+        self.client_with(Options { protection, ..options() })
     }
 
     pub fn client_with(&self, options: Options) -> Client {
@@ -172,6 +204,8 @@ impl Server {
         state.verifier += 1;
         state.sessions.clear();
         state.cached.clear();
+        state.secret = Secret::random().unwrap();
+        state.epochs.clear();
         for node in state.nodes.values_mut() {
             node.data = node.stable.clone();
         }
@@ -220,8 +254,41 @@ impl State {
         })
     }
 
+    /// The epoch of a file's key.
+    pub fn epoch(&self, id: u64) -> u64 {
+        self.epochs.get(&id).copied().unwrap_or(1)
+    }
+
+    /// Someone may not read the file any more: its key changes, and what is cached is sealed anew.
+    pub fn bump(&mut self, id: u64) {
+        let epoch = self.epoch(id) + 1;
+        self.epochs.insert(id, epoch);
+        for (_, slot) in self.cached.iter_mut().filter(|((file, _), _)| *file == id) {
+            slot.version += 1;
+        }
+    }
+
+    pub fn page_key(&self, id: u64) -> PageKey {
+        PageKey::derive(&self.secret, self.epoch(id), self.number(id))
+    }
+
+    pub fn read_key(&self, id: u64) -> ReadKey {
+        ReadKey::derive(&self.secret.keyed(), self.epoch(id), self.number(id))
+    }
+
+    /// A file's key, for a client that has the one of the epoch `known`.
+    pub fn wire_key(&self, id: u64, known: Option<u64>) -> Option<dafs_proto::FileKey> {
+        let epoch = self.epoch(id);
+        let secret = match self.protection {
+            Protection::None => return None,
+            Protection::Keyed => self.read_key(id).secret().expose().to_vec(),
+            Protection::Sealed => self.page_key(id).secret().expose().to_vec(),
+        };
+        (known != Some(epoch)).then_some(dafs_proto::FileKey { epoch, secret })
+    }
+
     /// A page and its footer, as they lie in the slot.
-    pub fn page(&self, id: u64, block: u64, slot: Slot) -> ([u8; FOOTER_LEN], Vec<u8>) {
+    pub fn page(&mut self, id: u64, block: u64, slot: Slot) -> ([u8; FOOTER_LEN], Vec<u8>) {
         let data = &self.nodes[&id].data;
         let start = (block as usize * PAGE).min(data.len());
         let end = (start + PAGE).min(data.len());
@@ -230,7 +297,10 @@ impl State {
         let footer = Footer {
             kind: ordma::Kind::Data,
             sealed: false,
-            epoch: 0,
+            epoch: match self.protection {
+                Protection::None => 0,
+                Protection::Keyed | Protection::Sealed => self.epoch(id) as u16,
+            },
             last: block + 1 == self.blocks(id),
             valid: (end - start) as u32,
             file: self.number(id),
@@ -238,7 +308,16 @@ impl State {
             generation: slot.generation,
             version: slot.version,
         };
-        (footer.encode(&payload), payload)
+        if self.protection != Protection::Sealed {
+            return (footer.encode(&payload), payload);
+        }
+        let key = self.page_key(id);
+        let name = (key.epoch(), footer.file, block, slot.generation, slot.version);
+        let sealed = self.sealed.entry(name).or_insert_with(|| {
+            let footer = footer.seal(&mut payload, &key);
+            (footer, payload)
+        });
+        sealed.clone()
     }
 
     /// What a one-sided read of a slot finds.
@@ -246,6 +325,7 @@ impl State {
         &mut self,
         reference: &RemoteRef,
         floor: u64,
+        key: &FileKey,
     ) -> Result<(Footer, Vec<u8>), AccessFault> {
         self.one_sided += 1;
         if let Some(Some(fault)) = self.faults.pop_front() {
@@ -258,7 +338,12 @@ impl State {
         }
         let slot = *self.cached.get(&(id, block)).ok_or(AccessFault::Stale)?;
         let (footer, mut payload) = self.page(id, block, slot);
-        ordma::slot::accept(&footer, &mut payload, reference, floor, &FileKey::Clear)
+        if let FileKey::Keyed(key) = key
+            && key.secret().expose() != self.read_key(id).secret().expose()
+        {
+            return Err(AccessFault::Revoked);
+        }
+        ordma::slot::accept(&footer, &mut payload, reference, floor, key)
             .map(|footer| (footer, payload))
     }
 
@@ -292,7 +377,7 @@ pub fn raw_reply(op: Op, slot: u16, sequence: u32, credits: u16) -> Vec<u8> {
 
 pub fn options() -> Options {
     Options {
-        protection: Some(Protection::None),
+        protection: Protection::None,
         timeout: Duration::from_secs(5),
         name: "test".into(),
         ..Options::default()

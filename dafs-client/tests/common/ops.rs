@@ -2,6 +2,7 @@
 
 use super::transport::FakeEndpoint;
 use super::{Node, PAGE, ROOT, Server, Session, State, reply};
+use dafs_keys::Protection;
 use dafs_proto::*;
 use prost::Message;
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ pub fn serve(
     let state = &mut *state;
     state.log.push(header.op);
     if header.op == Op::Connect {
-        return connect(state, header, body);
+        return connect(state, link, header, body);
     }
     let refuse = |status, credits| {
         let head = reply(header, status, credits, &ErrorReply::default());
@@ -66,8 +67,18 @@ pub fn serve(
     Served { head, data, session: None }
 }
 
-fn connect(state: &mut State, header: &Header, body: &[u8]) -> Served {
+fn connect(state: &mut State, link: &FakeEndpoint, header: &Header, body: &[u8]) -> Served {
     let request = ConnectRequest::decode(body).unwrap();
+    let offered = state.protection;
+    let asked = Protection::from_wire(request.protection).unwrap();
+    if asked > offered || (asked == Protection::None && offered != asked) {
+        let message =
+            format!("the export offers protection {offered}, the client asks for {asked}");
+        let head = reply(header, Status::Protection, 1, &ErrorReply { message });
+        return Served { head, data: Vec::new(), session: None };
+    }
+    assert!(offered == Protection::None || link.is_known());
+    state.credentials.push(request.credential);
     let resumed = state.resume && state.sessions.contains_key(&request.session);
     let id = if resumed {
         request.session
@@ -86,7 +97,7 @@ fn connect(state: &mut State, header: &Header, body: &[u8]) -> Served {
         max_inline: state.max_inline,
         max_transfer: state.max_transfer,
         lease_ms: state.lease_ms,
-        protection: 1,
+        protection: offered.to_wire(),
         resumed,
         root: ROOT.to_le_bytes().to_vec(),
         root_attr: Some(attr(state, ROOT)),
@@ -250,7 +261,8 @@ fn answer(
                 push_ref(state, id, block, &mut list);
             }
             let size = state.nodes[&id].data.len() as u64;
-            good(GetRefsReply { file: state.number(id), refs: list, size, key: None })
+            let key = state.wire_key(id, Some(request.key_epoch));
+            good(GetRefsReply { file: state.number(id), refs: list, size, key })
         }
         _ => bad(Status::NotSupported),
     }
@@ -291,12 +303,14 @@ fn open(state: &mut State, session: &[u8], request: &OpenRequest) -> Answer {
     let open = session.last_open;
     session.opens.insert(open, id);
     let (file, attr) = (state.number(id), Some(attr(state, id)));
-    good(OpenReply { open, handle: handle(id), file, attr, refs: Vec::new(), created, key: None })
+    let key = (request.access & 1 != 0).then(|| state.wire_key(id, None)).flatten();
+    good(OpenReply { open, handle: handle(id), file, attr, refs: Vec::new(), created, key })
 }
 
 fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) -> Answer {
     let (mut footers, mut payloads, mut refs) = (Vec::new(), Vec::new(), Vec::new());
-    let mut counts = Vec::new();
+    let (mut counts, mut tags) = (Vec::new(), Vec::new());
+    let mut first_tag = None;
     for extent in &request.extents {
         let first = extent.offset / PAGE as u64;
         let last = (extent.offset + extent.length).div_ceil(PAGE as u64);
@@ -304,6 +318,11 @@ fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) 
         for block in first..last.min(state.blocks(id)) {
             let slot = state.fill(id, block);
             let (footer, payload) = state.page(id, block, slot);
+            if state.protection == Protection::Keyed {
+                let (number, tag) = link.tag(&[&footer[..], &payload].concat());
+                first_tag.get_or_insert(number);
+                tags.extend(tag);
+            }
             footers.extend(footer);
             payloads.extend(payload);
             push_ref(state, id, block, &mut refs);
@@ -316,7 +335,9 @@ fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) 
     }
     footers.extend(payloads);
     let size = state.nodes[&id].data.len() as u64;
-    let body = ReadReply { file: state.number(id), counts, refs, size, ..ReadReply::default() };
+    let (file, key) = (state.number(id), state.wire_key(id, Some(request.key_epoch)));
+    let first_tag = first_tag.unwrap_or(0);
+    let body = ReadReply { file, counts, refs, size, key, tags, first_tag };
     match request.placement() {
         Placement::Inline => {
             assert!(footers.len() <= state.max_inline as usize);
@@ -341,7 +362,8 @@ fn write(
     let data = match request.placement() {
         Placement::Inline => data,
         Placement::Direct => {
-            fetched = link.fetch(request.buffers[0].tag);
+            fetched = link.fetch(request.buffers[0].tag, &request.seal);
+            state.seals.push(request.seal.clone());
             match &fetched {
                 Some(data) => data,
                 None => return bad(Status::Transfer),

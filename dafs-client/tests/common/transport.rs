@@ -2,14 +2,17 @@
 //! drives.
 
 use super::{PAGE, Server, Verdict, ops};
+use dafs_keys::handshake::{Incoming, Initiator, Responder};
+use dafs_keys::{Identity, PageTagKey, Protection, Seal, WriteKey};
 use dafs_proto::Header;
-use ordma::engine::PageRead;
+use ordma::engine::{Established, PageRead};
 use ordma::{
-    AccessFault, Capabilities, Connector, Endpoint, Interest, LinkError, ReadBatch, Receiver,
-    Segment, Tag,
+    AccessFault, Capabilities, Connector, Endpoint, Footer, Interest, LinkError, ReadBatch,
+    Receiver, Region, Segment, Tag,
 };
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -33,9 +36,12 @@ impl Connector for FakeConnector {
             return Err(LinkError::Connect { target: self.target(), reason });
         }
         state.connects += 1;
+        let keys = (state.protection != Protection::None)
+            .then(|| Keys::shake_hands(&state.identity, state.protection));
         let endpoint = Arc::new(FakeEndpoint {
             server: self.0.clone(),
             receiver,
+            keys,
             inner: Mutex::default(),
             arrived: Condvar::new(),
         });
@@ -48,9 +54,37 @@ impl Connector for FakeConnector {
     }
 }
 
+/// What both sides of a connection have since the handshake.
+struct Keys {
+    client: Arc<Established>,
+    /// The server's side.
+    writes: WriteKey,
+    tags: PageTagKey,
+    last_tag: AtomicU64,
+}
+
+impl Keys {
+    fn shake_hands(server: &Identity, least: Protection) -> Self {
+        let client = Identity::generate().unwrap();
+        let (initiator, begin) = Initiator::begin(&client, &server.public(), least).unwrap();
+        let Ok(Incoming::Begun(responder)) = Responder::receive(server, &begin) else {
+            panic!("no handshake");
+        };
+        let (answer, _, secret) = responder.accept().unwrap();
+        let (_, same) = initiator.finish(&answer).unwrap();
+        Self {
+            client: Arc::new(Established::new(server.public(), least, same)),
+            writes: WriteKey::derive(&secret),
+            tags: PageTagKey::derive(&secret),
+            last_tag: AtomicU64::new(0),
+        }
+    }
+}
+
 pub struct FakeEndpoint {
     server: Server,
     receiver: Arc<dyn Receiver>,
+    keys: Option<Keys>,
     inner: Mutex<Inner>,
     arrived: Condvar,
 }
@@ -105,8 +139,32 @@ impl FakeEndpoint {
         true
     }
 
-    /// Fetches the bytes of an advertised buffer.
-    pub fn fetch(&self, tag: Tag) -> Option<Vec<u8>> {
+    /// Whether there was a handshake.
+    pub fn is_known(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// The next tag for a page in a reply, and its number.
+    pub fn tag(&self, page: &[u8]) -> (u64, [u8; 16]) {
+        let keys = self.keys.as_ref().unwrap();
+        let number = keys.last_tag.fetch_add(1, Ordering::Relaxed) + 1;
+        (number, keys.tags.tag(number, page))
+    }
+
+    /// Fetches the bytes of a lent buffer, and opens them where they are sealed.
+    pub fn fetch(&self, tag: Tag, seal: &[u8]) -> Option<Vec<u8>> {
+        let mut data = self.fetch_raw(tag)?;
+        match &self.keys {
+            None => assert!(seal.is_empty()),
+            Some(keys) => {
+                let seal = Seal::decode(seal).expect("a seal");
+                keys.writes.open(&seal, &mut data).expect("sealed for this connection");
+            }
+        }
+        Some(data)
+    }
+
+    fn fetch_raw(&self, tag: Tag) -> Option<Vec<u8>> {
         let inner = self.inner.lock().unwrap();
         let (segments, _) = inner.advertised.get(&tag)?;
         let mut data = Vec::new();
@@ -116,9 +174,13 @@ impl FakeEndpoint {
         Some(data)
     }
 
+    fn read_slot(&self, page: &PageRead) -> Result<(Footer, Vec<u8>), AccessFault> {
+        self.server.state().read_slot(&page.reference, page.floor, &page.key)
+    }
+
     fn complete(&self, batch: &ReadBatch) {
         let outcome = batch.pages.iter().map(|page| {
-            let (footer, payload) = self.server.state().read_slot(&page.reference, page.floor)?;
+            let (footer, payload) = self.read_slot(page)?;
             page.dest.with(|bytes| bytes.copy_from_slice(&payload));
             Ok(footer)
         });
@@ -193,6 +255,21 @@ impl Endpoint for FakeEndpoint {
         let tag = inner.tags;
         inner.advertised.insert(tag, (buffer, 0));
         tag
+    }
+
+    fn offer(&self, data: Vec<Segment>) -> (Tag, Vec<u8>) {
+        let Some(keys) = &self.keys else { return (self.advertise(data), Vec::new()) };
+        let mut copy = Vec::new();
+        for segment in data {
+            segment.with_ref(|bytes| copy.extend_from_slice(bytes)).expect("lent");
+        }
+        let seal = keys.client.writes.seal(&mut copy);
+        let region = Region::owned(copy);
+        (self.advertise(vec![region.segment(0, region.len())]), seal.encode().to_vec())
+    }
+
+    fn channel(&self) -> Option<&Arc<Established>> {
+        self.keys.as_ref().map(|keys| &keys.client)
     }
 
     fn withdraw(&self, tag: Tag) -> u64 {

@@ -8,6 +8,8 @@ use crate::slot::{FOOTER_LEN, Footer, accept};
 use crate::stream::lock;
 use crate::{AccessFault, ChunkId};
 use arc_swap::ArcSwap;
+use dafs_keys::Secret;
+use dafs_keys::tags::{ConnectionNonce, second_connection_proof};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,6 +26,7 @@ const AT_ONCE: usize = 64;
 pub(crate) struct Chunks {
     boot: PeerBoot,
     geometry: Geometry,
+    nonce: ConnectionNonce,
     control: Arc<ControlSocket>,
     /// Held while a message is received and acted upon, so that who finds nothing to receive knows
     /// that all that came before has been acted upon.
@@ -49,8 +52,8 @@ impl Table {
 /// The client's end of the control connection.
 struct ControlSocket {
     socket: OwnedFd,
-    /// Chunks that are unmapped and that the server could not be told of at once.
-    untold: Mutex<Vec<ChunkId>>,
+    /// What the server could not be told at once.
+    untold: Mutex<Vec<Vec<u8>>>,
     kick: OwnedFd,
     stopped: AtomicBool,
 }
@@ -62,14 +65,13 @@ impl fmt::Debug for ControlSocket {
 }
 
 impl ControlSocket {
-    /// Tells the server of chunks that are no longer mapped.
-    fn tell(&self, chunk: Option<ChunkId>) {
+    /// Tells the server something, after all that it could not be told before.
+    fn tell(&self, bytes: Option<Vec<u8>>) {
         let mut untold = lock(&self.untold);
-        untold.extend(chunk);
+        untold.extend(bytes);
         let mut told = 0;
-        for chunk in &*untold {
-            let message = Message::Unmapped(*chunk).encode();
-            match control::send(self.socket.as_fd(), &message, None) {
+        for bytes in &*untold {
+            match control::send(self.socket.as_fd(), bytes, None) {
                 Ok(Some(())) => told += 1,
                 Ok(None) => break,
                 // The connection is lost, and with it the need to tell.
@@ -101,16 +103,17 @@ impl Drop for Mapped {
     fn drop(&mut self) {
         // First unmapped, then told.
         self.chunk = None;
-        self.control.tell(Some(self.id));
+        self.control.tell(Some(Message::Unmapped(self.id).encode().to_vec()));
     }
 }
 
 impl Chunks {
-    /// No chunks yet, from a server with this boot page.
+    /// No chunks yet, from a server with this boot page, which gave the connection this nonce.
     pub(crate) fn new(
         socket: OwnedFd,
         boot: PeerBoot,
         geometry: Geometry,
+        nonce: ConnectionNonce,
     ) -> std::io::Result<Self> {
         let control = ControlSocket {
             socket,
@@ -121,10 +124,17 @@ impl Chunks {
         Ok(Self {
             boot,
             geometry,
+            nonce,
             control: Arc::new(control),
             receiving: Mutex::default(),
             table: ArcSwap::default(),
         })
+    }
+
+    /// Shows that the connection is its session's.
+    pub(crate) fn prove(&self, connection: &Secret) {
+        let proof = second_connection_proof(connection, &self.nonce);
+        self.control.tell(Some([Message::Proof.encode(), proof].concat()));
     }
 
     /// Whether the server lived after everything that this thread has read before.
@@ -137,7 +147,9 @@ impl Chunks {
     pub(crate) fn read(&self, pages: &[PageRead]) -> Vec<Result<Footer, AccessFault>> {
         let mut outcomes = Vec::with_capacity(pages.len());
         let together = |a: &PageRead, b: &PageRead| {
-            a.dest.region.same(&b.dest.region) && a.reference.chunk == b.reference.chunk
+            a.dest.region.same(&b.dest.region)
+                && a.reference.chunk == b.reference.chunk
+                && a.is_tagged() == b.is_tagged()
         };
         // A region is locked for a limited time only.
         for run in pages.chunk_by(together).flat_map(|run| run.chunks(AT_ONCE)) {
@@ -146,8 +158,13 @@ impl Chunks {
         outcomes
     }
 
-    /// Reads pages of one chunk to places in one region.
+    /// Reads pages of one chunk to places in one region, with tags or without.
     fn read_run(&self, run: &[PageRead], outcomes: &mut Vec<Result<Footer, AccessFault>>) {
+        if run[0].is_tagged() {
+            // There is no one here to show a tag to.
+            outcomes.extend(run.iter().map(|_| Err(AccessFault::Revoked)));
+            return;
+        }
         let chunk = run[0].reference.chunk;
         let mut table = self.table.load();
         if table.find(chunk).is_none() {

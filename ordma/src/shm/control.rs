@@ -1,7 +1,8 @@
 //! What the second connection carries: who may read, and the memory to read from.
 //!
 //! Messages are 16 bytes, little-endian: kind u8, three zero bytes, chunk u32, page size u32, slots
-//! u32. Those that hand memory over come with one descriptor.
+//! u32. Those that hand memory over come with one descriptor, and a proof with the 16 bytes of it
+//! behind the message.
 
 use crate::ChunkId;
 use crate::arena::Geometry;
@@ -32,6 +33,8 @@ pub(crate) enum Message {
     Retire(ChunkId),
     /// To the server, once for each time that a chunk was handed over: it is no longer mapped.
     Unmapped(ChunkId),
+    /// To the server, once: what comes next is the proof that the connection is its session's.
+    Proof,
 }
 
 impl Message {
@@ -49,6 +52,7 @@ impl Message {
             }
             Self::Retire(chunk) => (5, *chunk),
             Self::Unmapped(chunk) => (6, *chunk),
+            Self::Proof => (7, 0),
         };
         b[0] = kind;
         b[4..8].copy_from_slice(&chunk.to_le_bytes());
@@ -65,6 +69,7 @@ impl Message {
             4 => Self::Chunk(chunk, Geometry::new(page_size, page_size.checked_mul(slots)?).ok()?),
             5 => Self::Retire(chunk),
             6 => Self::Unmapped(chunk),
+            7 => Self::Proof,
             _ => return None,
         };
         // One way to say each thing.
@@ -155,6 +160,7 @@ mod tests {
             (Message::Retire(7), false),
             (Message::Revoke, false),
             (Message::Unmapped(7), false),
+            (Message::Proof, false),
         ];
         for (message, with) in messages {
             let descriptor = with.then_some(a.as_fd());

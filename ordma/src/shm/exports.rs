@@ -3,12 +3,14 @@
 use super::boot::BootPage;
 use super::control::{self, LEN, Message};
 use crate::ChunkId;
-use crate::arena::Chunk;
-use crate::engine::{Link, LinkError, Transfer};
+use crate::arena::{Chunk, Guard};
+use crate::engine::{Link, LinkError, ReadAccess, Transfer};
+use crate::stream::gate::{Gate, WrongProof};
 use crate::stream::link::{Second, StreamLink};
 use crate::stream::reactor::{Registration, Room, Source, Step};
 use crate::stream::server::{Counted, Server};
 use crate::stream::{io, lock};
+use dafs_keys::tags::ConnectionNonce;
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -53,6 +55,10 @@ impl Exports {
     }
 
     pub(crate) fn export(&self, chunk: &Arc<Chunk>) {
+        if chunk.guard() == Guard::Tags {
+            // Who has the memory shows tags to no one.
+            return;
+        }
         let mut registry = lock(&self.registry);
         if registry.chunks.insert(chunk.id(), Arc::clone(chunk)).is_none() {
             for control in registry.controls.values() {
@@ -141,8 +147,12 @@ impl fmt::Debug for Control {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    gate: Gate,
+    /// The next message is the proof itself.
+    proof_follows: bool,
+    /// The client was told that it may read.
     allowed: bool,
     queue: VecDeque<Outgoing>,
     /// How often each chunk was handed over and not yet let go of.
@@ -166,9 +176,17 @@ impl Control {
         link: Arc<StreamLink>,
         socket: Arc<OwnedFd>,
         counted: Counted,
-        welcome: &[u8],
+        nonce: ConnectionNonce,
     ) -> bool {
-        let queue = VecDeque::from([Outgoing::Hello(welcome.to_vec()), Outgoing::Boot]);
+        let welcome = server.welcome(nonce).encode().to_vec();
+        let state = State {
+            gate: Gate::new(nonce),
+            proof_follows: false,
+            allowed: false,
+            queue: VecDeque::from([Outgoing::Hello(welcome), Outgoing::Boot]),
+            held: BTreeMap::new(),
+            closed: false,
+        };
         let control = Arc::new_cyclic(|this| Self {
             socket: Arc::clone(&socket),
             link: Arc::downgrade(&link),
@@ -176,7 +194,7 @@ impl Control {
             server: Arc::downgrade(server),
             this: this.clone(),
             registration: OnceLock::new(),
-            state: Mutex::new(State { queue, ..State::default() }),
+            state: Mutex::new(state),
         });
         // Known before it is asked what it may read, so that no export is missed in between.
         lock(&exports.registry).controls.insert(link.id(), Arc::clone(&control));
@@ -273,41 +291,118 @@ impl Control {
         server.clock().at(Instant::now() + BREATHER, call);
     }
 
-    /// The client has let go of a chunk once. The error says what is wrong with that.
-    fn unmapped(&self, link: u64, chunk: ChunkId) -> Result<(), String> {
-        let mut state = lock(&self.state);
-        let Some(held) = state.held.get_mut(&chunk) else {
-            return Err(format!("it lets go of chunk {chunk}, which it does not have"));
-        };
-        *held -= 1;
-        if *held > 0 {
-            return Ok(());
+    /// Receives a message. `None` where none has arrived.
+    fn receive(&self, state: &mut State) -> Result<Option<Heard>, Ended> {
+        let mut bytes = [0; LEN];
+        // Descriptors that a client sends are no message of ours: they are not even received.
+        match io::receive(self.socket.as_fd(), &mut bytes) {
+            Ok(None) => return Ok(None),
+            Ok(Some(LEN)) => {}
+            Ok(Some(0)) | Err(_) => return Err(Ended::Closed),
+            Ok(Some(n)) => {
+                return Err(Ended::broken(format_args!("a control message of {n} bytes")));
+            }
         }
-        state.held.remove(&chunk);
-        drop(state);
-        self.exports.let_go(link, Some(chunk));
-        Ok(())
+        if std::mem::take(&mut state.proof_follows) {
+            state.gate.prove(bytes).map_err(Ended::broken)?;
+            return Ok(Some(Heard::Proof));
+        }
+        match Message::decode(&bytes) {
+            Some(Message::Proof) => {
+                state.proof_follows = true;
+                Ok(Some(Heard::Nothing))
+            }
+            Some(Message::Unmapped(chunk)) => {
+                let unknown = || format!("it lets go of chunk {chunk}, which it does not have");
+                let held = state.held.get_mut(&chunk).ok_or_else(|| Ended::broken(unknown()))?;
+                *held -= 1;
+                if *held > 0 {
+                    return Ok(Some(Heard::Nothing));
+                }
+                state.held.remove(&chunk);
+                Ok(Some(Heard::LetGo(chunk)))
+            }
+            other => Err(Ended::broken(format_args!("an unexpected control message: {other:?}"))),
+        }
+    }
+
+    /// Receives a message and acts upon it. `None` where none has arrived.
+    fn hear(&self, link: &StreamLink) -> Option<Step> {
+        // The registry's lock first, so that no export falls between looking and announcing.
+        let registry = lock(&self.exports.registry);
+        let mut state = lock(&self.state);
+        let heard = self.receive(&mut state);
+        if let Ok(Some(Heard::Proof)) = heard {
+            self.update(&registry, &mut state);
+        }
+        drop((state, registry));
+        match heard {
+            Ok(None) => return None,
+            Ok(Some(Heard::Nothing | Heard::Proof)) => {}
+            Ok(Some(Heard::LetGo(chunk))) => self.exports.let_go(link.id(), Some(chunk)),
+            Err(Ended::Closed) => return Some(Step::Close),
+            Err(Ended::Broken(reason)) => {
+                link.fail(link.broken(reason));
+                return Some(Step::Close);
+            }
+        }
+        Some(Step::Idle)
+    }
+
+    /// Tells the client whether it may read, where that has changed, and hands over what there is.
+    fn update(&self, registry: &Registry, state: &mut State) {
+        let allow = state.gate.access().is_some();
+        if state.allowed != allow {
+            state.allowed = allow;
+            if allow {
+                state.queue.push_back(Outgoing::Plain(Message::Allow));
+                state.queue.extend(registry.chunks.values().cloned().map(Outgoing::Chunk));
+            } else {
+                state.queue.retain(|outgoing| !matches!(outgoing, Outgoing::Chunk(_)));
+                state.queue.push_back(Outgoing::Plain(Message::Revoke));
+            }
+        }
+        self.flush(state);
+    }
+}
+
+/// What a message from the client brought.
+enum Heard {
+    /// Nothing to be acted upon.
+    Nothing,
+    /// The proof that the connection is its session's: it may be allowed to read now.
+    Proof,
+    /// It does not have the chunk any more.
+    LetGo(ChunkId),
+}
+
+/// Why no message comes any more.
+enum Ended {
+    Closed,
+    Broken(String),
+}
+
+impl Ended {
+    fn broken(reason: impl fmt::Display) -> Self {
+        Self::Broken(reason.to_string())
     }
 }
 
 impl Second for Control {
-    fn allow(&self, allow: bool) {
-        // The registry's lock first, so that no export falls between looking and announcing.
+    fn allow(&self, access: Option<Arc<ReadAccess>>) -> Result<(), WrongProof> {
+        // In this order, as in `hear`.
         let registry = lock(&self.exports.registry);
         let mut state = lock(&self.state);
-        if state.allowed == allow {
-            self.flush(&mut state);
-            return;
+        let allowed = state.gate.allow(access);
+        self.update(&registry, &mut state);
+        let waits = state.gate.waits();
+        drop((state, registry));
+        if waits && let Some(link) = self.link.upgrade() {
+            // A client sends its proof before the message that the permission follows from: it is
+            // here, and the chunks are handed over before the reply.
+            while self.hear(&link) == Some(Step::Idle) {}
         }
-        state.allowed = allow;
-        if allow {
-            state.queue.push_back(Outgoing::Plain(Message::Allow));
-            state.queue.extend(registry.chunks.values().cloned().map(Outgoing::Chunk));
-        } else {
-            state.queue.retain(|outgoing| !matches!(outgoing, Outgoing::Chunk(_)));
-            state.queue.push_back(Outgoing::Plain(Message::Revoke));
-        }
-        self.flush(&mut state);
+        allowed
     }
 
     fn close(&self) {
@@ -323,13 +418,6 @@ struct ControlConnection {
     _counted: Counted,
 }
 
-impl ControlConnection {
-    fn broken(&self, reason: String) -> Step {
-        self.link.fail(LinkError::Protocol { peer: self.link.peer(), reason });
-        Step::Close
-    }
-}
-
 impl Source for ControlConnection {
     fn fd(&self) -> BorrowedFd<'_> {
         self.control.socket.as_fd()
@@ -342,31 +430,11 @@ impl Source for ControlConnection {
         Step::Idle
     }
 
-    fn readable(&mut self, room: &mut Room<'_>) -> Step {
+    fn readable(&mut self, _room: &mut Room<'_>) -> Step {
         if self.link.is_closing() {
             return Step::Close;
         }
-        // Descriptors that a client sends are no message of ours: they are not even received.
-        let room = &mut room.scratch[..LEN];
-        match io::receive(self.fd(), room) {
-            Ok(None) => Step::Idle,
-            Ok(Some(0)) => Step::Close,
-            Ok(Some(LEN)) => {
-                let mut bytes = [0; LEN];
-                bytes.copy_from_slice(room);
-                match Message::decode(&bytes) {
-                    Some(Message::Unmapped(chunk)) => {
-                        match self.control.unmapped(self.link.id(), chunk) {
-                            Ok(()) => Step::Idle,
-                            Err(reason) => self.broken(reason),
-                        }
-                    }
-                    other => self.broken(format!("an unexpected control message: {other:?}")),
-                }
-            }
-            Ok(Some(n)) => self.broken(format!("a control message of {n} bytes")),
-            Err(_) => Step::Close,
-        }
+        self.control.hear(&self.link).unwrap_or(Step::Idle)
     }
 
     fn writable(&mut self, _room: &mut Room<'_>) -> Step {

@@ -2,7 +2,9 @@
 //!
 //! Messages go over a Unix socket, in the same frames as those of `tcp`. Over a second connection to
 //! the same path the server hands its chunks over, as sealed memory files that the client maps for
-//! reading; a one-sided read is a copy by the client's own CPU.
+//! reading; a one-sided read is a copy by the client's own CPU. Where a handshake was on the first,
+//! nothing is handed over before the second has proved to be the same client's. Chunks whose pages
+//! are given against tags alone are never handed over.
 
 mod boot;
 mod chunks;
@@ -26,6 +28,8 @@ use crate::stream::server::{Counted, Server, Side};
 use boot::PeerBoot;
 use chunks::Chunks;
 use control::{Message, Received};
+use dafs_keys::Secret;
+use dafs_keys::tags::ConnectionNonce;
 use exports::{Control, Exports};
 use path::SocketPath;
 use std::future::Future;
@@ -110,9 +114,9 @@ impl Side for ShmSide {
         link: Arc<StreamLink>,
         socket: Arc<OwnedFd>,
         counted: Counted,
-        welcome: &[u8],
+        nonce: ConnectionNonce,
     ) -> bool {
-        Control::attach(&self.exports, server, link, socket, counted, welcome)
+        Control::attach(&self.exports, server, link, socket, counted, nonce)
     }
 
     fn peer(&self, socket: &OwnedFd) -> String {
@@ -194,7 +198,10 @@ impl ShmConnector {
             return Err("the server's hello is not a welcome".to_owned());
         };
         let second = path::dial(&self.path, deadline)?;
-        greet(&second, ClientHello::Second(ticket), deadline)?;
+        let welcome = greet(&second, ClientHello::Second(ticket), deadline)?;
+        let ServerHello::Welcome { ticket: nonce, .. } = welcome else {
+            return Err("the server's hello is not a welcome".to_owned());
+        };
         wait_readable(&second, deadline)?;
         let boot = match control::receive(second.as_fd()).map_err(|error| error.to_string())? {
             Received::Message(Message::Boot, Some(file)) => {
@@ -202,7 +209,8 @@ impl ShmConnector {
             }
             other => return Err(format!("no boot page, but {other:?}")),
         };
-        let chunks = Chunks::new(second, boot, geometry).map_err(|error| error.to_string())?;
+        let chunks =
+            Chunks::new(second, boot, geometry, nonce).map_err(|error| error.to_string())?;
         let own_limits = self.settings.limits();
         let rpc = Rpc::new(socket, self.path.clone(), own_limits, limits, Arc::clone(&receiver));
         let core = Core::new(rpc, None, receiver, self.settings.spin);
@@ -275,6 +283,10 @@ impl Endpoint for ShmEndpoint {
 
     fn advertise(&self, buffer: Vec<Segment>) -> Tag {
         self.client.core.rpc.advertise(buffer)
+    }
+
+    fn prove(&self, connection: &Secret) {
+        self.client.chunks.prove(connection);
     }
 
     fn withdraw(&self, tag: Tag) -> u64 {

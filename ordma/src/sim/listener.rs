@@ -3,7 +3,7 @@
 use super::core::Core;
 use super::event::{Channel, What};
 use super::state::State;
-use crate::arena::Geometry;
+use crate::arena::{Geometry, Guard};
 use crate::{Arena, Chunk, ChunkId, LinkError, Listener, Service, Transfer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -47,11 +47,12 @@ impl State {
             let reason = "the address is in use".to_owned();
             return Err(LinkError::Listen { address: address.to_owned(), reason });
         }
+        let chunks = arena.chunks().into_iter().filter(is_given);
         let host = Host {
             address: address.to_owned(),
             service,
             geometry: arena.geometry(),
-            exported: arena.chunks().into_iter().map(|chunk| (chunk.id(), chunk)).collect(),
+            exported: chunks.map(|chunk| (chunk.id(), chunk)).collect(),
             retires: BTreeMap::new(),
         };
         let id = self.next_id();
@@ -68,7 +69,7 @@ impl State {
     }
 
     fn export(&mut self, listener: u64, chunk: &Arc<Chunk>) {
-        let Some(host) = self.hosts.get_mut(&listener) else {
+        let Some(host) = self.hosts.get_mut(&listener).filter(|_| is_given(chunk)) else {
             return;
         };
         host.exported.insert(chunk.id(), Arc::clone(chunk));
@@ -193,6 +194,11 @@ impl State {
             drop(host);
         }));
     }
+}
+
+/// Whether clients are given the pages of a chunk: no one looks at tags here.
+fn is_given(chunk: &Arc<Chunk>) -> bool {
+    chunk.guard() != Guard::Tags
 }
 
 fn done_with(retire: &Transfer) {

@@ -113,7 +113,7 @@ fn capabilities(geometry: Option<Geometry>) -> Capabilities {
 }
 
 /// Most bytes of a message's head.
-pub const MOST_HEAD: usize = 64 << 10;
+pub const MOST_HEAD: usize = (64 << 10) + crate::secure::OVERHEAD;
 
 /// Most bytes of a message's data.
 pub const MOST_DATA: usize = 2 << 20;

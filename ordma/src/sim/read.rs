@@ -52,22 +52,23 @@ impl State {
             return false;
         };
         let mut posted = Batch::new(Arc::clone(batch));
-        let known: Vec<bool> = batch
-            .pages
-            .iter()
-            .map(|page| conn.client.chunks.contains(&page.reference.chunk))
-            .collect();
-        for (copy, known) in posted.copies.iter_mut().zip(&known) {
-            copy.fault = (!known).then_some(AccessFault::Gone);
+        let fault = |page: &PageRead| match conn.client.chunks.contains(&page.reference.chunk) {
+            _ if page.is_tagged() => Some(AccessFault::Revoked),
+            false => Some(AccessFault::Gone),
+            true => None,
+        };
+        for (copy, page) in posted.copies.iter_mut().zip(&batch.pages) {
+            copy.fault = fault(page);
         }
+        let asked: Vec<bool> = posted.copies.iter().map(|copy| copy.fault.is_none()).collect();
         conn.client.batches.insert(number, posted);
         let parts: &[Part] = if self.faults.tear {
             &[Part::First, Part::Second, Part::Footer]
         } else {
             &[Part::Whole]
         };
-        for (page, known) in known.into_iter().enumerate() {
-            if known {
+        for (page, asked) in asked.into_iter().enumerate() {
+            if asked {
                 for part in parts {
                     self.post(id, Channel::Reads, What::Read { batch: number, page, part: *part });
                 }

@@ -2,7 +2,7 @@
 //!
 //! The client says what the connection is for; a session's second connection names the ticket that
 //! the first one was given. The server answers with its limits, the sizes of its chunks, and, on a
-//! first connection, the ticket.
+//! first connection, the ticket; on a second one, the nonce that its proof and its tags are over.
 
 use super::frame::{Limits, half};
 use crate::arena::Geometry;
@@ -91,7 +91,7 @@ pub(crate) enum ServerHello {
         geometry: Geometry,
         /// Most that the server takes in one message.
         limits: Limits,
-        /// Names this session to its second connection; zero on that.
+        /// Names this session to its second connection; on that, its nonce.
         ticket: Ticket,
     },
     /// No session has that ticket.

@@ -2,12 +2,14 @@
 
 use super::connection::Pulled;
 use super::frame::{Header, Kind, Pull};
+use super::gate::WrongProof;
 use super::hello::Ticket;
 use super::out::Out;
 use super::reactor::Registration;
 use super::server::Server;
 use super::{io, lock};
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
+use arc_swap::ArcSwapOption;
 use foldhash::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,8 +18,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 /// The session's second connection, as its first one sees it.
 pub(crate) trait Second: Send + Sync + fmt::Debug {
-    /// The client may read one-sidedly from now on, or no longer.
-    fn allow(&self, allow: bool);
+    /// The client may read one-sidedly from now on, or no longer. The error says what is wrong with
+    /// the proof that it has sent.
+    fn allow(&self, access: Option<Arc<ReadAccess>>) -> Result<(), WrongProof>;
     /// Ends the connection.
     fn close(&self);
 }
@@ -30,7 +33,7 @@ pub(crate) struct StreamLink {
     pub(super) server: Arc<Server>,
     pub(super) out: Mutex<Out>,
     pub(super) registration: OnceLock<Registration>,
-    reads_allowed: AtomicBool,
+    access: ArcSwapOption<ReadAccess>,
     closing: AtomicBool,
     reason: OnceLock<LinkError>,
     second: Mutex<Option<Arc<dyn Second>>>,
@@ -64,7 +67,7 @@ impl StreamLink {
             server,
             out: Mutex::new(Out::new(socket)),
             registration: OnceLock::new(),
-            reads_allowed: AtomicBool::new(false),
+            access: ArcSwapOption::empty(),
             closing: AtomicBool::new(false),
             reason: OnceLock::new(),
             second: Mutex::new(None),
@@ -78,7 +81,7 @@ impl StreamLink {
     }
 
     pub(crate) fn reads_allowed(&self) -> bool {
-        self.reads_allowed.load(Ordering::Acquire)
+        self.access.load().is_some()
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -93,7 +96,8 @@ impl StreamLink {
             return false;
         }
         // Under the lock, so that no change of the permission falls between the two.
-        second.allow(self.reads_allowed());
+        // No proof has come yet that could be wrong.
+        let _ = second.allow(self.access.load_full());
         *slot = Some(second);
         true
     }
@@ -120,6 +124,10 @@ impl StreamLink {
 
     pub(crate) fn lost(&self, reason: impl fmt::Display) -> LinkError {
         LinkError::Lost { peer: self.peer.clone(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn broken(&self, reason: impl fmt::Display) -> LinkError {
+        LinkError::Protocol { peer: self.peer.clone(), reason: reason.to_string() }
     }
 
     /// Runs `send` on the queue and deals with what comes of it.
@@ -253,9 +261,10 @@ impl Link for StreamLink {
 
     fn allow_reads(&self, access: Option<ReadAccess>) {
         let second = lock(&self.second);
-        self.reads_allowed.store(access.is_some(), Ordering::Release);
-        if let Some(second) = &*second {
-            second.allow(access.is_some());
+        let access = access.map(Arc::new);
+        self.access.store(access.clone());
+        if let Some(Err(error)) = second.as_ref().map(|second| second.allow(access)) {
+            self.fail(self.broken(error));
         }
     }
 

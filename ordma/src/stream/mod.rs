@@ -4,6 +4,7 @@
 mod connection;
 pub(crate) mod endpoint;
 pub(crate) mod frame;
+pub(crate) mod gate;
 pub(crate) mod hello;
 pub(crate) mod inbox;
 pub(crate) mod io;

@@ -15,7 +15,7 @@ use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 /// Bytes of a thread's scratch buffer.
-const SCRATCH: usize = 256 << 10;
+pub(crate) const SCRATCH: usize = 256 << 10;
 /// Names the eventfd; no source has this token.
 const WAKE: u64 = 0;
 

@@ -9,6 +9,7 @@ use super::settings::Settings;
 use super::welcome::Door;
 use crate::arena::Arena;
 use crate::engine::{Capabilities, LinkError, Service};
+use dafs_keys::tags::ConnectionNonce;
 use foldhash::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -17,15 +18,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// What differs between the engines on the server's side.
 pub(crate) trait Side: Send + Sync {
-    /// Takes the second connection of `link`, and sends the welcome on it; `false` where the link
-    /// does not take it.
+    /// Takes the second connection of `link`, and sends the welcome with the nonce on it; `false`
+    /// where the link does not take it.
     fn attach(
         &self,
         server: &Arc<Server>,
         link: Arc<StreamLink>,
         socket: Arc<OwnedFd>,
         counted: Counted,
-        welcome: &[u8],
+        nonce: ConnectionNonce,
     ) -> bool;
     /// A name for the peer of a connection.
     fn peer(&self, socket: &OwnedFd) -> String;
@@ -45,6 +46,8 @@ pub(crate) struct Server {
     agents: Vec<Arc<Reactor>>,
     tickets: Mutex<HashMap<Ticket, Weak<StreamLink>>>,
     connections: Arc<AtomicUsize>,
+    /// Pages that were not given for want of a right tag.
+    refused: AtomicU64,
 }
 
 impl fmt::Debug for Server {
@@ -87,6 +90,7 @@ impl Server {
             agents: Vec::new(),
             tickets: Mutex::default(),
             connections: Arc::default(),
+            refused: AtomicU64::new(0),
         };
         let spin = server.settings.spin;
         let started = (|| {
@@ -142,7 +146,17 @@ impl Server {
         Some(Counted(Arc::clone(&self.connections)))
     }
 
-    /// The server's hello.
+    /// Counts pages that are not given for want of a right tag.
+    pub(crate) fn refuse(&self, pages: usize) {
+        self.refused.fetch_add(pages as u64, Ordering::Relaxed);
+    }
+
+    /// Pages that were not given for want of a right tag.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// The server's hello, with the ticket on a first connection and the nonce on a second one.
     pub(crate) fn welcome(&self, ticket: Ticket) -> ServerHello {
         let limits = self.settings.limits();
         ServerHello::Welcome { geometry: self.arena.geometry(), limits, ticket }

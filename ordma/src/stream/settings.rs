@@ -34,7 +34,8 @@ impl Default for Settings {
         Self {
             rpc_threads: 1,
             agent_threads: 1,
-            max_head: 64 << 10,
+            // 64 KiB, and room for what an encrypted channel adds.
+            max_head: (64 << 10) + crate::secure::OVERHEAD,
             max_data: 2 << 20,
             send_queue: 8 << 20,
             receive_memory: 16 << 20,

@@ -4,6 +4,7 @@ use super::hello::{BadHello, CLIENT_LEN, ClientHello, ServerHello, may_become_he
 use super::io;
 use super::reactor::{Room, Source, Step};
 use super::server::{Counted, Server};
+use dafs_keys::secret;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use std::io::IoSlice;
@@ -118,9 +119,12 @@ impl Guest {
                 }
             }
             ClientHello::Second(ticket) => {
-                let welcome = self.server.welcome([0; 16]).encode();
+                let nonce = match secret::random() {
+                    Ok(nonce) => nonce,
+                    Err(error) => return self.refuse(error),
+                };
                 let attached = self.server.redeem(&ticket).is_some_and(|link| {
-                    self.server.side().attach(&self.server, link, socket, counted, &welcome)
+                    self.server.side().attach(&self.server, link, socket, counted, nonce)
                 });
                 if !attached {
                     say(&self.socket, &ServerHello::UnknownTicket.encode());

@@ -2,43 +2,55 @@
 //!
 //! A single page is copied out with its footer and sent from the copy. Of several, only the footers
 //! are copied, and the kernel takes the payloads from where they lie. Either way they are read at
-//! different times, and the client's check of the page tells whether they belong together.
+//! different times, and the client's check of the page tells whether they belong together. Tagged
+//! requests are answered from copies alone: see [`tagged`](super::tagged).
 
+use super::tagged::Tagged;
 use super::wire::{
-    ENTRY_LEN, HEADER_LEN, LONGEST_HEAD, LONGEST_REQUEST, entry, put_reply, request,
+    ENTRY_LEN, HEADER_LEN, Kind, LONGEST_HEAD, LONGEST_REQUEST, Request, put_reply, read_entry,
 };
 use crate::AccessFault;
 use crate::RemoteRef;
-use crate::arena::Chunk;
+use crate::arena::{Chunk, Guard};
+use crate::engine::{LinkError, ReadAccess};
 use crate::region::Iovecs;
 use crate::slot::{FOOTER_LEN, names, version_of};
-use crate::stream::io;
+use crate::stream::gate::{Gate, WrongProof};
 use crate::stream::link::{Second, StreamLink};
 use crate::stream::reactor::{Registration, Room, Source, Step};
 use crate::stream::server::{Counted, Server};
+use crate::stream::{io, lock};
+use dafs_keys::tags::ConnectionNonce;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The one-sided connection as its link sees it.
 #[derive(Debug)]
-struct Handle(Arc<OwnedFd>);
+struct Handle {
+    socket: Arc<OwnedFd>,
+    /// The agent asks it with every request.
+    gate: Mutex<Gate>,
+}
 
 impl Second for Handle {
-    /// The agent asks the link with every request.
-    fn allow(&self, _allow: bool) {}
+    fn allow(&self, access: Option<Arc<ReadAccess>>) -> Result<(), WrongProof> {
+        lock(&self.gate).allow(access)
+    }
 
     fn close(&self) {
-        io::shut_down(self.0.as_fd());
+        io::shut_down(self.socket.as_fd());
     }
 }
 
 /// The event loop's side of a one-sided connection.
 pub(crate) struct AgentConnection {
-    socket: Arc<OwnedFd>,
+    handle: Arc<Handle>,
     link: Arc<StreamLink>,
     server: Arc<Server>,
     registration: Option<Registration>,
+    /// From the first tagged request on.
+    tagged: Option<Box<Tagged>>,
     /// Requests that are incomplete or wait for a reply to go out; empty when idle.
     requests: Vec<u8>,
     /// The reply that is going out.
@@ -46,14 +58,17 @@ pub(crate) struct AgentConnection {
     _counted: Counted,
 }
 
-/// A reply of which part has not gone out. Holds no payload: what remains is taken from the slots
-/// when it goes.
+/// A reply of which part has not gone out. Holds no payload, unless it is the answer to a tagged
+/// request: what remains is taken from the slots when it goes.
 struct Reply {
     head: Vec<u8>,
     pages: Vec<(Arc<Chunk>, u32)>,
     sent: usize,
     page_size: usize,
 }
+
+/// What comes of a request: what of the reply did not go out, or why the connection ends.
+type Answered = Result<Option<Reply>, LinkError>;
 
 impl AgentConnection {
     /// Makes `socket` the one-sided connection of `link`.
@@ -62,18 +77,21 @@ impl AgentConnection {
         link: Arc<StreamLink>,
         socket: Arc<OwnedFd>,
         counted: Counted,
-        welcome: &[u8],
+        nonce: ConnectionNonce,
     ) -> bool {
-        if !link.attach(Arc::new(Handle(Arc::clone(&socket)))) {
+        let gate = Mutex::new(Gate::new(nonce));
+        let handle = Arc::new(Handle { socket: Arc::clone(&socket), gate });
+        if !link.attach(Arc::clone(&handle) as Arc<dyn Second>) {
             return false;
         }
-        crate::stream::welcome::say(&socket, welcome);
+        crate::stream::welcome::say(&socket, &server.welcome(nonce).encode());
         let agent = Arc::clone(server.agent(&link));
         agent.adopt(Box::new(Self {
-            socket,
+            handle,
             link,
             server: Arc::clone(server),
             registration: None,
+            tagged: None,
             requests: Vec::new(),
             stalled: None,
             _counted: counted,
@@ -81,61 +99,96 @@ impl AgentConnection {
         true
     }
 
-    fn lost(&self, reason: impl std::fmt::Display) -> Step {
-        self.link.fail(self.link.lost(format_args!("one-sided connection: {reason}")));
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.handle.socket.as_fd()
+    }
+
+    fn lost(&self, reason: impl std::fmt::Display) -> LinkError {
+        self.link.lost(format_args!("one-sided connection: {reason}"))
+    }
+
+    fn fail(&self, error: LinkError) -> Step {
+        self.link.fail(error);
         Step::Close
     }
 
     /// Answers the requests in `bytes`, and returns how many bytes of it are done with.
-    fn answer(&mut self, mut bytes: &[u8], scratch: &mut [u8]) -> Result<usize, String> {
+    fn answer(&mut self, mut bytes: &[u8], scratch: &mut [u8]) -> Result<usize, LinkError> {
         let all = bytes.len();
+        let page_size = self.server.arena.geometry().page_size;
         while bytes.len() >= HEADER_LEN && self.stalled.is_none() {
-            let Some((number, count)) = request(bytes) else {
-                return Err("a request for no pages, or for too many".to_owned());
-            };
-            let Some(entries) = bytes.get(HEADER_LEN..HEADER_LEN + count * ENTRY_LEN) else {
-                break;
-            };
-            let page_size = self.server.arena.geometry().page_size;
-            self.stalled = if count == 1 {
-                self.single(number, entries, &mut scratch[..page_size])
-            } else {
-                self.several(number, entries, page_size)
-            }
-            .map_err(|error| error.to_string())?;
-            bytes = &bytes[HEADER_LEN + count * ENTRY_LEN..];
+            let request = Request::decode(bytes)
+                .filter(|request| request.count <= request.kind.pages(page_size))
+                .ok_or_else(|| self.link.broken("a request that is none, or for too many pages"))?;
+            let end = HEADER_LEN + request.rest();
+            let Some(entries) = bytes.get(HEADER_LEN..end) else { break };
+            self.stalled = match request.kind {
+                Kind::Proof => self.prove(entries),
+                Kind::Tagged => self.tagged(request.number, entries, scratch),
+                Kind::Plain if request.count == 1 => {
+                    self.single(request.number, entries, &mut scratch[..page_size])
+                }
+                Kind::Plain => self.several(request.number, entries, page_size),
+            }?;
+            bytes = &bytes[end..];
         }
         Ok(all - bytes.len())
     }
 
-    fn chunk(&self, reference: &RemoteRef) -> Result<Arc<Chunk>, AccessFault> {
-        if !self.link.reads_allowed() {
-            return Err(AccessFault::Revoked);
-        }
-        self.server.arena.chunk(reference.chunk).ok_or(AccessFault::Gone)
+    /// Takes the proof that the connection is its session's.
+    fn prove(&self, proof: &[u8]) -> Answered {
+        let proof = proof.try_into().map_err(|_| self.link.broken("a proof of another length"))?;
+        let proven = lock(&self.handle.gate).prove(proof);
+        proven.map(|()| None).map_err(|error| self.link.broken(error))
     }
 
-    /// Answers a request for one page; what does not go out comes back.
-    fn single(
-        &self,
-        number: u64,
-        entries: &[u8],
-        payload: &mut [u8],
-    ) -> std::io::Result<Option<Reply>> {
-        let (reference, floor) = entry(entries);
+    /// Answers a tagged request.
+    fn tagged(&mut self, number: u64, entries: &[u8], scratch: &mut [u8]) -> Answered {
+        let (access, nonce) = {
+            let gate = lock(&self.handle.gate);
+            (gate.access().cloned(), *gate.nonce())
+        };
+        let page_size = self.server.arena.geometry().page_size;
+        let tagged = self.tagged.get_or_insert_with(|| Box::new(Tagged::new(nonce)));
+        let answer = tagged.answer(&self.server, access.as_ref(), number, entries, scratch);
+        let parts = answer.parts();
+        let all: usize = parts.iter().map(|part| part.len()).sum();
+        let sent = io::send(self.socket(), &parts).map_err(|error| self.lost(error))?.unwrap_or(0);
+        // What was tagged is what is sent: the rest must not be taken from the slots.
+        let stalled = || Reply { head: answer.bytes(), pages: Vec::new(), sent, page_size };
+        Ok((sent < all).then(stalled))
+    }
+
+    /// Whether plain requests are answered now.
+    fn is_open(&self) -> bool {
+        lock(&self.handle.gate).access().is_some()
+    }
+
+    /// The chunk that a plain request refers to.
+    fn chunk(&self, open: bool, reference: &RemoteRef) -> Result<Arc<Chunk>, AccessFault> {
+        if !open {
+            return Err(AccessFault::Revoked);
+        }
+        let chunk = self.server.arena.chunk(reference.chunk).ok_or(AccessFault::Gone)?;
+        if chunk.guard() == Guard::Tags {
+            self.server.refuse(1);
+            return Err(AccessFault::Revoked);
+        }
+        Ok(chunk)
+    }
+
+    /// Answers a request for one page.
+    fn single(&self, number: u64, entries: &[u8], payload: &mut [u8]) -> Answered {
+        let (reference, floor) = read_entry(entries);
         let mut footer = [0; FOOTER_LEN];
-        let found = self.chunk(&reference).and_then(|chunk| {
+        let found = self.chunk(self.is_open(), &reference).and_then(|chunk| {
             let there = chunk.copy_out(reference.slot, payload, &mut footer);
             let good = there && names(&footer, &reference) && version_of(&footer) >= floor;
             if good { Ok(chunk) } else { Err(AccessFault::Stale) }
         });
         let mut head = Vec::with_capacity(HEADER_LEN + FOOTER_LEN);
-        put_reply(
-            &mut head,
-            number,
-            &[found.as_ref().map(drop).map_err(|fault| *fault)],
-            payload.len(),
-        );
+        let status = [found.as_ref().map(drop).map_err(|fault| *fault)];
+        put_reply(&mut head, Kind::Plain, number, &status, payload.len());
         let mut parts = [IoSlice::new(&[]), IoSlice::new(&[])];
         if found.is_ok() {
             head.extend_from_slice(&footer);
@@ -143,7 +196,7 @@ impl AgentConnection {
         }
         parts[0] = IoSlice::new(&head);
         let all = parts[0].len() + parts[1].len();
-        let sent = io::send(self.socket.as_fd(), &parts)?.unwrap_or(0);
+        let sent = io::send(self.socket(), &parts).map_err(|error| self.lost(error))?.unwrap_or(0);
         if sent == all {
             return Ok(None);
         }
@@ -151,20 +204,16 @@ impl AgentConnection {
         Ok(Some(Reply { head, pages, sent, page_size: payload.len() }))
     }
 
-    /// Answers a request for several pages; what does not go out comes back.
-    fn several(
-        &self,
-        number: u64,
-        entries: &[u8],
-        page_size: usize,
-    ) -> std::io::Result<Option<Reply>> {
+    /// Answers a request for several pages.
+    fn several(&self, number: u64, entries: &[u8], page_size: usize) -> Answered {
         let count = entries.len() / ENTRY_LEN;
+        let open = self.is_open();
         let mut statuses = Vec::with_capacity(count);
         let mut footers = Vec::with_capacity(count * FOOTER_LEN);
         let mut pages = Vec::with_capacity(count);
         for bytes in entries.chunks_exact(ENTRY_LEN) {
-            let (reference, floor) = entry(bytes);
-            let found = self.chunk(&reference).and_then(|chunk| {
+            let (reference, floor) = read_entry(bytes);
+            let found = self.chunk(open, &reference).and_then(|chunk| {
                 let footer = chunk.footer(reference.slot).ok_or(AccessFault::Stale)?;
                 if !names(&footer, &reference) || version_of(&footer) < floor {
                     return Err(AccessFault::Stale);
@@ -176,10 +225,10 @@ impl AgentConnection {
             statuses.push(found);
         }
         let mut head = Vec::with_capacity(LONGEST_HEAD.min(HEADER_LEN + count * 2 + footers.len()));
-        put_reply(&mut head, number, &statuses, page_size);
+        put_reply(&mut head, Kind::Plain, number, &statuses, page_size);
         head.extend_from_slice(&footers);
         let mut reply = Reply { head, pages, sent: 0, page_size };
-        let done = reply.send(self.socket.as_fd())?;
+        let done = reply.send(self.socket()).map_err(|error| self.lost(error))?;
         Ok((!done).then_some(reply))
     }
 
@@ -187,7 +236,7 @@ impl AgentConnection {
         let registration = room.registration();
         // A client that does not take its replies gets no more of its requests read.
         let stalled = self.stalled.is_some();
-        registration.interest(self.socket.as_fd(), !stalled, stalled);
+        registration.interest(self.socket(), !stalled, stalled);
     }
 }
 
@@ -220,7 +269,7 @@ impl Reply {
 
 impl Source for AgentConnection {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.socket()
     }
 
     fn begin(&mut self, room: &mut Room<'_>) -> Step {
@@ -233,18 +282,19 @@ impl Source for AgentConnection {
             return Step::Close;
         }
         if self.stalled.is_some() {
-            return if room.hangup { self.lost("closed by the client") } else { Step::Idle };
+            let gone = || self.fail(self.lost("closed by the client"));
+            return if room.hangup { gone() } else { Step::Idle };
         }
         // The front takes requests, and what is behind it a page. No more requests than a longest
         // one, since that is what a connection holds whose client does not take its replies.
         let (front, back) = room.scratch.split_at_mut(LONGEST_REQUEST);
         let kept = self.requests.len();
         front[..kept].copy_from_slice(&self.requests);
-        let arrived = match io::receive(self.socket.as_fd(), &mut front[kept..]) {
+        let arrived = match io::receive(self.socket(), &mut front[kept..]) {
             Ok(None) => return Step::Idle,
-            Ok(Some(0)) => return self.lost("closed by the client"),
+            Ok(Some(0)) => return self.fail(self.lost("closed by the client")),
             Ok(Some(n)) => kept + n,
-            Err(error) => return self.lost(error),
+            Err(error) => return self.fail(self.lost(error)),
         };
         match self.answer(&front[..arrived], back) {
             Ok(done) => {
@@ -256,22 +306,22 @@ impl Source for AgentConnection {
                 }
                 Step::Served
             }
-            Err(error) => self.lost(error),
+            Err(error) => self.fail(error),
         }
     }
 
     fn writable(&mut self, room: &mut Room<'_>) -> Step {
         if let Some(reply) = &mut self.stalled {
-            match reply.send(self.socket.as_fd()) {
+            match reply.send(self.handle.socket.as_fd()) {
                 Ok(true) => self.stalled = None,
                 Ok(false) => return Step::Idle,
-                Err(error) => return self.lost(error),
+                Err(error) => return self.fail(self.lost(error)),
             }
         }
         let requests = std::mem::take(&mut self.requests);
         match self.answer(&requests, room.scratch) {
             Ok(done) => self.requests = requests[done..].to_vec(),
-            Err(error) => return self.lost(error),
+            Err(error) => return self.fail(error),
         }
         if self.stalled.is_none() {
             self.watch(room);
@@ -280,7 +330,7 @@ impl Source for AgentConnection {
     }
 
     fn end(&mut self, stopping: bool) {
-        io::shut_down(self.socket.as_fd());
+        io::shut_down(self.socket());
         self.link.second_ended(stopping);
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! A client has two connections to the same port. One carries messages and transfers. On the other
 //! it asks for pages, which agent threads of the server answer from the arena, without the
-//! [`Service`].
+//! [`Service`]. Where a handshake was on the first, the second is only answered once it has proved to
+//! be the same client's, and pages in the clear are given against a tag that each request bears.
 
 mod agent;
 mod posting;
 mod reads;
+mod tagged;
 mod wire;
 
 use crate::ChunkId;
@@ -22,6 +24,8 @@ use crate::stream::link::StreamLink;
 use crate::stream::rpc::Rpc;
 use crate::stream::server::{Counted, Server, Side};
 use agent::AgentConnection;
+use dafs_keys::Secret;
+use dafs_keys::tags::ConnectionNonce;
 use reads::Reads;
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -104,9 +108,9 @@ impl Side for TcpSide {
         link: Arc<StreamLink>,
         socket: Arc<OwnedFd>,
         counted: Counted,
-        welcome: &[u8],
+        nonce: ConnectionNonce,
     ) -> bool {
-        AgentConnection::attach(server, link, socket, counted, welcome)
+        AgentConnection::attach(server, link, socket, counted, nonce)
     }
 
     fn peer(&self, socket: &OwnedFd) -> String {
@@ -140,6 +144,10 @@ impl Listener for TcpListening {
     /// Clients hold nothing of a chunk: there is nothing to wait for.
     fn retire(&self, _chunk: ChunkId, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(std::future::ready(()))
+    }
+
+    fn refused(&self) -> u64 {
+        self.server.refused()
     }
 
     fn stop(&self) {
@@ -189,10 +197,13 @@ impl TcpConnector {
             hold_a_window(&second);
         }
         let second = OwnedFd::from(second);
-        greet(&second, ClientHello::Second(ticket), deadline)?;
+        let welcome = greet(&second, ClientHello::Second(ticket), deadline)?;
+        let ServerHello::Welcome { ticket: nonce, .. } = welcome else {
+            return Err("the server's hello is not a welcome".to_owned());
+        };
         let peer = address.to_string();
         let own_limits = self.settings.limits();
-        let reads = Arc::new(Reads::new(second, peer.clone(), geometry, same_host));
+        let reads = Arc::new(Reads::new(second, peer.clone(), geometry, nonce, same_host));
         let rpc = Rpc::new(socket, peer, own_limits, limits, Arc::clone(&receiver));
         let lane = reads.clone();
         let core = Core::new(rpc, Some(lane), receiver, self.settings.spin);
@@ -278,6 +289,12 @@ impl Endpoint for TcpEndpoint {
 
     fn advertise(&self, buffer: Vec<Segment>) -> Tag {
         self.core.rpc.advertise(buffer)
+    }
+
+    fn prove(&self, connection: &Secret) {
+        if self.reads.prove(connection) {
+            self.core.nudge_reads();
+        }
     }
 
     fn withdraw(&self, tag: Tag) -> u64 {

@@ -1,8 +1,11 @@
 //! What a client has asked for on its one-sided connection.
 
-use super::wire::{ENTRY_LEN, HEADER_LEN, pages_per_request, put_entry, put_request};
-use crate::engine::ReadBatch;
+use super::wire::{HEADER_LEN, Kind, Request, entry, fields};
+use crate::engine::{PageRead, ReadBatch};
+use crate::stream::gate::Proof;
 use crate::stream::io;
+use dafs_keys::FileKey;
+use dafs_keys::tags::ConnectionNonce;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
@@ -22,12 +25,36 @@ pub(super) struct Flight {
     /// Its first page within the batch.
     pub(super) first: usize,
     pub(super) count: usize,
+    pub(super) kind: Kind,
+}
+
+impl Flight {
+    /// Its pages.
+    pub(super) fn pages(&self) -> &[PageRead] {
+        &self.batch.pages[self.first..self.first + self.count]
+    }
+
+    /// Appends the request.
+    fn put(&self, out: &mut Vec<u8>, nonce: &ConnectionNonce) {
+        let request = Request { kind: self.kind, number: self.number, count: self.count };
+        out.reserve(HEADER_LEN + request.rest());
+        out.extend_from_slice(&request.encode());
+        for (index, page) in (0..).zip(self.pages()) {
+            if let FileKey::Keyed(key) = &*page.key {
+                let fields = fields(&page.reference, page.floor, key.epoch());
+                out.extend_from_slice(&fields);
+                out.extend_from_slice(&key.tag(nonce, self.number, index, &fields));
+            } else {
+                out.extend_from_slice(&entry(&page.reference, page.floor));
+            }
+        }
+    }
 }
 
 /// Requests that are not answered yet.
 pub(super) struct Posting {
-    /// Pages of a request.
-    each: usize,
+    nonce: ConnectionNonce,
+    page_size: usize,
     /// Most pages asked for at a time, unless one request has more.
     window: usize,
     /// The number of the next request.
@@ -43,10 +70,11 @@ pub(super) struct Posting {
 }
 
 impl Posting {
-    /// Nothing asked for, of a server with pages of this size.
-    pub(super) fn new(page_size: usize, same_host: bool) -> Self {
+    /// Nothing asked for, of a server with pages of this size, on a connection with this nonce.
+    pub(super) fn new(page_size: usize, nonce: ConnectionNonce, same_host: bool) -> Self {
         Self {
-            each: pages_per_request(page_size),
+            nonce,
+            page_size,
             window: if same_host { LOCAL_WINDOW / page_size } else { usize::MAX },
             next: 0,
             flights: VecDeque::new(),
@@ -57,14 +85,26 @@ impl Posting {
         }
     }
 
-    /// Cuts a batch into requests. They are sent by [`begin`](Self::begin).
+    /// Cuts a batch into requests, each of which is tagged as a whole or not at all. They are sent
+    /// by [`begin`](Self::begin).
     pub(super) fn add(&mut self, batch: &Arc<ReadBatch>) {
-        let pages = batch.pages.len();
-        for first in (0..pages).step_by(self.each) {
-            let (number, count) = (self.next, self.each.min(pages - first));
-            self.next += 1;
-            self.flights.push_back(Flight { number, batch: Arc::clone(batch), first, count });
+        let mut first = 0;
+        for alike in batch.pages.chunk_by(|a, b| a.is_tagged() == b.is_tagged()) {
+            let kind = Kind::of(alike[0].is_tagged());
+            for pages in alike.chunks(kind.pages(self.page_size)) {
+                let (number, batch, count) = (self.next, Arc::clone(batch), pages.len());
+                self.flights.push_back(Flight { number, batch, first, count, kind });
+                self.next += 1;
+                first += count;
+            }
         }
+    }
+
+    /// Sends a proof, before all requests to come. Whether it waits for the connection to become
+    /// writable.
+    pub(super) fn prove(&mut self, proof: Proof, socket: BorrowedFd<'_>) -> bool {
+        self.send(&[&Request::PROOF.encode()[..], &proof].concat(), socket);
+        self.is_queued()
     }
 
     /// Sends as many requests as may be under way. Whether some wait for the connection to become
@@ -76,20 +116,22 @@ impl Posting {
             if self.begun > 0 && pages > self.window {
                 break;
             }
-            let asked = &flight.batch.pages[flight.first..flight.first + flight.count];
-            bytes.reserve(HEADER_LEN + asked.len() * ENTRY_LEN);
-            put_request(&mut bytes, flight.number, asked.len());
-            asked.iter().for_each(|page| put_entry(&mut bytes, &page.reference, page.floor));
+            flight.put(&mut bytes, &self.nonce);
             self.begun += 1;
             self.begun_pages = pages;
         }
+        self.send(&bytes, socket);
+        self.is_queued()
+    }
+
+    /// Sends as much as goes, behind what waits, and keeps the rest.
+    fn send(&mut self, bytes: &[u8], socket: BorrowedFd<'_>) {
         let mut sent = 0;
         if self.unsent.is_empty() && !bytes.is_empty() {
             // An error shows when the replies do not come.
-            sent = io::send(socket, &[IoSlice::new(&bytes)]).ok().flatten().unwrap_or(0);
+            sent = io::send(socket, &[IoSlice::new(bytes)]).ok().flatten().unwrap_or(0);
         }
         self.unsent.extend_from_slice(&bytes[sent..]);
-        self.is_queued()
     }
 
     /// Takes the first request off, whose reply has begun to arrive, which makes room for another.
@@ -107,9 +149,11 @@ impl Posting {
         self.flights.front()
     }
 
-    /// How many requests there are, and the pages of the first.
-    pub(super) fn under_way(&self) -> (usize, usize) {
-        (self.flights.len(), self.first().map_or(0, |flight| flight.count))
+    /// How many requests there are, and kind and pages of the first.
+    pub(super) fn under_way(&self) -> (usize, Kind, usize) {
+        let (kind, pages) =
+            self.first().map_or((Kind::Plain, 0), |first| (first.kind, first.count));
+        (self.flights.len(), kind, pages)
     }
 
     /// Whether requests wait for the connection to become writable.
@@ -142,9 +186,8 @@ impl Posting {
 mod tests {
     use super::*;
     use crate::RemoteRef;
-    use crate::engine::PageRead;
     use crate::region::Region;
-    use dafs_keys::FileKey;
+    use dafs_keys::{ReadKey, Secret};
     use std::io::Read;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
@@ -162,9 +205,9 @@ mod tests {
         let len = socket.read(&mut bytes).unwrap_or(0);
         let mut rest = &bytes[..len];
         while !rest.is_empty() {
-            let (number, count) = super::super::wire::request(rest).unwrap();
-            requests.push((number, count));
-            rest = &rest[HEADER_LEN + count * ENTRY_LEN..];
+            let request = Request::decode(rest).unwrap();
+            requests.push((request.number, request.count));
+            rest = &rest[HEADER_LEN + request.rest()..];
         }
         requests
     }
@@ -172,7 +215,7 @@ mod tests {
     #[test]
     fn on_the_same_host_a_window_is_kept() {
         let (a, mut b) = UnixStream::pair().unwrap();
-        let mut posting = Posting::new(4096, true);
+        let mut posting = Posting::new(4096, [7; 16], true);
         posting.add(&batch(200));
         posting.add(&batch(1));
         assert!(!posting.begin(a.as_fd()));
@@ -181,14 +224,14 @@ mod tests {
         assert_eq!(arrived(&mut b), [(2, 64)]);
         posting.next(a.as_fd());
         assert_eq!(arrived(&mut b), [(3, 8), (4, 1)]);
-        assert_eq!(posting.under_way(), (3, 64));
+        assert_eq!(posting.under_way(), (3, Kind::Plain, 64));
         assert_eq!(posting.close().len(), 3);
     }
 
     #[test]
     fn across_a_network_all_is_asked_for_at_once() {
         let (a, mut b) = UnixStream::pair().unwrap();
-        let mut posting = Posting::new(4096, false);
+        let mut posting = Posting::new(4096, [7; 16], false);
         posting.add(&batch(200));
         posting.begin(a.as_fd());
         assert_eq!(arrived(&mut b), [(0, 64), (1, 64), (2, 64), (3, 8)]);
@@ -197,7 +240,7 @@ mod tests {
     #[test]
     fn what_the_kernel_does_not_take_follows_later() {
         let (a, mut b) = UnixStream::pair().unwrap();
-        let mut posting = Posting::new(4096, false);
+        let mut posting = Posting::new(4096, [7; 16], false);
         while !posting.is_queued() {
             posting.add(&batch(64));
             posting.begin(a.as_fd());
@@ -210,6 +253,22 @@ mod tests {
             posting.flush(a.as_fd()).unwrap();
         }
         assert!(!posting.is_queued());
-        assert_eq!(received, posting.under_way().0 * (HEADER_LEN + 64 * ENTRY_LEN));
+        assert_eq!(received, posting.under_way().0 * (HEADER_LEN + 64 * 40));
+    }
+
+    #[test]
+    fn a_request_is_tagged_as_a_whole_or_not_at_all() {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let keyed = Arc::new(FileKey::Keyed(ReadKey::new(3, Secret::from_bytes([1; 32]))));
+        let mut pages = batch(90).pages.clone();
+        pages[2..40].iter_mut().for_each(|page| page.key = Arc::clone(&keyed));
+        let mut posting = Posting::new(4096, [7; 16], false);
+        posting.add(&ReadBatch::new(pages));
+        assert!(!posting.prove([9; 16], a.as_fd()));
+        posting.begin(a.as_fd());
+        let kinds: Vec<_> = posting.flights.iter().map(|flight| flight.kind).collect();
+        assert_eq!(kinds, [Kind::Plain, Kind::Tagged, Kind::Tagged, Kind::Tagged, Kind::Plain]);
+        let expected = [(0, 0), (0, 2), (1, 16), (2, 16), (3, 6), (4, 50)];
+        assert_eq!(arrived(&mut b), expected);
     }
 }

@@ -2,7 +2,9 @@
 //! each as soon as it is there.
 
 use super::posting::{Flight, Posting};
-use super::wire::{HEADER_LEN, LONGEST_HEAD, ReplyHeader, status, statuses_len};
+use super::wire::{
+    HEADER_LEN, Kind, LONGEST_HEAD, ReplyHeader, Tag, status, status_byte, statuses_len, tags_len,
+};
 use crate::AccessFault;
 use crate::arena::Geometry;
 use crate::engine::{LinkError, PageRead, ReadBatch};
@@ -12,9 +14,11 @@ use crate::stream::endpoint::ReadLane;
 use crate::stream::placing::receive_into;
 use crate::stream::turn::{Handled, Lane};
 use crate::stream::{io, lock};
+use dafs_keys::tags::{ConnectionNonce, TAG_LEN, second_connection_proof};
+use dafs_keys::{ReplyKey, Secret};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Bytes of the buffer that the heads of replies arrive in, and small pages that are asked for one
 /// by one and come in a row.
@@ -28,6 +32,9 @@ pub(crate) struct Reads {
     socket: OwnedFd,
     peer: String,
     page_size: usize,
+    nonce: ConnectionNonce,
+    /// Once the connection has proved itself.
+    reply_key: OnceLock<ReplyKey>,
     posting: Mutex<Posting>,
     receiving: Mutex<Receiving>,
 }
@@ -46,6 +53,8 @@ struct Receiving {
     end: usize,
     /// The reply whose payloads are arriving.
     reply: Option<Reply>,
+    /// What the tag of a page is over.
+    tagged: Vec<u8>,
     /// Outcomes of the first pages of the batch that the next reply belongs to.
     outcomes: Vec<Result<Footer, AccessFault>>,
     /// Batches that are done, to be completed once no lock is held, since that may run anything.
@@ -58,28 +67,49 @@ struct Reply {
     flight: Flight,
     /// By page: its footer, or why there is none.
     heads: Vec<Result<[u8; FOOTER_LEN], AccessFault>>,
+    /// By page, where the request was tagged.
+    tags: Vec<Tag>,
     /// The page that is arriving, and how much of it is there.
     page: usize,
     at: usize,
 }
 
 impl Reads {
-    /// The connection; `same_host` where the server is on this host.
-    pub(crate) fn new(socket: OwnedFd, peer: String, geometry: Geometry, same_host: bool) -> Self {
+    /// The connection, with the nonce that the server gave it; `same_host` where the server is on
+    /// this host.
+    pub(crate) fn new(
+        socket: OwnedFd,
+        peer: String,
+        geometry: Geometry,
+        nonce: ConnectionNonce,
+        same_host: bool,
+    ) -> Self {
         Self {
             socket,
             peer,
             page_size: geometry.page_size,
-            posting: Mutex::new(Posting::new(geometry.page_size, same_host)),
+            nonce,
+            reply_key: OnceLock::new(),
+            posting: Mutex::new(Posting::new(geometry.page_size, nonce, same_host)),
             receiving: Mutex::new(Receiving {
                 scratch: vec![0; SCRATCH],
                 start: 0,
                 end: 0,
                 reply: None,
+                tagged: Vec::new(),
                 outcomes: Vec::new(),
                 done: Vec::new(),
             }),
         }
+    }
+
+    /// Shows that the connection is its session's, before all requests to come. Once only. Whether
+    /// something waits for the connection to become writable.
+    pub(crate) fn prove(&self, connection: &Secret) -> bool {
+        let mut posting = lock(&self.posting);
+        let first = self.reply_key.set(ReplyKey::derive(connection, &self.nonce)).is_ok();
+        let proof = second_connection_proof(connection, &self.nonce);
+        first && !posting.is_closed() && posting.prove(proof, self.socket.as_fd())
     }
 
     /// Asks for pages. Also says whether requests wait for the connection to become writable.
@@ -88,6 +118,11 @@ impl Reads {
         let count = batch.pages.len();
         if count == 0 {
             batch.complete(Vec::new());
+            return (batch, false);
+        }
+        if self.reply_key.get().is_none() && batch.pages.iter().any(PageRead::is_tagged) {
+            // The server would not answer, nor could an answer be told from anyone else's.
+            batch.fail(AccessFault::Revoked);
             return (batch, false);
         }
         let mut posting = lock(&self.posting);
@@ -119,14 +154,14 @@ impl Reads {
         }
     }
 
-    /// How many requests are under way, and the pages of the first.
-    fn under_way(&self) -> (usize, usize) {
+    /// How many requests are under way, and kind and pages of the first.
+    fn under_way(&self) -> (usize, Kind, usize) {
         lock(&self.posting).under_way()
     }
 
     /// The longest head that the reply to a request for `count` pages can have.
-    fn longest_head(count: usize) -> usize {
-        HEADER_LEN + statuses_len(count) + count * FOOTER_LEN
+    fn longest_head(kind: Kind, count: usize) -> usize {
+        HEADER_LEN + statuses_len(count) + tags_len(kind, count) + count * FOOTER_LEN
     }
 
     /// Receives the reply to a request for one page when no other is under way: it goes to its place
@@ -134,11 +169,12 @@ impl Reads {
     fn receive_single(&self, r: &mut Receiving) -> Result<Option<usize>, LinkError> {
         let Some(flight) = lock(&self.posting).first().cloned() else { return Ok(None) };
         let page = &flight.batch.pages[flight.first];
-        let mut head = [0; HEADER_LEN + FOOTER_LEN];
+        let mut head = [0; HEADER_LEN + TAG_LEN + FOOTER_LEN];
+        let head = &mut head[..Self::longest_head(flight.kind, 1)];
         let mut iovecs = Iovecs::new();
         iovecs.push(head.as_mut_ptr(), head.len());
         let dest = std::iter::once((&page.dest.region, page.dest.start, page.dest.len));
-        let scratch = &mut r.scratch[HEADER_LEN + FOOTER_LEN..];
+        let scratch = &mut r.scratch[head.len()..];
         let got = with_iovecs(dest, Access::Write, iovecs, |iovecs| {
             let [_, place] = iovecs.as_mut_slice() else { return Ok(None) };
             if place.iov_base.is_null() {
@@ -174,7 +210,7 @@ impl Reads {
 
     /// Receives as the state demands. `None` where nothing has arrived.
     fn receive_some(&self, r: &mut Receiving) -> Result<Option<usize>, LinkError> {
-        let (under_way, front) = self.under_way();
+        let (under_way, kind, front) = self.under_way();
         let buffered = r.end - r.start;
         if r.reply.is_none() && buffered == 0 && under_way == 1 && front == 1 {
             return self.receive_single(r);
@@ -184,7 +220,7 @@ impl Reads {
             let next = match (under_way, front) {
                 (0, _) => 0,
                 (_, 1) => SCRATCH,
-                (_, count) => Self::longest_head(count),
+                (_, count) => Self::longest_head(kind, count),
             };
             let good = |i: &usize| reply.heads[*i].is_ok();
             let pages = &reply.flight.batch.pages[reply.flight.first..];
@@ -201,14 +237,14 @@ impl Reads {
                 return Err(self.lost("closed by the server"));
             }
             (r.start, r.end) = (0, spilled);
-            self.advance(r, placed);
+            self.advance(r, placed)?;
             return Ok(Some(placed + spilled));
         }
         r.scratch.copy_within(r.start..r.end, 0);
         (r.start, r.end) = (0, buffered);
         // Not more than the head where several payloads follow it: those go to their places. Where
         // nothing was under way, another thread may have asked meanwhile and be answered already.
-        let want = if front == 1 { SCRATCH } else { Self::longest_head(front) };
+        let want = if front == 1 { SCRATCH } else { Self::longest_head(kind, front) };
         let got =
             io::receive(self.socket.as_fd(), &mut r.scratch[buffered..want.max(buffered + 1)]);
         let Some(n) = self.received(got)? else { return Ok(None) };
@@ -223,9 +259,9 @@ impl Reads {
             return Ok(false);
         }
         let header = ReplyHeader::decode(bytes);
-        let statuses = match lock(&self.posting).first() {
+        let (statuses, tags) = match lock(&self.posting).first() {
             Some(flight) if flight.number == header.number && flight.count == header.count => {
-                statuses_len(flight.count)
+                (statuses_len(flight.count), tags_len(flight.kind, flight.count))
             }
             _ => return Err(self.broken("a reply to another request")),
         };
@@ -239,14 +275,16 @@ impl Reads {
             count => &bytes[HEADER_LEN..HEADER_LEN + count],
         };
         let good = codes.iter().filter(|code| **code == 0).count();
-        if header.rest != statuses + good * (FOOTER_LEN + self.page_size) {
+        if header.rest != statuses + tags + good * (FOOTER_LEN + self.page_size) {
             return Err(self.broken("a reply of the wrong length"));
         }
-        let len = HEADER_LEN + statuses + good * FOOTER_LEN;
+        let footers = HEADER_LEN + statuses + tags;
+        let len = footers + good * FOOTER_LEN;
         if bytes.len() < len {
             return Ok(false);
         }
-        let mut footers = bytes[HEADER_LEN + statuses..len].chunks_exact(FOOTER_LEN);
+        let tags = bytes[HEADER_LEN + statuses..footers].as_chunks().0.to_vec();
+        let mut footers = bytes[footers..len].chunks_exact(FOOTER_LEN);
         let mut heads = Vec::with_capacity(header.count);
         for code in codes {
             let status = status(*code).ok_or_else(|| self.broken("a status of no meaning"))?;
@@ -258,29 +296,20 @@ impl Reads {
         }
         r.start += len;
         let Some(flight) = lock(&self.posting).next(self.socket.as_fd()) else { return Ok(false) };
-        r.reply = Some(Reply { flight, heads, page: 0, at: 0 });
+        r.reply = Some(Reply { flight, heads, tags, page: 0, at: 0 });
         Ok(true)
     }
 
     /// Goes on after `placed` more bytes are in their places: judges the pages that are complete.
-    fn advance(&self, r: &mut Receiving, placed: usize) {
-        let Some(reply) = &mut r.reply else { return };
+    fn advance(&self, r: &mut Receiving, placed: usize) -> Result<(), LinkError> {
+        let Some(reply) = &mut r.reply else { return Ok(()) };
         reply.at += placed;
         while reply.page < reply.flight.count {
-            let page = &reply.flight.batch.pages[reply.flight.first + reply.page];
-            let outcome = match &reply.heads[reply.page] {
-                Err(fault) => Err(*fault),
-                Ok(_) if reply.at < self.page_size => return,
-                Ok(footer) => {
-                    reply.at -= self.page_size;
-                    let judge = |payload: &mut [u8]| {
-                        accept(footer, payload, &page.reference, page.floor, &page.key)
-                    };
-                    // A place that is gone gets nothing.
-                    page.dest.with(judge).unwrap_or(Err(AccessFault::Unreachable))
-                }
-            };
-            r.outcomes.push(outcome);
+            if reply.heads[reply.page].is_ok() {
+                let Some(after) = reply.at.checked_sub(self.page_size) else { return Ok(()) };
+                reply.at = after;
+            }
+            r.outcomes.push(self.judge(reply, &mut r.tagged)?);
             reply.page += 1;
         }
         let flight = &reply.flight;
@@ -288,6 +317,51 @@ impl Reads {
             r.done.push((Arc::clone(&flight.batch), std::mem::take(&mut r.outcomes)));
         }
         r.reply = None;
+        Ok(())
+    }
+
+    /// Judges the page of a reply that has arrived. The error says that it is not the server's.
+    fn judge(
+        &self,
+        reply: &Reply,
+        tagged: &mut Vec<u8>,
+    ) -> Result<Result<Footer, AccessFault>, LinkError> {
+        let page = &reply.flight.pages()[reply.page];
+        match &reply.heads[reply.page] {
+            Err(fault) => self.check(reply, Err(*fault), &[], tagged).map(|()| Err(*fault)),
+            Ok(footer) => {
+                let judge = |payload: &mut [u8]| {
+                    self.check(reply, Ok(()), &[footer, payload], tagged)?;
+                    Ok(accept(footer, payload, &page.reference, page.floor, &page.key))
+                };
+                // A place that is gone gets nothing.
+                page.dest.with(judge).unwrap_or(Ok(Err(AccessFault::Unreachable)))
+            }
+        }
+    }
+
+    /// Checks the tag of the page, where the request was tagged: over its status and these bytes.
+    fn check(
+        &self,
+        reply: &Reply,
+        status: Result<(), AccessFault>,
+        bytes: &[&[u8]],
+        tagged: &mut Vec<u8>,
+    ) -> Result<(), LinkError> {
+        let Some(tag) = reply.tags.get(reply.page) else { return Ok(()) };
+        if status == Err(AccessFault::Revoked) && *tag == [0; TAG_LEN] {
+            // The server had no key to tag it with. Who forges this gains nothing but that the page
+            // is asked for by RPC.
+            return Ok(());
+        }
+        // In one piece, since that is how GMAC is computed.
+        tagged.clear();
+        tagged.push(status_byte(status));
+        bytes.iter().for_each(|bytes| tagged.extend_from_slice(bytes));
+        let key = self.reply_key.get();
+        let (number, index) = (reply.flight.number, reply.page as u32);
+        let right = key.is_some_and(|key| key.verify(number, index, tagged, tag).is_ok());
+        if right { Ok(()) } else { Err(self.broken("the tag of a reply is wrong")) }
     }
 
     /// Receives once and takes what has arrived; whether more may follow at once.
@@ -298,7 +372,7 @@ impl Reads {
         loop {
             if r.reply.is_some() {
                 let moved = self.unbuffer(r);
-                self.advance(r, moved);
+                self.advance(r, moved)?;
                 if r.reply.is_some() {
                     break;
                 }

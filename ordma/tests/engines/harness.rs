@@ -1,12 +1,12 @@
 //! A server and clients of some engine, and ways to wait for them.
 
-use dafs_keys::FileKey;
+use dafs_keys::{FileKey, PageKey, Protection, ReadKey, Secret};
 use ordma::ReadAccess;
 use ordma::arena::Geometry;
 use ordma::arena::Guard;
 use ordma::{
-    AccessFault, Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, Listener,
-    PageRead, ReadBatch, Receiver, Region, RemoteRef, Segment, Service, Slot, Transfer,
+    AccessFault, Arena, Endpoint, Engine, FOOTER_LEN, Footer, Interest, Kind, Link, LinkError,
+    Listener, PageRead, ReadBatch, Receiver, Region, RemoteRef, Segment, Service, Slot, Transfer,
 };
 use std::collections::VecDeque;
 use std::future::Future;
@@ -27,34 +27,44 @@ pub struct Row {
     pub address: String,
     /// Kept for the time of the test.
     pub directory: Option<Arc<Directory>>,
+    pub level: Protection,
 }
 
 impl Row {
+    pub fn new(engine: impl Engine + 'static, address: &str) -> Self {
+        let (address, level) = (address.to_owned(), Protection::None);
+        Self { engine: Arc::new(engine), address, directory: None, level }
+    }
+
+    pub fn at(self, level: Protection) -> Self {
+        Self { level, ..self }
+    }
+
+    pub fn sealed(self) -> Self {
+        self.at(Protection::Sealed)
+    }
+
+    pub fn keyed(self) -> Self {
+        self.at(Protection::Keyed)
+    }
+
     pub fn tcp() -> Self {
         Self::tcp_with(ordma::tcp::Settings::default())
     }
 
     pub fn tcp_with(settings: ordma::tcp::Settings) -> Self {
-        Self {
-            engine: Arc::new(ordma::tcp::Tcp::new(settings)),
-            address: "127.0.0.1:0".to_owned(),
-            directory: None,
-        }
+        Self::new(ordma::tcp::Tcp::new(settings), "127.0.0.1:0")
     }
-}
 
-impl Row {
     pub fn shm() -> Self {
         Self::shm_with(ordma::shm::Settings::default())
     }
 
     pub fn shm_with(settings: ordma::shm::Settings) -> Self {
         let directory = Directory::new();
-        Self {
-            engine: Arc::new(ordma::shm::Shm::new(settings)),
-            address: directory.0.join("socket").to_str().unwrap().to_owned(),
-            directory: Some(Arc::new(directory)),
-        }
+        let address = directory.0.join("socket");
+        let row = Self::new(ordma::shm::Shm::new(settings), address.to_str().unwrap());
+        Self { directory: Some(Arc::new(directory)), ..row }
     }
 }
 
@@ -144,8 +154,18 @@ pub struct World {
     pub service: Arc<TestService>,
     pub arena: Arc<Arena>,
     pub listener: Arc<dyn Listener>,
+    pub level: Protection,
+    /// Of the file that all pages are of.
+    pub key: Arc<FileKey>,
+    /// Of all sessions.
+    pub session: Secret,
     _directory: Option<Arc<Directory>>,
 }
+
+/// The file that all pages are of.
+pub const FILE: u64 = 77;
+/// Its epoch: one that does not fit into a footer.
+pub const EPOCH: u64 = 0x5_0003;
 
 impl World {
     pub fn new(row: &Row) -> Self {
@@ -155,19 +175,29 @@ impl World {
             row.engine.listen(&row.address, service.clone(), Arc::clone(&arena)).unwrap();
         let engine = Arc::clone(&row.engine);
         let _directory = row.directory.clone();
-        let world = Self { engine, service, arena, listener, _directory };
+        let (level, session) = (row.level, Secret::random().unwrap());
+        let key = Arc::new(match level {
+            Protection::None => FileKey::Clear,
+            Protection::Keyed => FileKey::Keyed(ReadKey::derive(&session.keyed(), EPOCH, FILE)),
+            Protection::Sealed => FileKey::Sealed(PageKey::derive(&session, EPOCH, FILE)),
+        });
+        let world = Self { engine, service, arena, listener, level, key, session, _directory };
         world.grow();
         world
     }
 
+    pub fn guard(&self) -> Guard {
+        if self.level == Protection::Keyed { Guard::Tags } else { Guard::None }
+    }
+
     pub fn grow(&self) {
-        self.listener.export(&self.arena.grow(Guard::None).unwrap());
+        self.listener.export(&self.arena.grow(self.guard()).unwrap());
     }
 
     /// Connects a client that may read.
     pub fn client(&self) -> Client {
         let client = self.stranger();
-        client.link.allow_reads(Some(ReadAccess::default()));
+        client.allow();
         client
     }
 
@@ -186,12 +216,21 @@ impl World {
             assert!(!known.contains(&id));
             seen.connected.iter().find(|link| link.id() == id).cloned()
         });
-        Client { endpoint, receiver, link }
+        let mut access = ReadAccess::default();
+        if self.level > Protection::None {
+            let connection = Secret::random().unwrap();
+            endpoint.prove(&connection);
+            access = ReadAccess {
+                connection: Some(connection),
+                session: (self.level == Protection::Keyed).then(|| self.session.keyed()),
+            };
+        }
+        Client { endpoint, receiver, link, key: Arc::clone(&self.key), access }
     }
 
     /// Fills a slot with a page of this byte.
     pub fn page(&self, byte: u8) -> (Slot, RemoteRef) {
-        let slot = self.arena.take(Guard::None).expect("a free slot");
+        let slot = self.arena.take(self.guard()).expect("a free slot");
         let reference = self.fill(&slot, byte, 0);
         (slot, reference)
     }
@@ -202,21 +241,36 @@ impl World {
     }
 
     pub fn refill(&self, slot: &Slot, byte: u8, generation: u64, version: u64) -> RemoteRef {
-        let payload = [byte; PAGE];
         let block = u64::from(slot.index);
+        let mut payload = [byte; PAGE];
+        let footer = self.footer(block, generation, version, &mut payload);
+        slot.write(&payload, &footer);
+        RemoteRef { chunk: slot.chunk.id(), slot: slot.index, file: FILE, block, generation }
+    }
+
+    /// Makes a page's footer, and seals the payload where pages are sealed.
+    pub fn footer(
+        &self,
+        block: u64,
+        generation: u64,
+        version: u64,
+        payload: &mut [u8],
+    ) -> [u8; FOOTER_LEN] {
         let footer = Footer {
             kind: Kind::Data,
             sealed: false,
-            epoch: 0,
+            epoch: self.key.footer_epoch(),
             last: false,
             valid: PAGE as u32,
-            file: 77,
+            file: FILE,
             block,
             generation,
             version,
         };
-        slot.write(&payload, &footer.encode(&payload));
-        RemoteRef { chunk: slot.chunk.id(), slot: slot.index, file: 77, block, generation }
+        match &*self.key {
+            FileKey::Sealed(key) => footer.seal(payload, key),
+            _ => footer.encode(payload),
+        }
     }
 
     /// Calls of [`Service::message`].
@@ -253,6 +307,9 @@ pub struct Client {
     pub endpoint: Arc<dyn Endpoint>,
     pub receiver: Arc<Inbox>,
     pub link: Arc<dyn Link>,
+    pub key: Arc<FileKey>,
+    /// What it may do once it may.
+    pub access: ReadAccess,
 }
 
 pub const MESSAGES: Interest = Interest { messages: true, reads: false };
@@ -260,6 +317,11 @@ pub const READS: Interest = Interest { messages: false, reads: true };
 pub const BOTH: Interest = Interest { messages: true, reads: true };
 
 impl Client {
+    /// Lets it read.
+    pub fn allow(&self) {
+        self.link.allow_reads(Some(self.access.clone()));
+    }
+
     /// Drives until `f` has a result.
     pub fn until<R>(&self, interest: Interest, what: &str, f: impl FnMut() -> Option<R>) -> R {
         drive_until(&*self.endpoint, interest, what, f)
@@ -296,7 +358,7 @@ impl Client {
         let reads = pages.iter().enumerate().map(|(i, (reference, floor))| PageRead {
             reference: *reference,
             floor: *floor,
-            key: FileKey::clear(),
+            key: Arc::clone(&self.key),
             dest: region.segment(i * PAGE, PAGE),
         });
         let batch = self.endpoint.read(reads.collect());
@@ -319,6 +381,18 @@ impl Client {
 
     pub fn read_one(&self, reference: RemoteRef) -> Result<u8, AccessFault> {
         self.read(&[(reference, 0)])[0].map(|(byte, _)| byte)
+    }
+
+    /// Reads a page with another key than the right one.
+    pub fn read_with(&self, key: FileKey, reference: RemoteRef) -> Result<u8, AccessFault> {
+        let dest = segment(vec![0xEE; PAGE]);
+        let key = Arc::new(key);
+        let read = PageRead { reference, floor: 0, key, dest: dest.clone() };
+        let outcome = self.finish(&self.endpoint.read(vec![read]))[0];
+        let bytes = dest.region.take().unwrap();
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a mixed page");
+        assert!(outcome.is_ok() || bytes[0] == 0, "the place of a faulted page is zeroed");
+        outcome.map(|_| bytes[0])
     }
 
     pub fn finish(&self, batch: &Arc<ReadBatch>) -> Vec<Result<Footer, AccessFault>> {

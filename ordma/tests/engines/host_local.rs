@@ -177,7 +177,7 @@ const CHILD: &str = "ORDMA_TEST_SERVER";
 #[test]
 fn server_process() {
     let Ok(address) = std::env::var(CHILD) else { return };
-    let row = Row { engine: Arc::new(Shm::default()), address, directory: None };
+    let row = Row::new(Shm::default(), &address);
     let world = World::new(&row);
     let (_slot, reference) = world.page(9);
     println!("\nserving {}", reference.generation);
@@ -223,7 +223,7 @@ fn the_memory_of_a_killed_server_is_not_read() {
 
     // Reads go on without a pause while the server dies and the next one takes its place.
     let next_serves = std::sync::atomic::AtomicBool::new(false);
-    let row = Row { engine: Arc::new(Shm::default()), address: address.clone(), directory: None };
+    let row = Row::new(Shm::default(), &address);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             loop {

@@ -56,7 +56,7 @@ fn frame(kind: u8, head: u32, data: u64, tag: u64) -> Vec<u8> {
 }
 
 /// Waits for the other side to close.
-fn expect_end(socket: &mut (impl Raw + ?Sized)) {
+pub fn expect_end(socket: &mut (impl Raw + ?Sized)) {
     let mut buffer = [0; 65536];
     loop {
         match socket.read(&mut buffer) {
@@ -136,7 +136,7 @@ fn tickets_are_good_once() {
 #[test]
 fn lengths_beyond_the_limits_close_the_link() {
     let bad = [
-        frame(1, (64 << 10) + 1, 0, 0),
+        frame(1, (65 << 10) + 1, 0, 0),
         frame(1, 0, (2 << 20) + 1, 0),
         frame(1, u32::MAX, u64::MAX, 0),
         frame(2, 0, 10, 1),

@@ -3,6 +3,8 @@
 mod harness;
 mod host_local;
 mod hostile;
+mod keyed;
+mod sealed;
 mod simulated;
 mod suite;
 
@@ -54,4 +56,8 @@ rows! {
     tcp: Row::tcp();
     shm: Row::shm();
     sim: simulated::row();
+    tcp_sealed: Row::tcp().sealed();
+    shm_sealed: Row::shm().sealed();
+    sim_sealed: simulated::row().sealed();
+    tcp_keyed: Row::tcp().keyed();
 }

@@ -30,7 +30,7 @@ pub fn row() -> Row {
         }
     });
     let engine = Pumped { sim: Sim::new(&world), done, pump: Some(pump) };
-    Row { engine: Arc::new(engine), address: "server".to_owned(), directory: None }
+    Row::new(engine, "server")
 }
 
 /// The engine with a thread that lets virtual time pass at least as fast as real time: where the

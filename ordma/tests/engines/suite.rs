@@ -1,8 +1,7 @@
 //! What every engine must do.
 
 use crate::harness::*;
-use dafs_keys::FileKey;
-use ordma::ReadAccess;
+use dafs_keys::Protection;
 use ordma::{AccessFault, LinkError, PageRead, Region, RemoteRef};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,11 +57,11 @@ pub fn messages_keep_their_order(row: &Row) {
 pub fn messages_beyond_the_limits_are_refused(row: &Row) {
     let world = World::new(row);
     let client = world.client();
-    assert!(client.endpoint.send(&[0; (64 << 10) + 1], &[]).is_err());
+    assert!(client.endpoint.send(&[0; (65 << 10) + 1], &[]).is_err());
     let client = world.client();
     assert!(client.endpoint.send(&[], &[segment(vec![0; (2 << 20) + 1])]).is_err());
     let client = world.client();
-    client.link.send(&[0; (64 << 10) + 1], &[]);
+    client.link.send(&[0; (65 << 10) + 1], &[]);
     client.closed();
 }
 
@@ -169,8 +168,12 @@ pub fn pages_are_read(row: &Row) {
     // Each page into a region of its own, several batches at a time.
     let post = |(_, reference): &(ordma::Slot, RemoteRef)| {
         let dest = segment(vec![0; PAGE]);
-        let read =
-            PageRead { reference: *reference, floor: 0, dest: dest.clone(), key: FileKey::clear() };
+        let read = PageRead {
+            reference: *reference,
+            floor: 0,
+            dest: dest.clone(),
+            key: client.key.clone(),
+        };
         (client.endpoint.read(vec![read]), dest)
     };
     let batches: Vec<_> = pages.iter().map(post).collect();
@@ -189,7 +192,10 @@ pub fn reads_fault(row: &Row) {
     let stale = Err(AccessFault::Stale);
     assert_eq!(client.read_one(RemoteRef { generation: 999, ..reference }), stale);
     assert_eq!(client.read_one(RemoteRef { generation: 0, ..reference }), stale);
-    assert_eq!(client.read_one(RemoteRef { file: 1, ..reference }), stale);
+    // The tag says which file it is for.
+    let keyed = world.level == Protection::Keyed;
+    let other = if keyed { Err(AccessFault::Revoked) } else { stale };
+    assert_eq!(client.read_one(RemoteRef { file: 1, ..reference }), other);
     assert_eq!(client.read_one(RemoteRef { block: 999, ..reference }), stale);
     assert_eq!(client.read_one(RemoteRef { slot: u32::MAX, ..reference }), stale);
     assert_eq!(client.read_one(RemoteRef { chunk: 999, ..reference }), Err(AccessFault::Gone));
@@ -206,13 +212,13 @@ pub fn reads_are_refused_until_allowed(row: &Row) {
     let client = world.stranger();
     let revoked = Err(AccessFault::Revoked);
     assert_eq!(client.read_one(reference), revoked);
-    client.link.allow_reads(Some(ReadAccess::default()));
+    client.allow();
     // What follows the permission is not overtaken by it.
     client.echo(b"e", &[]);
     assert_eq!(client.read_one(reference), Ok(3));
     client.link.allow_reads(None);
     client.until(BOTH, "the refusal", || (client.read_one(reference) == revoked).then_some(()));
-    client.link.allow_reads(Some(ReadAccess::default()));
+    client.allow();
     client.until(BOTH, "the permission", || (client.read_one(reference) == Ok(3)).then_some(()));
 }
 
@@ -242,7 +248,7 @@ pub fn batches_with_faults_in_the_middle(row: &Row) {
     let mut batches = Vec::new();
     for (i, (_, reference)) in pages.iter().enumerate() {
         let dest = segment(vec![9; PAGE]);
-        let read = PageRead { reference: *reference, floor: 0, dest, key: FileKey::clear() };
+        let read = PageRead { reference: *reference, floor: 0, dest, key: client.key.clone() };
         batches.push((i, client.endpoint.read(vec![read])));
     }
     for (i, batch) in batches {
@@ -446,7 +452,7 @@ pub fn one_thread_looks_after_several_endpoints(row: &Row) {
             reference,
             floor: 0,
             dest: dest(),
-            key: FileKey::clear(),
+            key: client.key.clone(),
         }])
     };
     let batches: Vec<_> = clients.iter().map(post).collect();

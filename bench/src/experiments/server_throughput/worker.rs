@@ -13,6 +13,7 @@ use crate::signals::Stop;
 use dafs_client::Path;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path as FilePath;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
@@ -100,6 +101,9 @@ impl Worker {
         let mut command = placed(lab.placement.client(number), &this_program()?)?;
         command.arg("worker").arg(lab.server.location(lab.options.engine));
         command.args(["--wait", &name(&lab.options.wait)]);
+        if let Some(identity) = lab.server.identity() {
+            command.arg("--identity").arg(identity);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().context(|| "starting a client".into())?;
         let (orders, results) = (process.stdin.take(), process.stdout.take());
@@ -157,9 +161,9 @@ fn say(to: &mut impl Write, what: &impl Serialize) -> Result<()> {
 }
 
 /// The helper `worker`: a client that reads as it is told, until its input ends.
-pub(crate) fn work(location: &str, wait: Wait) -> Result<()> {
+pub(crate) fn work(location: &str, identity: Option<&FilePath>, wait: Wait) -> Result<()> {
     let stop = Stop::default();
-    let session = Session::open(location, wait, None)?;
+    let session = Session::open(location, identity, wait, None)?;
     let pass = session.first_pass(&stop)?;
     let mut output = std::io::stdout();
     say(&mut output, &Ready { first_pass: pass.to_string() })?;

@@ -2,9 +2,12 @@
 
 use crate::failure::{Failure, Result};
 use crate::target::{DEFAULT_VARIABLE, Target, Wishes};
+use crate::trust;
 use clap::ValueEnum;
 use dafs_client::blocking::Client;
-use dafs_client::{Connectors, EngineChoice, Location, Options, Protection};
+use dafs_client::{
+    Connectors, EngineChoice, FirstContact, Location, Options, Protection, PublicKey,
+};
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -15,10 +18,17 @@ pub struct Global {
     /// Transport: shm needs a server on this host; auto takes it there, else tcp
     #[arg(long, global = true, value_enum, value_name = "ENGINE")]
     pub engine: Option<EngineArg>,
-    /// Protection level; this version has only none, which must be asked for by name, here or
-    /// with ?protection=none
+    /// Least protection level to accept: sealed encrypts pages and is taken if nothing is named,
+    /// keyed authenticates only, none does neither and trusts every host of the network
     #[arg(long, global = true, value_enum, value_name = "LEVEL")]
     pub protection: Option<ProtectionArg>,
+    /// The key that the server must have, as `dafsd key` prints it there; known_servers is not looked
+    /// at then
+    #[arg(long, global = true, value_name = "KEY", conflicts_with = "accept_new")]
+    pub server_key: Option<PublicKey>,
+    /// Remember the key of a server that is not known yet without asking whether it is the right one
+    #[arg(long, global = true)]
+    pub accept_new: bool,
     /// The server's socket on this host, for shm; asked of the server if not given
     #[arg(long, global = true, value_name = "PATH", value_parser = absolute)]
     pub socket: Option<String>,
@@ -42,6 +52,10 @@ pub enum EngineArg {
 /// `--protection`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ProtectionArg {
+    /// Authentication and encryption.
+    Sealed,
+    /// Authentication, no encryption.
+    Keyed,
     /// No authentication and no encryption.
     None,
 }
@@ -54,6 +68,7 @@ fn absolute(text: &str) -> std::result::Result<String, String> {
 #[derive(Debug)]
 pub struct Context {
     wishes: Wishes,
+    first_contact: FirstContact,
     timeout: Duration,
     default: Option<OsString>,
     clients: RefCell<Vec<(Location, Client)>>,
@@ -67,9 +82,15 @@ impl Context {
             EngineArg::Tcp => EngineChoice::Tcp,
             EngineArg::Shm => EngineChoice::Shm,
         });
-        let protection = global.protection.map(|ProtectionArg::None| Protection::None);
+        let protection = global.protection.map(|level| match level {
+            ProtectionArg::Sealed => Protection::Sealed,
+            ProtectionArg::Keyed => Protection::Keyed,
+            ProtectionArg::None => Protection::None,
+        });
+        let (socket, server_key) = (global.socket.clone(), global.server_key);
         Self {
-            wishes: Wishes { engine, socket: global.socket.clone(), protection },
+            wishes: Wishes { engine, socket, protection, server_key },
+            first_contact: trust::first_contact(global.accept_new),
             timeout: Duration::from_secs(global.timeout),
             default: std::env::var_os(DEFAULT_VARIABLE),
             clients: RefCell::default(),
@@ -84,6 +105,7 @@ impl Context {
     /// How clients of this command work.
     pub fn options(&self) -> Options {
         Options {
+            first_contact: self.first_contact.clone(),
             timeout: self.timeout,
             connect_timeout: self.timeout.min(Options::default().connect_timeout),
             ..Options::default()
@@ -104,12 +126,6 @@ impl Context {
 
     /// A client of its own.
     pub fn connect(&self, location: &Location, options: Options) -> Result<Client> {
-        if location.protection.is_none() {
-            return Err(Failure::Usage(format!(
-                "cannot connect to {location}: no protection level was named; add --protection \
-                 none if every host of the network is trusted (this version has no other level)"
-            )));
-        }
         let mut location = location.clone();
         // Without a socket's path the server is asked for it, which is how `auto` goes about it.
         let wants_shm = location.engine == Some(EngineChoice::Shm) && location.socket.is_none();

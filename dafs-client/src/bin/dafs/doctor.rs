@@ -1,10 +1,12 @@
-//! `dafs doctor`: which engines reach a server, and which would be taken.
+//! `dafs doctor`: which engines reach a server, which would be taken, and how both sides know each
+//! other.
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::json::Json;
 use crate::output::Output;
 use crate::target::Target;
+use crate::trust::Trust;
 use dafs_client::EngineChoice;
 use std::ffi::OsString;
 use std::path::Path;
@@ -13,7 +15,7 @@ use std::time::Instant;
 /// Where the kernel lists RDMA devices.
 const RDMA_DEVICES: &str = "/sys/class/infiniband";
 
-/// Tell which engines reach a server, which one is taken, and why
+/// Tell which engines reach a server, which one is taken, and why; and whose keys are used
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Anything at the server; the default server if not given
@@ -39,11 +41,13 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     let verbs = Finding { engine: "verbs", usable: false, why: verbs() };
     let taken = cx.connect(&target.location, cx.options());
     let (taken, failure) = match taken {
-        Ok(client) => (Some(client.path_choice().clone()), None),
+        Ok(client) => (Some(client), None),
         Err(failure @ Failure::Usage(_)) => return Err(failure),
         Err(failure) => (None, Some(failure)),
     };
     let findings = [tcp, shm, verbs];
+    let trust = Trust::of(cx, &target, taken.as_ref());
+    let taken = taken.map(|client| client.path_choice().clone());
     let mut output = Output::new();
     if args.json {
         let engines = findings.iter().map(|Finding { engine, usable, why }| {
@@ -60,6 +64,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
             ("server", Json::text(target.location.to_string())),
             ("engines", Json::Array(engines.collect())),
             ("taken", taken),
+            ("protection", trust.json()),
         ]))?;
     } else {
         output.line(format_args!("server {}", target.location))?;
@@ -73,6 +78,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
             }
             None => output.line(" taken none")?,
         }
+        trust.tell(&mut output)?;
     }
     output.finish()?;
     failure.map_or(Ok(()), Err)

@@ -2,7 +2,8 @@
 
 use crate::names;
 use dafs_client::ordma::LinkError;
-use dafs_client::{Error, Status};
+use dafs_client::trust::TrustError;
+use dafs_client::{Error, Op, Status};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -54,7 +55,10 @@ impl Failure {
     /// An error of the client.
     pub fn client(verb: &'static str, what: impl fmt::Display, error: &Error) -> Self {
         let (what, why, advice) = (what.to_string(), reason(error), advice(error).to_owned());
-        let hopeless = matches!(error, Error::Link(_) | Error::Timeout { .. } | Error::Closed(_));
+        let hopeless = matches!(
+            error,
+            Error::Link(_) | Error::Timeout { .. } | Error::Closed(_) | Error::Trust(_)
+        );
         Self::Failed(Box::new(Report { verb, what, why, advice, hopeless }))
     }
 
@@ -148,15 +152,40 @@ fn reason(error: &Error) -> String {
 
 fn advice(error: &Error) -> &'static str {
     match error {
+        Error::Status { op: Op::Connect, status: Status::Access, .. } => {
+            "dafs keygen tells what the server's operator has to add to authorized_clients"
+        }
         Error::Status { status, .. } => status_advice(*status),
+        Error::Link(link) if link.to_string().contains("handshake") => {
+            "dafs doctor shows the keys of both sides, to be compared with the server's operator"
+        }
         Error::Link(_) | Error::Timeout { .. } => {
             "check that dafsd runs on that host and listens at that address"
         }
         Error::Protocol { .. } => "check that client and server are of the same version",
         Error::InvalidArgument(_) | Error::Access { .. } => "correct the command",
         Error::OutcomeUnknown { .. } => "look whether it was done, and repeat it if not",
+        Error::Trust(error) => trust_advice(error),
         Error::Protection(_) => "add --protection none if every host of the network is trusted",
         Error::Closed(_) => "try again",
+    }
+}
+
+fn trust_advice(error: &TrustError) -> &'static str {
+    match error {
+        TrustError::NoHome => "or set HOME",
+        TrustError::NoIdentity(_) => "then try again",
+        TrustError::Identity(_) => "or name another one with DAFS_IDENTITY",
+        TrustError::File { .. } => "check its owner and mode with ls -l",
+        TrustError::Untrusted { .. } => {
+            "look through it, then see to it that only you can write it"
+        }
+        TrustError::Line { .. } => "correct or remove the line",
+        TrustError::Unknown(_) => {
+            "or give the key beforehand with --server-key KEY, or remember it without asking with \
+             --accept-new"
+        }
+        TrustError::Changed { .. } => "do not go on before that is clear",
     }
 }
 
@@ -180,7 +209,7 @@ fn status_advice(status: Status) -> &'static str {
         Status::NoExport => {
             "check the name after the host; the server's --export NAME=PATH says what there is"
         }
-        Status::Protection => "ask for the protection level of the export, with --protection",
+        Status::Protection => "ask for the export's own level, with --protection or ?protection=",
         Status::Version | Status::UnknownOperation => {
             "check that client and server are of the same version"
         }

@@ -1,7 +1,7 @@
 //! `dafs`: the files of a DAFS server from the command line.
 //!
 //! One module for each subcommand; what they share is in `context`, `target`, `names`, `copy`,
-//! `output`, `failure`, `format` and `json`.
+//! `output`, `failure`, `format`, `json` and `trust`.
 
 #![forbid(unsafe_code)]
 // The comments of the command line are what `--help` prints, square brackets and all.
@@ -17,6 +17,7 @@ mod failure;
 mod format;
 mod get;
 mod json;
+mod keygen;
 mod ln;
 mod local;
 mod ls;
@@ -29,6 +30,7 @@ mod put;
 mod rm;
 mod stat;
 mod target;
+mod trust;
 
 use clap::{Parser, Subcommand};
 use context::{Context, Global};
@@ -39,6 +41,11 @@ use std::process::ExitCode;
 /// Files are named dafs://HOST[:PORT]/EXPORT/PATH; in such names, %20 and the like stand for single
 /// bytes. With the environment variable DAFS_URL set to dafs://HOST[:PORT]/EXPORT, plain paths such
 /// as /a/b work too, and are taken byte by byte as they are.
+///
+/// Client and server recognise each other by their keys, and what lies in the server's memory is
+/// encrypted, unless --protection asks for less. `dafs keygen` makes this client's key, once; the
+/// server's operator adds it to the server's authorized_clients. Servers' keys are kept in the file
+/// known_servers beside it.
 ///
 /// DAFS_LOG=debug logs what the client does.
 #[derive(Debug, Parser)]
@@ -64,6 +71,7 @@ enum Command {
     Df(df::Args),
     Counters(counters::Args),
     Doctor(doctor::Args),
+    Keygen(keygen::Args),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +91,7 @@ fn main() -> ExitCode {
         Command::Df(args) => df::run(&cx, args),
         Command::Counters(args) => counters::run(&cx, args),
         Command::Doctor(args) => doctor::run(&cx, args),
+        Command::Keygen(args) => keygen::run(args),
     };
     result.map_or_else(|failure| failure.tell(), |()| ExitCode::SUCCESS)
 }

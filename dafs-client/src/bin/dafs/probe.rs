@@ -4,6 +4,7 @@ use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::json::Json;
 use crate::target::Target;
+use crate::trust::Trust;
 use dafs_client::blocking::{Client, File};
 use dafs_client::ordma::AccessFault;
 use dafs_client::{Options, PathChoice, ReadReport, Snapshot};
@@ -17,6 +18,8 @@ const HANDLER_CALLS: &str = "handler_calls";
 pub struct Probe {
     /// The engine that was taken, and why.
     pub choice: PathChoice,
+    /// How client and server know each other.
+    pub trust: Trust,
     /// Bytes of a page.
     pub page_size: usize,
     /// Each pass.
@@ -53,7 +56,8 @@ pub fn probe(cx: &Context, target: &Target, passes: u16, most: Option<u64>) -> R
     let passes =
         (0..passes).map(|_| pass(&client, &file, &mut page, pages).map_err(|error| fail(&error)));
     let passes = passes.collect::<Result<Vec<_>>>()?;
-    Ok(Probe { choice: client.path_choice().clone(), page_size, passes })
+    let trust = Trust::of(cx, target, Some(&client));
+    Ok(Probe { choice: client.path_choice().clone(), trust, page_size, passes })
 }
 
 fn pass(client: &Client, file: &File, page: &mut [u8], pages: u64) -> dafs_client::Result<Pass> {
@@ -106,6 +110,7 @@ impl Probe {
         Json::object([
             ("engine", Json::text(&self.choice.engine)),
             ("why", Json::text(&self.choice.why)),
+            ("protection", self.trust.json()),
             ("page_size", Json::Number(self.page_size as i128)),
             ("passes", Json::Array(self.passes.iter().map(Pass::json).collect())),
         ])

@@ -114,8 +114,9 @@ fn attributes(output: &mut Output, attr: &Attr, link: Option<&[u8]>) -> Result {
 }
 
 fn served(output: &mut Output, probe: &Probe) -> Result {
-    let Probe { choice, page_size, passes } = probe;
+    let Probe { choice, trust, page_size, passes } = probe;
     output.line(format_args!("  engine {}: {}", choice.engine, choice.why))?;
+    trust.tell(output)?;
     for (number, pass) in passes.iter().enumerate() {
         let Pass { report, pages, faults, p50, p99, handler_calls } = pass;
         let faults: Vec<_> =

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::names;
-use dafs_client::{EngineChoice, Location, Protection};
+use dafs_client::{EngineChoice, Location, Protection, PublicKey};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +32,8 @@ pub struct Wishes {
     pub socket: Option<String>,
     /// `--protection`.
     pub protection: Option<Protection>,
+    /// `--server-key`.
+    pub server_key: Option<PublicKey>,
 }
 
 impl Target {
@@ -63,6 +65,7 @@ impl Target {
         let location = &mut target.location;
         location.engine = wishes.engine.or(location.engine);
         location.protection = wishes.protection.or(location.protection);
+        location.server_key = wishes.server_key.or(location.server_key);
         if let Some(socket) = &wishes.socket {
             location.socket = Some(socket.clone());
         }
