@@ -111,6 +111,7 @@ impl Session {
             Wait::Sleep => Connectors {
                 tcp: |address| Tcp::new(sleeping()).connector(address),
                 shm: |socket| Shm::new(sleeping()).connector(socket),
+                ..Connectors::default()
             },
         };
         let client = Client::connect_with(&parsed, options(identity), connectors)

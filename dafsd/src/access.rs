@@ -105,11 +105,7 @@ impl Access {
     ) -> Result<Permit, OpError> {
         let authorized = self.authorized.read();
         let Some(known) = authorized.lookup(client) else {
-            let what = format!(
-                "the server does not know this client: to let it in, add a line to the server's \
-                 authorized_clients that begins with its public key, {client}"
-            );
-            return Err(OpError::new(Status::Access, what));
+            return Err(OpError::new(Status::Access, unknown(client)));
         };
         if self.fenced.lock().contains(&known.name) {
             let what = format!(
@@ -126,6 +122,14 @@ impl Access {
             known.credential(asked).map_err(|what| OpError::new(Status::Access, what))?;
         let read_only = rights == Rights::ReadOnly;
         Ok(Permit { name: known.name.clone(), key: *client, read_only, credential })
+    }
+
+    /// Whether a client with this key may connect at all.
+    ///
+    /// # Errors
+    /// What to tell the client that may not.
+    pub fn knows(&self, client: &PublicKey) -> Result<(), String> {
+        self.authorized.read().lookup(client).map(drop).ok_or_else(|| unknown(client))
     }
 
     /// Whether a client may use an export, as far as its line goes.
@@ -209,6 +213,13 @@ impl Access {
         }
         Ok(changed)
     }
+}
+
+fn unknown(client: &PublicKey) -> String {
+    format!(
+        "the server does not know this client: to let it in, add a line to the server's \
+         authorized_clients that begins with its public key, {client}"
+    )
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use crate::server::{Export, Server};
 use crate::state::{SecretError, load_secret};
 use crate::store::{HandleReport, LocalOptions, LocalStore, Store, StoreError};
 use dafs_keys::identity::IdentityError;
-use dafs_keys::{HandleKey, Identity, Protection, Secret};
-use ordma::{Engine, LinkError};
+use dafs_keys::{HandleKey, Identity, Protection, PublicKey, Secret};
+use ordma::secure::Gate;
+use ordma::{Engine, LinkError, Service};
 use rustix::fs::FlockOperation;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -154,7 +155,11 @@ impl Daemon {
         engines: Engines<'_>,
         cache: &Arc<Cache>,
     ) -> Result<(), StartError> {
-        let service = Dispatcher::new(Arc::clone(&self.server));
+        let dispatcher: Arc<dyn Service> = Dispatcher::new(Arc::clone(&self.server));
+        let service = match &self.identity {
+            Some(identity) => behind_handshake(dispatcher, &self.server, identity.clone()),
+            None => dispatcher,
+        };
         let is_default = config.listen.is_none();
         for listen in config.listen.clone().unwrap_or_else(Config::default_listen) {
             let engine = engines(&listen);
@@ -268,6 +273,19 @@ fn open_export(
     }
     let handles = HandleKey::derive(secret, &store.id());
     Ok(Export { name, store: Arc::new(store), read_only, protection, handles })
+}
+
+/// Puts a handshake before a service, after which the server knows who the client is. Clients that
+/// no line of `authorized_clients` names are refused there.
+pub fn behind_handshake(
+    service: Arc<dyn Service>,
+    server: &Arc<Server>,
+    identity: Identity,
+) -> Arc<dyn Service> {
+    let (policy, clock) = (Arc::clone(server), Arc::clone(server));
+    let policy = move |client: &PublicKey| policy.access().knows(client);
+    let clock = Box::new(move || clock.now());
+    Gate::new(service, Arc::new(identity), Arc::new(policy), Default::default(), clock)
 }
 
 /// Names of the exports that only some clients may use.

@@ -4,11 +4,11 @@
 //! crashes of the server, after which it sends again what it had not committed.
 //!
 //! `DAFS_SEEDS` says how many seeds are run (default 60), `DAFS_SEED` runs a single one. A failing
-//! seed is printed.
+//! seed is printed. `DAFS_PROTECTION` names the level, `sealed` by default.
 
 mod common;
 
-use common::{Over, PAGE, Sizes, TestServer};
+use common::{Kind, Over, PAGE, Sizes, TestServer};
 use dafs_client::blocking::{Client, File};
 use dafs_client::{Error, OpenOptions, Path, Status};
 use ordma::sim::{Faults, World};
@@ -54,7 +54,7 @@ fn run(seed: u64) {
     let world = World::new(seed);
     // A cache that does not hold everything, so that pages come and go.
     let sizes = Sizes { chunk_pages: 8, chunks: random.usize(2..6) };
-    let server = TestServer::in_world(Over::Sim, sizes, Some(world));
+    let server = TestServer::in_world(Over::chosen(Kind::Sim), sizes, Some(world));
     let mut options = server.options();
     options.timeout = Duration::from_secs(3600);
     options.directory_entries = random.usize(4..100);

@@ -4,15 +4,29 @@
 //!
 //! Runs for `DAFS_SOAK_SECONDS` (default 6) on each engine, half of it with a page cache that holds
 //! the file, half with one that does not. The seed is printed; `DAFS_SEED` sets it.
+//! `DAFS_PROTECTION` names the level, `sealed` by default.
 
 mod common;
 
-use common::{Over, PAGE, Sizes, TestServer, create};
+use common::{Kind, Over, PAGE, Sizes, TestServer, create};
 use dafs_client::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-over_every_engine!(never_torn_never_older_never_before_an_acknowledged_write);
+#[test]
+fn sim() {
+    never_torn_never_older_never_before_an_acknowledged_write(Over::chosen(Kind::Sim));
+}
+
+#[test]
+fn tcp() {
+    never_torn_never_older_never_before_an_acknowledged_write(Over::chosen(Kind::Tcp));
+}
+
+#[test]
+fn shm() {
+    never_torn_never_older_never_before_an_acknowledged_write(Over::chosen(Kind::Shm));
+}
 
 const PAGES: usize = 64;
 

@@ -35,7 +35,10 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
         let mut buffer = cx.server.buffers().take();
         buffer.resize(len, 0);
         let fetched = cx.link.read_from(from.tag, 0, buffer).await;
-        let buffer = fetched.map_err(|error| OpError::transfer(&error))?;
+        let mut buffer = fetched.map_err(|error| OpError::transfer(&error))?;
+        cx.link
+            .open_data(&request.seal, &mut buffer)
+            .map_err(|error| OpError::new(Status::Transfer, error.to_string()))?;
         open.file.write(&request.extents, &buffer).await?;
         cx.server.buffers().give(buffer);
     } else {

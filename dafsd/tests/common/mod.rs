@@ -4,9 +4,11 @@
 
 use dafs_client::blocking::{Client, File};
 use dafs_client::{OpenOptions, Options, Path};
-use dafs_keys::{HandleKey, Protection, Secret};
+use dafs_keys::{HandleKey, Identity, Protection, Secret};
 use dafsd::access::Access;
+use dafsd::authorized::Authorized;
 use dafsd::cache::{Cache, CacheConfig};
+use dafsd::daemon::behind_handshake;
 use dafsd::dispatch::Dispatcher;
 use dafsd::exporter::Listeners;
 use dafsd::runtime::Runtime;
@@ -14,8 +16,9 @@ use dafsd::server::{Export, Limits, Server, Settings};
 use dafsd::session::SessionLimits;
 use dafsd::store::{LocalOptions, LocalStore, Store};
 use ordma::arena::Geometry;
+use ordma::secure::SecureConnector;
 use ordma::sim::{Sim, World};
-use ordma::{Connector, Engine, Listener};
+use ordma::{Connector, Engine, Listener, Service};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,22 +27,84 @@ pub mod process;
 
 pub const PAGE: usize = 4096;
 
-/// Which engine a suite runs over.
+/// The engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
+pub enum Kind {
     Sim,
     Tcp,
     Shm,
 }
 
-/// Makes one test per engine out of a function that takes the engine.
+/// What a suite runs over: an engine, and a protection level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Over {
+    pub kind: Kind,
+    pub protection: Protection,
+}
+
+impl Over {
+    pub const fn sealed(kind: Kind) -> Self {
+        Self { kind, protection: Protection::Sealed }
+    }
+
+    pub const fn clear(kind: Kind) -> Self {
+        Self { kind, protection: Protection::None }
+    }
+
+    pub const fn keyed() -> Self {
+        Self { kind: Kind::Tcp, protection: Protection::Keyed }
+    }
+
+    /// At the level that `DAFS_PROTECTION` names, `sealed` by default: for what takes long.
+    pub fn chosen(kind: Kind) -> Self {
+        let level = std::env::var("DAFS_PROTECTION");
+        let level = level.map(|level| level.parse().expect("DAFS_PROTECTION"));
+        Self { kind, protection: level.unwrap_or_default() }
+    }
+}
+
+/// Makes tests out of functions that take what they run over: one for each engine at each protection
+/// level that the engine can have.
 #[macro_export]
 macro_rules! over_every_engine {
     ($($name:ident),* $(,)?) => {
-        mod sim { $( #[test] fn $name() { super::$name($crate::common::Over::Sim); } )* }
-        mod tcp { $( #[test] fn $name() { super::$name($crate::common::Over::Tcp); } )* }
-        mod shm { $( #[test] fn $name() { super::$name($crate::common::Over::Shm); } )* }
+        use $crate::common::Kind;
+        $crate::over_every_engine!(sim, Over::sealed(Kind::Sim), $($name),*);
+        $crate::over_every_engine!(tcp, Over::sealed(Kind::Tcp), $($name),*);
+        $crate::over_every_engine!(shm, Over::sealed(Kind::Shm), $($name),*);
+        $crate::over_every_engine!(tcp_keyed, Over::keyed(), $($name),*);
+        $crate::over_every_engine!(sim_none, Over::clear(Kind::Sim), $($name),*);
+        $crate::over_every_engine!(tcp_none, Over::clear(Kind::Tcp), $($name),*);
+        $crate::over_every_engine!(shm_none, Over::clear(Kind::Shm), $($name),*);
     };
+    ($module:ident, $over:expr, $($name:ident),*) => {
+        mod $module {
+            use super::*;
+            $( #[test] fn $name() { super::$name($over); } )*
+        }
+    };
+}
+
+/// Numbers of identities.
+pub const SERVER: u8 = 1;
+pub const CLIENT: u8 = 2;
+/// May use the export as well.
+pub const OTHER: u8 = 3;
+pub const STRANGER: u8 = 4;
+
+pub fn identity(number: u8) -> Identity {
+    Identity::from_secret(Secret::from_bytes([number; Secret::LEN]))
+}
+
+/// Lets two clients in, as the user that runs the tests.
+fn access() -> Access {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let line = |number: u8, name: &str| {
+        let key = identity(number).public();
+        format!("{key} {name} exports=* uid={} gid={}\n", uid.as_raw(), gid.as_raw())
+    };
+    let text = line(CLIENT, "client") + &line(OTHER, "other");
+    Access::of(Authorized::parse(&text, uid.is_root()).unwrap())
 }
 
 /// Sizes of a test's server.
@@ -78,16 +143,16 @@ impl TestServer {
     }
 
     pub fn with(over: Over, sizes: Sizes) -> Self {
-        Self::in_world(over, sizes, (over == Over::Sim).then(|| World::new(1)))
+        Self::in_world(over, sizes, (over.kind == Kind::Sim).then(|| World::new(1)))
     }
 
     pub fn in_world(over: Over, sizes: Sizes, world: Option<World>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tree")).unwrap();
-        let address = match over {
-            Over::Sim => "server".to_owned(),
-            Over::Tcp => "127.0.0.1:0".to_owned(),
-            Over::Shm => directory.path().join("socket").to_str().unwrap().to_owned(),
+        let address = match over.kind {
+            Kind::Sim => "server".to_owned(),
+            Kind::Tcp => "127.0.0.1:0".to_owned(),
+            Kind::Shm => directory.path().join("socket").to_str().unwrap().to_owned(),
         };
         let mut server = Self { over, directory, world, running: None, sizes, address };
         server.run();
@@ -97,8 +162,8 @@ impl TestServer {
     /// Starts the server, at the address it had before if any.
     pub fn run(&mut self) {
         let geometry = Geometry::new(PAGE, self.sizes.chunk_pages * PAGE).unwrap();
-        let runtime = match self.over {
-            Over::Sim => Runtime::inline(),
+        let runtime = match self.over.kind {
+            Kind::Sim => Runtime::inline(),
             _ => Runtime::start(3).unwrap(),
         };
         let pages = self.sizes.chunks * self.sizes.chunk_pages;
@@ -110,7 +175,7 @@ impl TestServer {
             retire_patience: Duration::from_secs(2),
         };
         let listeners = Arc::new(Listeners::default());
-        let levels = [Protection::None];
+        let levels = [self.over.protection];
         let cache = Cache::new(config, levels, listeners.clone(), runtime.clone()).unwrap();
         let options = LocalOptions {
             state: Some(self.directory.path().join("state")),
@@ -123,7 +188,7 @@ impl TestServer {
             handles: HandleKey::derive(&secret, &store.id()),
             store: Arc::new(store),
             read_only: false,
-            protection: Protection::None,
+            protection: self.over.protection,
         };
         let settings = Settings {
             limits: Limits { page_size: PAGE, max_inline: 128 << 10, max_transfer: 2 << 20 },
@@ -138,11 +203,15 @@ impl TestServer {
             Some(world) => Box::new(move || world.now()),
             None => Box::new(Instant::now),
         };
-        let (access, exports) = (Access::default(), vec![export]);
+        let (access, exports) = (access(), vec![export]);
         let server =
             Server::new(settings, exports, access, Arc::clone(&cache), runtime.clone(), clock)
                 .unwrap();
-        let service = Dispatcher::new(Arc::clone(&server));
+        let dispatcher: Arc<dyn Service> = Dispatcher::new(Arc::clone(&server));
+        let service = match self.over.protection {
+            Protection::None => dispatcher,
+            _ => behind_handshake(dispatcher, &server, identity(SERVER)),
+        };
         let engine = self.engine();
         let listener: Arc<dyn Listener> =
             engine.listen(&self.address, service, cache.arena()).unwrap();
@@ -150,18 +219,18 @@ impl TestServer {
         listeners.add(engine.name(), listener);
         server.set_ready();
         let pump = world.map(|world| world.on_pump(Box::new(move || runtime.run_queued())));
-        if self.over != Over::Sim {
+        if self.over.kind != Kind::Sim {
             cache.start_background().unwrap();
         }
         self.running = Some(Running { server, cache, listeners, pump });
     }
 
     fn engine(&self) -> Arc<dyn Engine> {
-        match (self.over, &self.world) {
-            (Over::Sim, Some(world)) => Arc::new(Sim::new(world)),
-            (Over::Sim, None) => unreachable!("sim has a world"),
-            (Over::Tcp, _) => Arc::new(ordma::tcp::Tcp::new(ordma::tcp::Settings::default())),
-            (Over::Shm, _) => Arc::new(ordma::shm::Shm::new(ordma::shm::Settings::default())),
+        match (self.over.kind, &self.world) {
+            (Kind::Sim, Some(world)) => Arc::new(Sim::new(world)),
+            (Kind::Sim, None) => unreachable!("sim has a world"),
+            (Kind::Tcp, _) => Arc::new(ordma::tcp::Tcp::new(ordma::tcp::Settings::default())),
+            (Kind::Shm, _) => Arc::new(ordma::shm::Shm::new(ordma::shm::Settings::default())),
         }
     }
 
@@ -196,13 +265,23 @@ impl TestServer {
     }
 
     pub fn connector(&self) -> Arc<dyn Connector> {
-        self.engine().connector(&self.address)
+        self.connector_of(CLIENT)
+    }
+
+    /// Where the client with this identity connects, or anyone at level `none`.
+    pub fn connector_of(&self, client: u8) -> Arc<dyn Connector> {
+        let plain = self.engine().connector(&self.address);
+        let (server, least) = (identity(SERVER).public(), self.over.protection);
+        if least == Protection::None {
+            return plain;
+        }
+        Arc::new(SecureConnector::new(plain, Arc::new(identity(client)), server, least))
     }
 
     pub fn options(&self) -> Options {
         Options {
-            protection: Some(dafs_client::Protection::None),
-            background: self.over != Over::Sim,
+            protection: self.over.protection,
+            background: self.over.kind != Kind::Sim,
             timeout: Duration::from_secs(10),
             ..Options::default()
         }

@@ -2,6 +2,7 @@
 
 use dafs_client::blocking::Client;
 use dafs_client::{Options, Protection};
+use dafs_keys::Identity;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -21,6 +22,7 @@ impl Daemon {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tree")).unwrap();
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        authorize(&directory);
         let (child, tcp) = spawn(&directory, &flags, "127.0.0.1:0");
         Self { child, directory, tcp, flags }
     }
@@ -63,8 +65,21 @@ impl Daemon {
         (self.child, self.tcp) = (child, tcp);
     }
 
+    /// What the client needs that the server lets in.
+    pub fn options(&self) -> Options {
+        if self.flags.iter().any(|flag| flag == "none") {
+            return Options { protection: Protection::None, ..Options::default() };
+        }
+        let key = std::fs::read_to_string(self.directory.path().join("state/identity.pub"));
+        Options {
+            identity: Some(self.directory.path().join("identity")),
+            server_key: Some(key.unwrap().trim().parse().unwrap()),
+            ..Options::default()
+        }
+    }
+
     pub fn client(&self, engine: &str) -> Client {
-        let options = Options { protection: Some(Protection::None), ..Options::default() };
+        let options = self.options();
         let location = match engine {
             "shm" => {
                 let socket = self.socket();
@@ -97,10 +112,21 @@ impl Drop for Daemon {
     }
 }
 
+/// Makes an identity that the server lets in, as the user that runs the tests.
+fn authorize(directory: &tempfile::TempDir) {
+    let identity = Identity::generate().unwrap();
+    identity.save(&directory.path().join("identity")).unwrap();
+    let state = directory.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let line = format!("{} test exports=* uid={uid} gid={gid}\n", identity.public());
+    std::fs::write(state.join("authorized_clients"), line).unwrap();
+}
+
 fn spawn(directory: &tempfile::TempDir, flags: &[String], tcp: &str) -> (Child, String) {
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let mut child = Command::new(env!("CARGO_BIN_EXE_dafsd"))
-        .args(["--protection", "none", "--export", &format!("data={}", path("tree"))])
+        .args(["--export", &format!("data={}", path("tree"))])
         .args(["--listen", &format!("tcp:{tcp}")])
         .args(["--listen", &format!("shm:{}", path("socket"))])
         .args(["--state-dir", &path("state")])
