@@ -8,6 +8,7 @@
 # Without TREE, a tree of at least 2000 files and 500 MB is gathered from this machine's /usr and
 # Rust toolchain. All is done in a directory below ${TMPDIR:-/tmp}, which is removed at the end; it
 # takes three times the tree's size.
+# The export is sealed: keys are made on the way.
 set -euo pipefail
 export LC_ALL=C
 
@@ -135,7 +136,7 @@ field() {
 # Reads a file twice over an engine and shows what served it.
 read_twice() {
     local engine=$1 url=$2 json pass number=0 pages inline direct ordma calls path
-    json=$("$bin/dafs" --engine "$engine" --protection none \
+    json=$("$bin/dafs" --engine "$engine" --server-key "$server_key" \
         stat --path --passes 2 --pages all --json "$url")
     [[ $json == *"\"engine\":\"$engine\""* ]] || fail "not read over $engine: $json"
     while read -r pass; do
@@ -188,8 +189,14 @@ if (($# == 0)); then
     ((files >= MIN_FILES && bytes >= MIN_BYTES)) || fail "the tree is too small"
 fi
 
-step "A server on this machine"
-"$bin/dafsd" --export "data=$work/export" --protection none --memory "${MEMORY_MIB}MiB" \
+step "A key for the client, which the server is told of"
+export DAFS_IDENTITY=$work/identity XDG_CONFIG_HOME=$work/config
+"$bin/dafs" keygen
+printf '%s demo exports=data:rw uid=%d gid=%d\n' "$(cat "$work/identity.pub")" "$(id -u)" "$(id -g)" \
+    >"$work/state/authorized_clients"
+
+step "A server on this machine, its pages sealed"
+"$bin/dafsd" --export "data=$work/export" --memory "${MEMORY_MIB}MiB" \
     --listen tcp:127.0.0.1:0 --listen "shm:$work/socket" --state-dir "$work/state" \
     >"$work/dafsd.out" 2>"$work/dafsd.log" &
 server=$!
@@ -204,7 +211,8 @@ for ((tenth = 0; tenth < 100; tenth++)); do
 done
 [[ -n $port ]] || fail "the server was not ready within 10 s"
 url=dafs://127.0.0.1:$port/data
-export DAFS_URL="$url?protection=none"
+server_key=$("$bin/dafsd" key --state-dir "$work/state")
+export DAFS_URL="$url?server_key=$server_key"
 "$bin/dafs" doctor
 
 step "The tree out of the server, and back into another directory of it"
