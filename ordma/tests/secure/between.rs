@@ -2,7 +2,7 @@
 
 use crate::guarded::Guarded;
 use crate::harness::*;
-use ordma::{Connector, LinkError};
+use ordma::{Connector, LinkError, ReadAccess};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -104,7 +104,8 @@ impl Stage {
         let endpoint = connector.connect(receiver.clone(), PATIENCE)?;
         let link =
             self.world.service.0.wait("the link", |seen| seen.connected.last().map(Arc::clone));
-        Ok(Client { endpoint, receiver, link })
+        let key = Arc::clone(&self.world.key);
+        Ok(Client { endpoint, receiver, link, key, access: ReadAccess::default() })
     }
 
     fn failure(&self, up: Rule, down: Rule) -> String {

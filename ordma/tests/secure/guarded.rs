@@ -45,6 +45,7 @@ impl Guarded {
             engine: self.clone(),
             address: self.inner.address.clone(),
             directory: self.inner.directory.clone(),
+            level: self.inner.level,
         }
     }
 

@@ -79,7 +79,8 @@ macro_rules! rows {
 }
 
 rows! {
-    tcp: Row::tcp();
-    shm: Row::shm();
-    sim: simulated::row();
+    tcp: Row::tcp().sealed();
+    tcp_keyed: Row::tcp().keyed();
+    shm: Row::shm().sealed();
+    sim: simulated::row().sealed();
 }

@@ -4,7 +4,7 @@ use crate::guarded::{Guarded, identity};
 use crate::harness::*;
 use dafs_keys::Protection;
 use ordma::secure::ask_key;
-use ordma::{Connector, LinkError, Region};
+use ordma::{Connector, LinkError, ReadAccess, Region};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -203,6 +203,7 @@ fn start(row: &Row) -> (Arc<Guarded>, World) {
         engine: Arc::clone(&row.engine),
         address: row.address.clone(),
         directory: row.directory.clone(),
+        level: row.level,
     };
     let guarded = Guarded::new(inner);
     let world = World::new(&guarded.row());
@@ -226,5 +227,6 @@ fn connect_as(world: &World, connector: &dyn Connector) -> Client {
         let (id, ..) = seen.messages.pop_front()?;
         seen.connected.iter().find(|link| link.id() == id).cloned()
     });
-    Client { endpoint, receiver, link }
+    let key = Arc::clone(&world.key);
+    Client { endpoint, receiver, link, key, access: ReadAccess::default() }
 }
