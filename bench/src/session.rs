@@ -195,10 +195,8 @@ impl Session {
 }
 
 fn options(identity: Option<&FilePath>) -> Options {
-    // Until clients take an identity; then the line below replaces this one.
-    let _ = identity;
     Options {
-        // identity: identity.map(FilePath::to_owned),
+        identity: identity.map(FilePath::to_owned),
         // So that no write commits on its way: the bench commits between blocks.
         retained_bytes: 1 << 30,
         // Room for the references of any file that fits into memory.

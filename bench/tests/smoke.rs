@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The protection level of tests that are about no level in particular.
-const LEVEL: &str = "none";
+const LEVEL: &str = "sealed";
 
 /// What an experiment is run over and at.
 #[derive(Clone, Copy)]
@@ -176,10 +176,9 @@ macro_rules! every_experiment {
 every_experiment!(
     tcp: "tcp" "none",
     shm: "shm" "none",
-    // Until server and client have them:
-    // tcp_keyed: "tcp" "keyed",
-    // tcp_sealed: "tcp" "sealed",
-    // shm_sealed: "shm" "sealed",
+    tcp_keyed: "tcp" "keyed",
+    tcp_sealed: "tcp" "sealed",
+    shm_sealed: "shm" "sealed",
 );
 
 #[test]
