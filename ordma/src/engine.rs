@@ -276,7 +276,8 @@ pub trait Endpoint: Send + Sync + fmt::Debug {
         None
     }
     /// The handshake is done: proves to the server that the connection for one-sided reads is the
-    /// same client's. Nothing where reads need no connection of their own.
+    /// same client's. Only the first call counts. Nothing where reads need no connection of their
+    /// own.
     fn prove(&self, _connection: &Secret) {}
     /// Ends what [`advertise`](Self::advertise) began. After it returns no byte of the buffer is
     /// written or read under the tag. Returns how many bytes the server had placed.

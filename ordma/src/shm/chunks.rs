@@ -27,6 +27,7 @@ pub(crate) struct Chunks {
     boot: PeerBoot,
     geometry: Geometry,
     nonce: ConnectionNonce,
+    proved: AtomicBool,
     control: Arc<ControlSocket>,
     /// Held while a message is received and acted upon, so that who finds nothing to receive knows
     /// that all that came before has been acted upon.
@@ -125,14 +126,18 @@ impl Chunks {
             boot,
             geometry,
             nonce,
+            proved: AtomicBool::new(false),
             control: Arc::new(control),
             receiving: Mutex::default(),
             table: ArcSwap::default(),
         })
     }
 
-    /// Shows that the connection is its session's.
+    /// Shows that the connection is its session's. Once only.
     pub(crate) fn prove(&self, connection: &Secret) {
+        if self.proved.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let proof = second_connection_proof(connection, &self.nonce);
         self.control.tell(Some([Message::Proof.encode(), proof].concat()));
     }

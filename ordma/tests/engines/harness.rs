@@ -220,6 +220,8 @@ impl World {
         if self.level > Protection::None {
             let connection = Secret::random().unwrap();
             endpoint.prove(&connection);
+            // Only the first counts.
+            endpoint.prove(&connection);
             access = ReadAccess {
                 connection: Some(connection),
                 session: (self.level == Protection::Keyed).then(|| self.session.keyed()),
