@@ -4,7 +4,7 @@ mod common;
 
 use common::{Server, options};
 use dafs_client::blocking::Client;
-use dafs_client::{Connectors, EngineChoice, Location, Options, Protection, Result};
+use dafs_client::{Connectors, Location, Options, Protection, Result};
 use ordma::Connector;
 use std::cell::RefCell;
 use std::sync::Arc;

@@ -69,8 +69,7 @@ impl Connector for Secured {
 
 fn key_of(connector: &dyn Connector) -> PublicKey {
     let server = server(connector.target().parse().unwrap());
-    let key = server.state().identity.public();
-    key
+    server.state().identity.public()
 }
 
 /// A client's files, and a guarded server.

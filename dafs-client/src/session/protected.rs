@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub(crate) struct Protected {
     pub(crate) level: Protection,
     /// None where there was no handshake.
-    channel: Option<Arc<Established>>,
+    pub(crate) channel: Option<Arc<Established>>,
 }
 
 impl Protected {

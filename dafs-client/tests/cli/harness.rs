@@ -42,6 +42,8 @@ pub struct Setup {
     pub read_only: bool,
     /// It runs as a user who may not do everything.
     pub powerless: bool,
+    /// Its export is sealed.
+    pub sealed: bool,
     /// It does not listen for shared memory.
     pub without_shm: bool,
 }
@@ -92,7 +94,9 @@ impl Server {
             offer.push(",ro");
         }
         command.arg("--export").arg(offer);
-        command.args(["--listen", "tcp:127.0.0.1:0", "--memory", "64MiB", "--protection", "none"]);
+        let protection = if setup.sealed { "sealed" } else { "none" };
+        command.args(["--listen", "tcp:127.0.0.1:0", "--memory", "64MiB"]);
+        command.args(["--protection", protection]);
         if !setup.without_shm {
             let mut listen = OsString::from("shm:");
             listen.push(dir.path().join("socket"));

@@ -1,11 +1,12 @@
 //! The keys of client and server: making one's own, the file of known servers, and what is told of
 //! them.
 
-use crate::harness::{Server, run};
+use crate::harness::{Server, Setup, run};
 use dafs_client::PublicKey;
 use dafs_client::keys::Identity;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 fn config(server: &Server, name: &str) -> PathBuf {
     server.local("config").join("dafs").join(name)
@@ -91,4 +92,70 @@ fn the_doctor_tells_whose_keys_are_used() {
     std::fs::write(&known, "x").unwrap();
     let text = server.ok(["doctor"]);
     assert!(text.contains(&format!("   known {}:1: must have two words", known.display())));
+}
+
+#[test]
+fn the_first_contact_with_a_server_takes_a_yes() {
+    let server = Server::start_with(Setup { sealed: true, ..Setup::default() });
+    server.file("a", "secret");
+    let made = server.ok(["keygen"]);
+    let url = format!("{}/a", server.url());
+    let key = Identity::load(&server.local("state/identity")).unwrap().public();
+    let known = config(&server, "known_servers");
+
+    // There is no terminal to ask at.
+    let error = server.fails(1, ["cat", &url]);
+    assert!(error.starts_with("dafs: cannot connect to ") && error.lines().count() == 1, "{error}");
+    let line = format!("127.0.0.1:{} {key}", server.port);
+    for part in [
+        format!("shows the key {key}, which is not known yet"),
+        format!("add the line \"{line}\" to {}", known.display()),
+        "--server-key KEY".to_owned(),
+        "--accept-new".to_owned(),
+        "`dafsd key`".to_owned(),
+    ] {
+        assert!(error.contains(&part), "{part}: {error}");
+    }
+    assert!(!known.exists());
+
+    // A key given beforehand is the only right one.
+    let other = Identity::generate().unwrap().public().to_string();
+    let error = server.fails(1, ["--server-key", &other, "cat", &url]);
+    assert!(error.contains(&format!("shows the key {key}, but the one given for it is {other}")));
+    assert!(error.contains("may be an attack"), "{error}");
+
+    // Remembered without asking; now the server does not know the client.
+    let error = server.fails(1, ["--accept-new", "cat", &url]);
+    assert!(error.contains("; tell the server's operator; dafs doctor shows"), "{error}");
+    assert_eq!(std::fs::read_to_string(&known).unwrap(), format!("{line}\n"));
+
+    // What keygen says to add is what the server takes.
+    let mine = made.lines().find(|line| line.ends_with(" exports=EXPORT:rw")).unwrap();
+    let mine = mine.replace("EXPORT", "data");
+    let user = rustix::process::geteuid().as_raw();
+    std::fs::write(server.local("state/authorized_clients"), format!("{mine} uid={user}\n"))
+        .unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let run = server.dafs(["cat", &url]);
+        if run.code == 0 {
+            assert_eq!(run.text(), "secret");
+            break;
+        }
+        assert!(Instant::now() < end, "{}", run.error);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let text = server.ok(["doctor", &url]);
+    assert!(text.contains("   level sealed; the least is sealed\n"), "{text}");
+    assert!(text.contains(&format!("  server has the key {key}\n")), "{text}");
+    let text = server.ok(["stat", "--path", &url]);
+    assert!(text.contains("1 ordma; faults: none"), "{text}");
+    let error = server.fails(1, ["--protection", "none", "cat", &url]);
+    assert!(error.contains("; ask for the export's own level"), "{error}");
+
+    // Another server in its place.
+    std::fs::write(&known, line.replace(&key.to_string(), &other)).unwrap();
+    let error = server.fails(1, ["cat", &url]);
+    let says = format!("shows the key {key}, but {}:1 says {other}", known.display());
+    assert!(error.contains(&says) && error.contains("remove line 1 of"), "{error}");
 }

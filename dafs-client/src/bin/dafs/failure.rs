@@ -150,15 +150,20 @@ fn reason(error: &Error) -> String {
     }
 }
 
+/// What to do where only the server's side can change anything.
+const FOR_THE_OPERATOR: &str =
+    "tell the server's operator; dafs doctor shows this client's public key";
+
 fn advice(error: &Error) -> &'static str {
     match error {
-        Error::Status { op: Op::Connect, status: Status::Access, .. } => {
-            "dafs keygen tells what the server's operator has to add to authorized_clients"
+        Error::Status { op: Op::Connect, status: Status::Access, .. } => FOR_THE_OPERATOR,
+        // It is there, and wants no more of this client.
+        Error::Link(LinkError::Connect { reason, .. })
+            if reason.starts_with("the server refuses: ") =>
+        {
+            FOR_THE_OPERATOR
         }
         Error::Status { status, .. } => status_advice(*status),
-        Error::Link(link) if link.to_string().contains("handshake") => {
-            "dafs doctor shows the keys of both sides, to be compared with the server's operator"
-        }
         Error::Link(_) | Error::Timeout { .. } => {
             "check that dafsd runs on that host and listens at that address"
         }
