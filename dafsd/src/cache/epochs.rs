@@ -56,6 +56,7 @@ impl CachedFile {
         let mut result = Ok(());
         let dirty: Vec<u64> = self.blocks.lock().dirty.iter().copied().collect();
         for block in dirty {
+            schedule_point("new epoch: a dirty page");
             let mut shard = self.cache.shard((self.number(), block)).lock();
             // One that has become clean since then is killed with the rest.
             if let Some(page) = shard.page((self.number(), block)).filter(|page| page.dirty)

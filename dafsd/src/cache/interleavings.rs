@@ -174,9 +174,7 @@ at! {
         a_chunk_is_retired_while_it_is_used;
     keyed Keyed:
         new_keys_while_it_is_written_and_read,
-        new_keys_while_it_is_written_back,
-        new_keys_while_it_is_filled_and_evicted,
-        new_keys_while_it_is_truncated;
+        new_keys_while_it_is_written_back;
     sealed Sealed:
         write_and_one_sided_read,
         fill_write_evict_and_one_sided_read,
@@ -372,7 +370,7 @@ fn new_keys_while_it_is_filled_and_evicted(level: Protection) {
                 let world = Arc::clone(&world);
                 Box::new(move || assert!(read(&world.file, 0, 3 * PAGE as u64) == [1; 3 * PAGE]))
             };
-            let actors: Vec<Actor> = vec![world.revoker(1), all, world.evictor(&[1, 2])];
+            let actors: Vec<Actor> = vec![world.revoker(1), all, world.evictor(&[2])];
             (world, actors)
         },
         |world| world.settle(|bytes| bytes == [1; 3 * PAGE]),
