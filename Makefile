@@ -3,14 +3,16 @@
 
 CARGO ?= cargo
 SOAK ?= 300
+FUZZ ?= 60
 
-.PHONY: all build demo test check unit interleavings end-to-end soak bench deps clean help
+.PHONY: all build demo test check unit nonces fuzz interleavings end-to-end soak bench deps clean help
 
 all: build
 
 help:
 	@echo "make demo           start a server, copy a tree out and back, read one-sidedly"
 	@echo "make test           everything: lints, unit, interleavings, end to end"
+	@echo "make fuzz FUZZ=60   each fuzz target that many seconds"
 	@echo "make soak SOAK=300  two clients at full speed on each engine, that many seconds each"
 	@echo "make bench          the experiments, over tcp and shm, on this machine"
 
@@ -23,7 +25,7 @@ build: deps
 demo: build
 	demo/demo.sh
 
-test: deps check unit interleavings
+test: deps check unit nonces interleavings fuzz
 
 # Formatting and lints, warnings denied.
 check: deps
@@ -40,6 +42,14 @@ unit: deps
 	else \
 		echo "not run: handles after the kernel has forgotten them, which takes root to empty its caches"; \
 	fi
+
+# No nonce is used twice under a page key, whatever happens.
+nonces: deps
+	$(CARGO) test -p dafsd --lib --features count-nonces $(CARGOFLAGS) -- --nocapture nonces
+
+# Whatever a peer or a slot holds: handshakes, frames, footers, handles.
+fuzz: deps
+	scripts/fuzz.sh $(FUZZ)
 
 # Every interleaving of fill, write, evict and one-sided read, within a bound of preemptions.
 interleavings: deps

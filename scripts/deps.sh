@@ -11,6 +11,8 @@ if ! command -v "${CARGO:-cargo}" >/dev/null 2>&1; then
     exit 1
 fi
 need cc gcc
+# The fuzzer is C++.
+need c++ g++
 need git git
 # The C library's headers and start files, without which nothing links.
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)

@@ -70,7 +70,7 @@ pub enum Error {
     },
     /// Client and server do not know each other. Nothing was changed.
     #[error(transparent)]
-    Trust(#[from] TrustError),
+    Trust(Box<TrustError>),
     /// The connection does not give the protection that was asked for. Nothing was sent.
     #[error("{0}")]
     Protection(String),
@@ -127,6 +127,12 @@ impl Error {
             Self::Status { status, .. } => Some(*status),
             _ => None,
         }
+    }
+}
+
+impl From<TrustError> for Error {
+    fn from(error: TrustError) -> Self {
+        Self::Trust(Box::new(error))
     }
 }
 

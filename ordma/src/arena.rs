@@ -289,8 +289,10 @@ struct Free {
     tagged: Vec<Slot>,
     /// Chunks that are dropped but still kept alive by a peer's mapping.
     dropped: Vec<Arc<Chunk>>,
-    /// A chunk that is being retired: its slots do not come back.
+    /// A chunk that is being retired: its slots are not handed out.
     retiring: Option<ChunkId>,
+    /// Slots of that chunk that are free.
+    set_aside: Vec<Slot>,
 }
 
 impl Free {
@@ -354,7 +356,9 @@ impl Arena {
     /// Gives a slot back. It must have been killed, or never been written since it was taken.
     pub fn free(&self, slot: Slot) {
         let mut free = self.lock();
-        if free.retiring != Some(slot.chunk.id) && self.chunk(slot.chunk.id).is_some() {
+        if free.retiring == Some(slot.chunk.id) {
+            free.set_aside.push(slot);
+        } else if self.chunk(slot.chunk.id).is_some() {
             free.of(slot.chunk.guard).push(slot);
         }
     }
@@ -386,17 +390,21 @@ impl Arena {
             return false;
         }
         free.retiring = Some(id);
-        free.slots.retain(|slot| slot.chunk.id != id);
-        free.tagged.retain(|slot| slot.chunk.id != id);
+        let Free { slots, tagged, set_aside, .. } = &mut *free;
+        for slots in [slots, tagged] {
+            set_aside.extend(slots.extract_if(.., |slot| slot.chunk.id == id));
+        }
         true
     }
 
-    /// Gives up what [`begin_retire`](Self::begin_retire) began. Slots that were given back
-    /// meanwhile are lost until the chunk is retired after all.
+    /// Gives up what [`begin_retire`](Self::begin_retire) began: slots that were free then, or were
+    /// given back meanwhile, are free again.
     pub fn cancel_retire(&self, id: ChunkId) {
         let mut free = self.lock();
         if free.retiring == Some(id) {
             free.retiring = None;
+            let set_aside = std::mem::take(&mut free.set_aside);
+            set_aside.into_iter().for_each(|slot| free.of(slot.chunk.guard).push(slot));
         }
     }
 
@@ -411,6 +419,7 @@ impl Arena {
     pub fn finish_retire(&self, id: ChunkId) {
         let mut free = self.lock();
         free.retiring = None;
+        free.set_aside = Vec::new();
         let mut chunks = Vec::clone(&self.chunks.load());
         let Some(chunk) = chunks.get_mut(id as usize).and_then(Option::take) else { return };
         self.chunks.store(Arc::new(chunks));
@@ -469,6 +478,21 @@ mod tests {
         let (mut payload, mut footer) = ([0; 4096], [0; FOOTER_LEN]);
         assert!(chunk.copy_out(reference.slot, &mut payload, &mut footer));
         accept(&footer, &mut payload, reference, 0, &FileKey::Clear).map(|_| payload[0])
+    }
+
+    #[test]
+    fn a_retirement_that_is_given_up_loses_no_slot() {
+        let arena = arena();
+        let (held, back) = (arena.take(Guard::None).unwrap(), arena.take(Guard::None).unwrap());
+        let id = held.chunk.id();
+        assert!(arena.begin_retire(id));
+        assert!(arena.take(Guard::None).is_none());
+        arena.free(back);
+        assert_eq!(arena.free_slots(), 0);
+        arena.cancel_retire(id);
+        assert_eq!(arena.free_slots(), 3);
+        arena.free(held);
+        assert_eq!(arena.free_slots(), 4);
     }
 
     #[test]

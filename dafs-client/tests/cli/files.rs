@@ -30,8 +30,9 @@ fn ls_sorts_and_hides_and_goes_down() {
     assert!(json.contains(r#""size":5"#), "{json}");
     // With a URL in place of the default server.
     let url = format!("{}/d", server.url());
-    assert_eq!(server.ok(["--protection", "none", "ls", &url]), "e\n");
-    assert_eq!(server.ok(["ls", &format!("{url}?protection=none&engine=tcp")]), "e\n");
+    let key = server.query.strip_prefix("server_key=").unwrap();
+    assert_eq!(server.ok(["--server-key", key, "ls", &url]), "e\n");
+    assert_eq!(server.ok(["ls", &format!("{url}?{}&engine=tcp", server.query)]), "e\n");
 }
 
 #[test]
@@ -101,7 +102,7 @@ fn mv_renames_moves_and_replaces() {
     assert!(server.fails(1, ["mv", "/e/b", "/e/c", "/nowhere"]).contains("hold several"));
     assert!(server.fails(1, ["mv", "/gone", "/x"]).contains("no such file or directory"));
     let other = format!("dafs://127.0.0.1:{}/other/x", server.port);
-    let error = server.fails(1, ["mv", &format!("{}?protection=none", other), "/x"]);
+    let error = server.fails(1, ["mv", &format!("{other}?{}", server.query), "/x"]);
     assert!(error.contains("is in another export") && error.contains("dafs get"), "{error}");
 }
 

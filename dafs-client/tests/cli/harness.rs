@@ -1,5 +1,6 @@
 //! A server in a directory of its own, and the command.
 
+use dafs_client::keys::Identity;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -35,6 +36,19 @@ fn server_program() -> PathBuf {
     program
 }
 
+/// How server and client know each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acquaintance {
+    /// The export is sealed, the client has an identity that the server lets in, and the commands'
+    /// default URL has the server's key.
+    #[default]
+    Known,
+    /// The export is sealed, and neither knows the other.
+    Strangers,
+    /// The export is at level `none`.
+    Unprotected,
+}
+
 /// How to start a server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Setup {
@@ -42,8 +56,8 @@ pub struct Setup {
     pub read_only: bool,
     /// It runs as a user who may not do everything.
     pub powerless: bool,
-    /// Its export is sealed.
-    pub sealed: bool,
+    /// How server and client know each other.
+    pub acquaintance: Acquaintance,
     /// It does not listen for shared memory.
     pub without_shm: bool,
 }
@@ -58,6 +72,21 @@ pub struct Server {
     pub export: PathBuf,
     /// TCP port.
     pub port: u16,
+    /// What a URL of it needs in its query.
+    pub query: String,
+}
+
+/// Gives the client an identity that the server lets in.
+fn introduce(dir: &TempDir, state: &Path, powerless: bool) {
+    let identity = dir.path().join("config/dafs/identity");
+    std::fs::create_dir_all(identity.parent().unwrap()).unwrap();
+    let client = Identity::generate().unwrap();
+    client.save(&identity).unwrap();
+    // A server that may not act as others works as its own user.
+    let acts = rustix::process::geteuid().is_root() && !powerless;
+    let user = if acts { " uid=0 gid=0" } else { "" };
+    let line = format!("{} test exports=*{user}\n", client.public());
+    std::fs::write(state.join("authorized_clients"), line).unwrap();
 }
 
 impl Server {
@@ -66,12 +95,20 @@ impl Server {
         Self::start_with(Setup::default())
     }
 
+    /// The same at level `none`.
+    pub fn unprotected() -> Self {
+        Self::start_with(Setup { acquaintance: Acquaintance::Unprotected, ..Setup::default() })
+    }
+
     /// The same, set up in another way.
     pub fn start_with(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (export, state) = (dir.path().join("export"), dir.path().join("state"));
         std::fs::create_dir(&export).unwrap();
         std::fs::create_dir(&state).unwrap();
+        if setup.acquaintance == Acquaintance::Known {
+            introduce(&dir, &state, setup.powerless);
+        }
         let mut program = server_program();
         let mut powerless = None;
         if setup.powerless && rustix::process::geteuid().is_root() {
@@ -94,7 +131,10 @@ impl Server {
             offer.push(",ro");
         }
         command.arg("--export").arg(offer);
-        let protection = if setup.sealed { "sealed" } else { "none" };
+        let protection = match setup.acquaintance {
+            Acquaintance::Known | Acquaintance::Strangers => "sealed",
+            Acquaintance::Unprotected => "none",
+        };
         command.args(["--listen", "tcp:127.0.0.1:0", "--memory", "64MiB"]);
         command.args(["--protection", protection]);
         if !setup.without_shm {
@@ -120,7 +160,15 @@ impl Server {
             let ended = child.wait();
             panic!("dafsd does not listen: {ended:?}\n{log}");
         };
-        Self { child, dir, export, port }
+        let query = match setup.acquaintance {
+            Acquaintance::Known => {
+                let key = std::fs::read_to_string(state.join("identity.pub")).unwrap();
+                format!("server_key={}", key.trim())
+            }
+            Acquaintance::Strangers => "protection=sealed".to_owned(),
+            Acquaintance::Unprotected => "protection=none".to_owned(),
+        };
+        Self { child, dir, export, port, query }
     }
 
     /// The export's URL, without a query.
@@ -141,7 +189,7 @@ impl Server {
     /// The command, with this server as the default one.
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dafs"));
-        command.args(args).env("DAFS_URL", format!("{}?protection=none", self.url()));
+        command.args(args).env("DAFS_URL", format!("{}?{}", self.url(), self.query));
         // What its user has is none of the tests' business.
         command.env("XDG_CONFIG_HOME", self.local("config")).env_remove("DAFS_IDENTITY");
         command.env_remove("DAFS_LOG").stdin(Stdio::null());

@@ -1,7 +1,7 @@
 //! The keys of client and server: making one's own, the file of known servers, and what is told of
 //! them.
 
-use crate::harness::{Server, Setup, run};
+use crate::harness::{Acquaintance, Server, Setup, run};
 use dafs_client::PublicKey;
 use dafs_client::keys::Identity;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -14,7 +14,7 @@ fn config(server: &Server, name: &str) -> PathBuf {
 
 #[test]
 fn keygen_makes_an_identity_once_and_tells_what_to_do_with_it() {
-    let server = Server::start();
+    let server = Server::unprotected();
     let mut command = server.command(["keygen"]);
     let made = run(command.env("USER", "eve l"));
     assert_eq!((made.code, made.error.as_str()), (0, ""), "{}", made.text());
@@ -49,7 +49,7 @@ fn keygen_makes_an_identity_once_and_tells_what_to_do_with_it() {
 
 #[test]
 fn what_is_wrong_with_the_files_is_said_before_anything_is_sent() {
-    let server = Server::start();
+    let server = Server::unprotected();
     let url = server.url();
     server.ok(["keygen"]);
     let (identity, known) = (config(&server, "identity"), config(&server, "known_servers"));
@@ -68,7 +68,7 @@ fn what_is_wrong_with_the_files_is_said_before_anything_is_sent() {
 
 #[test]
 fn the_doctor_tells_whose_keys_are_used() {
-    let server = Server::start();
+    let server = Server::unprotected();
     let text = server.ok(["doctor"]);
     assert!(text.contains("   level none; the least is none\n"), "{text}");
     assert!(text.contains("  server has shown no key\n"), "{text}");
@@ -96,7 +96,8 @@ fn the_doctor_tells_whose_keys_are_used() {
 
 #[test]
 fn the_first_contact_with_a_server_takes_a_yes() {
-    let server = Server::start_with(Setup { sealed: true, ..Setup::default() });
+    let server =
+        Server::start_with(Setup { acquaintance: Acquaintance::Strangers, ..Setup::default() });
     server.file("a", "secret");
     let made = server.ok(["keygen"]);
     let url = format!("{}/a", server.url());

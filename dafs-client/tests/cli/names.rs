@@ -30,7 +30,7 @@ fn names_may_be_any_bytes() {
         assert_eq!((cat.code, &cat.output[..]), (0, name.as_bytes()), "{}", cat.error);
         // Within a URL, percent-encoded.
         let escaped: String = name.as_bytes().iter().map(|byte| format!("%{byte:02X}")).collect();
-        let cat = server.dafs(["cat", &format!("{}/{escaped}?protection=none", server.url())]);
+        let cat = server.dafs(["cat", &format!("{}/{escaped}?{}", server.url(), server.query)]);
         assert_eq!((cat.code, &cat.output[..]), (0, name.as_bytes()), "{}", cat.error);
         // And as ls gives it.
         let list = server.dafs(["ls"]);
