@@ -19,6 +19,8 @@ pub mod arena;
 pub mod engine;
 #[cfg(feature = "explore")]
 pub mod explore;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod memory;
 pub mod os;
 mod reference;

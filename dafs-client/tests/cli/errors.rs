@@ -99,7 +99,7 @@ fn an_export_that_is_not_there() {
 
 #[test]
 fn less_than_sealed_is_never_assumed() {
-    let server = Server::start();
+    let server = Server::unprotected();
     let (asked, plain) = (format!("{}?protection=sealed", server.url()), server.url());
     for args in [vec!["ls", &asked], vec!["ls", &plain], vec!["--protection", "keyed", "ls"]] {
         let error = server.fails(1, args);

@@ -8,7 +8,7 @@
 
 mod boot;
 mod chunks;
-mod control;
+pub(crate) mod control;
 mod exports;
 mod path;
 

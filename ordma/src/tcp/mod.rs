@@ -7,9 +7,9 @@
 
 mod agent;
 mod posting;
-mod reads;
+pub(crate) mod reads;
 mod tagged;
-mod wire;
+pub(crate) mod wire;
 
 use crate::ChunkId;
 use crate::arena::{Arena, Chunk, Geometry};
