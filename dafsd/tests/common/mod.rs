@@ -21,9 +21,11 @@ use ordma::sim::{Sim, World};
 use ordma::{Connector, Engine, Listener, Service};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod process;
+pub mod raw;
 
 pub const PAGE: usize = 4096;
 
@@ -120,13 +122,44 @@ impl Default for Sizes {
     }
 }
 
+/// What a test's server is like.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub sizes: Sizes,
+    /// The text of the file `authorized_clients`, if there is one. Without it there are two clients,
+    /// and nothing can be reloaded, and fencing is not remembered.
+    pub authorized: Option<String>,
+    /// The exports. The files of `data` are in the directory `tree`.
+    pub exports: &'static [&'static str],
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { sizes: Sizes::default(), authorized: None, exports: &["data"] }
+    }
+}
+
+/// A line of `authorized_clients`.
+pub fn line(number: u8, name: &str, exports: &str, uid: u32) -> String {
+    format!("{} {name} exports={exports} uid={uid}\n", identity(number).public())
+}
+
+/// Whoever fails stops the other one.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A running server and what it needs.
 pub struct TestServer {
     pub over: Over,
     pub directory: tempfile::TempDir,
     pub world: Option<World>,
     pub running: Option<Running>,
-    sizes: Sizes,
+    setup: Setup,
     address: String,
 }
 
@@ -143,53 +176,55 @@ impl TestServer {
     }
 
     pub fn with(over: Over, sizes: Sizes) -> Self {
-        Self::in_world(over, sizes, (over.kind == Kind::Sim).then(|| World::new(1)))
+        Self::set_up(over, Setup { sizes, ..Setup::default() })
+    }
+
+    pub fn set_up(over: Over, setup: Setup) -> Self {
+        Self::made(over, setup, (over.kind == Kind::Sim).then(|| World::new(1)))
     }
 
     pub fn in_world(over: Over, sizes: Sizes, world: Option<World>) -> Self {
+        Self::made(over, Setup { sizes, ..Setup::default() }, world)
+    }
+
+    fn made(over: Over, setup: Setup, world: Option<World>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::create_dir(directory.path().join("tree")).unwrap();
         let address = match over.kind {
             Kind::Sim => "server".to_owned(),
             Kind::Tcp => "127.0.0.1:0".to_owned(),
             Kind::Shm => directory.path().join("socket").to_str().unwrap().to_owned(),
         };
-        let mut server = Self { over, directory, world, running: None, sizes, address };
+        let mut server = Self { over, directory, world, running: None, setup, address };
+        for export in server.setup.exports {
+            std::fs::create_dir(server.tree_of(export)).unwrap();
+        }
+        if let Some(text) = server.setup.authorized.clone() {
+            server.authorize(&text);
+        }
         server.run();
         server
     }
 
     /// Starts the server, at the address it had before if any.
     pub fn run(&mut self) {
-        let geometry = Geometry::new(PAGE, self.sizes.chunk_pages * PAGE).unwrap();
+        let geometry = Geometry::new(PAGE, self.setup.sizes.chunk_pages * PAGE).unwrap();
         let runtime = match self.over.kind {
             Kind::Sim => Runtime::inline(),
             _ => Runtime::start(3).unwrap(),
         };
-        let pages = self.sizes.chunks * self.sizes.chunk_pages;
+        let pages = self.setup.sizes.chunks * self.setup.sizes.chunk_pages;
         let config = CacheConfig {
             geometry,
-            budget: self.sizes.chunks * geometry.chunk_len() + pages * 256,
+            budget: self.setup.sizes.chunks * geometry.chunk_len() + pages * 256,
             dirty_limit: pages * PAGE / 2,
             writeback_interval: Duration::from_secs(1),
             retire_patience: Duration::from_secs(2),
         };
         let listeners = Arc::new(Listeners::default());
-        let levels = [self.over.protection];
+        let levels = self.setup.exports.iter().map(|_| self.over.protection);
         let cache = Cache::new(config, levels, listeners.clone(), runtime.clone()).unwrap();
-        let options = LocalOptions {
-            state: Some(self.directory.path().join("state")),
-            ..LocalOptions::default()
-        };
-        let store = LocalStore::new(&self.tree(), options).unwrap();
         let secret = Secret::from_bytes([7; Secret::LEN]);
-        let export = Export {
-            name: "data".to_owned(),
-            handles: HandleKey::derive(&secret, &store.id()),
-            store: Arc::new(store),
-            read_only: false,
-            protection: self.over.protection,
-        };
+        let exports = self.setup.exports.iter().map(|name| self.export(name, &secret)).collect();
         let settings = Settings {
             limits: Limits { page_size: PAGE, max_inline: 128 << 10, max_transfer: 2 << 20 },
             session: SessionLimits { slots: 64, opens: 1000, lease: Duration::from_secs(30) },
@@ -203,7 +238,14 @@ impl TestServer {
             Some(world) => Box::new(move || world.now()),
             None => Box::new(Instant::now),
         };
-        let (access, exports) = (access(), vec![export]);
+        let access = match &self.setup.authorized {
+            None => access(),
+            Some(_) => {
+                let is_root = rustix::process::geteuid().is_root();
+                let fenced = self.directory.path().join("fenced");
+                Access::load(&self.authorized_clients(), &fenced, is_root).unwrap()
+            }
+        };
         let server =
             Server::new(settings, exports, access, Arc::clone(&cache), runtime.clone(), clock)
                 .unwrap();
@@ -225,7 +267,32 @@ impl TestServer {
         self.running = Some(Running { server, cache, listeners, pump });
     }
 
-    fn engine(&self) -> Arc<dyn Engine> {
+    fn export(&self, name: &str, secret: &Secret) -> Export {
+        let options = LocalOptions {
+            state: Some(self.directory.path().join("state")),
+            ..LocalOptions::default()
+        };
+        let store = LocalStore::new(&self.tree_of(name), options).unwrap();
+        Export {
+            name: name.to_owned(),
+            handles: HandleKey::derive(secret, &store.id()),
+            store: Arc::new(store),
+            read_only: false,
+            protection: self.over.protection,
+        }
+    }
+
+    fn authorized_clients(&self) -> PathBuf {
+        self.directory.path().join("authorized_clients")
+    }
+
+    /// Writes the file `authorized_clients`, which the server [reads anew](Server::reload) when it
+    /// is told to.
+    pub fn authorize(&self, text: &str) {
+        std::fs::write(self.authorized_clients(), text).unwrap();
+    }
+
+    pub fn engine(&self) -> Arc<dyn Engine> {
         match (self.over.kind, &self.world) {
             (Kind::Sim, Some(world)) => Arc::new(Sim::new(world)),
             (Kind::Sim, None) => unreachable!("sim has a world"),
@@ -261,7 +328,17 @@ impl TestServer {
 
     /// Where the export's files are.
     pub fn tree(&self) -> PathBuf {
-        self.directory.path().join("tree")
+        self.tree_of("data")
+    }
+
+    /// Where the files of the export with this name are.
+    pub fn tree_of(&self, export: &str) -> PathBuf {
+        self.directory.path().join(if export == "data" { "tree" } else { export })
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     pub fn connector(&self) -> Arc<dyn Connector> {
