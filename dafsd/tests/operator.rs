@@ -39,13 +39,13 @@ fn sessions_are_listed() {
     let _open = client.open("file").unwrap();
     let table = list(&[]);
     let row = table.lines().nth(1).unwrap();
-    for part in ["127.0.0.1:", "data", "none", "tcp", "1"] {
+    for part in ["test", "127.0.0.1:", "data", "sealed", "tcp", "1"] {
         assert!(row.split_whitespace().any(|cell| cell.starts_with(part)), "{part}: {table}");
     }
     let json: serde_json::Value = serde_json::from_str(&list(&["--json"])).unwrap();
     let session = &json["sessions"][0];
     assert_eq!((&session["export"], &session["engine"]), (&"data".into(), &"tcp".into()));
-    assert_eq!((&session["name"], &session["open_files"]), (&serde_json::Value::Null, &1.into()));
+    assert_eq!((&session["name"], &session["open_files"]), (&"test".into(), &1.into()));
 
     let error = failure(&dafsd(&state, &["fence", "nobody"]));
     assert!(error.contains("no client \"nobody\""), "{error}");

@@ -53,7 +53,9 @@ fuzz_target!(|data: &[u8]| {
         let mut changed = wire.clone();
         changed.iter_mut().zip(rest).for_each(|(byte, mask)| *byte ^= mask);
         assert_eq!(world.key.verify(&changed).is_some(), changed == wire);
-        assert!(world.key.verify(rest).is_none(), "a handle out of thin air");
+        // The fuzzer sees the good ones go by when they are compared above.
+        let made_up = world.key.verify(rest).filter(|_| *rest != wire);
+        assert!(made_up.is_none_or(|handle| world.good.iter().any(|good| good == handle)));
         return;
     }
     // Behind the check: a good handle, changed.
