@@ -1,7 +1,7 @@
 //! How the two sides of a connection recognise each other, and the encrypted channel after it.
 //!
 //! Noise IK with X25519, AES-256-GCM and SHA-256. The client knows the server's public key before
-//! it begins; where it does not, it can [ask](ask) for it and have someone look at it. The packets,
+//! it begins; where it does not, it can [ask] for it and have someone look at it. The packets,
 //! each a message of its own on the connection:
 //!
 //! | kind | from | body |
