@@ -1,14 +1,13 @@
 //! Write data on the wire: encrypted under a key of the connection, with a counter as the nonce.
 
-use crate::page::{CheckFailed, aead};
+use crate::aead::{Aead, CheckFailed};
 use crate::secret::Secret;
-use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Encrypts (client) and decrypts (server) write data.
 pub struct WriteKey {
-    aead: LessSafeKey,
+    aead: Aead,
     next: AtomicU64,
 }
 
@@ -56,7 +55,7 @@ impl WriteKey {
     /// The key of a connection. One side only seals, the other only opens.
     #[must_use]
     pub fn derive(connection: &Secret) -> Self {
-        let aead = aead(&connection.derive("dafs write data", &[]));
+        let aead = Aead::new(&connection.derive("dafs write data", &[]));
         Self { aead, next: AtomicU64::new(0) }
     }
 
@@ -64,10 +63,7 @@ impl WriteKey {
     #[must_use]
     pub fn seal(&self, data: &mut [u8]) -> Seal {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let tag = self.aead.seal_in_place_separate_tag(nonce(number), Aad::empty(), data);
-        let mut seal = Seal { number, tag: [0; 16] };
-        seal.tag.copy_from_slice(tag.expect("a transfer is short enough to be sealed").as_ref());
-        seal
+        Seal { number, tag: self.aead.seal((number, 0), &[], data) }
     }
 
     /// Decrypts data in place.
@@ -75,16 +71,8 @@ impl WriteKey {
     /// # Errors
     /// Where it is not what was sealed; the data is garbage then.
     pub fn open(&self, seal: &Seal, data: &mut [u8]) -> Result<(), CheckFailed> {
-        let nonce = nonce(seal.number);
-        let opened = self.aead.open_in_place_separate_tag(nonce, Aad::empty(), &seal.tag, data);
-        opened.map(drop).map_err(|_| CheckFailed)
+        self.aead.open((seal.number, 0), &[], &seal.tag, data)
     }
-}
-
-fn nonce(number: u64) -> Nonce {
-    let mut nonce = [0; NONCE_LEN];
-    nonce[..8].copy_from_slice(&number.to_le_bytes());
-    Nonce::assume_unique_for_key(nonce)
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aead;
 mod check;
 pub mod data;
 pub mod handle;

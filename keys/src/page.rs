@@ -5,27 +5,23 @@
 //! the payload is the footer's first 48 bytes, so that the tag, which is the footer's check, also
 //! says which page this is.
 
+pub use crate::aead::CheckFailed;
+
+use crate::aead::Aead;
 use crate::check::CHECK_LEN;
 use crate::secret::Secret;
 use crate::tags::ReadKey;
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 /// Versions lie below this: they take 32 bits of the nonce.
 pub const VERSIONS: u64 = 1 << 32;
 
-/// Makes the AEAD of a secret. AES-256-GCM takes any 32 bytes.
-pub(crate) fn aead(secret: &Secret) -> LessSafeKey {
-    let key = UnboundKey::new(&AES_256_GCM, secret.expose());
-    LessSafeKey::new(key.expect("32 bytes are the length of the key"))
-}
-
 /// The key that the pages of one file are sealed with, during one epoch of the file.
 pub struct PageKey {
     epoch: u64,
     secret: Secret,
-    aead: LessSafeKey,
+    aead: Aead,
 }
 
 impl fmt::Debug for PageKey {
@@ -33,11 +29,6 @@ impl fmt::Debug for PageKey {
         f.debug_struct("PageKey").field("epoch", &self.epoch).finish_non_exhaustive()
     }
 }
-
-/// A page could not be opened: other bytes than were sealed, another key or another footer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the check of a page does not match")]
-pub struct CheckFailed;
 
 impl PageKey {
     /// The key of a file in an epoch, under the secret of the server's boot.
@@ -50,7 +41,7 @@ impl PageKey {
     /// The key that came from the server.
     #[must_use]
     pub fn new(epoch: u64, secret: Secret) -> Self {
-        let aead = aead(&secret);
+        let aead = Aead::new(&secret);
         Self { epoch, secret, aead }
     }
 
@@ -79,13 +70,10 @@ impl PageKey {
         footer: &[u8; 48],
         payload: &mut [u8],
     ) -> [u8; CHECK_LEN] {
-        let nonce = nonce(generation, version).expect("a version is below 2^32");
         #[cfg(feature = "count-nonces")]
         crate::page::nonces::used(&self.secret, generation, version, footer, payload);
-        let tag = self.aead.seal_in_place_separate_tag(nonce, Aad::from(footer), payload);
-        let mut check = [0; CHECK_LEN];
-        check.copy_from_slice(tag.expect("a page is short enough to be sealed").as_ref());
-        check
+        let version = u32::try_from(version).expect("a version is below 2^32");
+        self.aead.seal((generation, version), footer, payload)
     }
 
     /// Decrypts a private copy of a payload in place.
@@ -100,18 +88,15 @@ impl PageKey {
         check: &[u8],
         payload: &mut [u8],
     ) -> Result<(), CheckFailed> {
-        let nonce = nonce(generation, version).ok_or(CheckFailed)?;
-        let opened = self.aead.open_in_place_separate_tag(nonce, Aad::from(footer), check, payload);
-        opened.map(drop).map_err(|_| CheckFailed)
+        let version = u32::try_from(version).map_err(|_| CheckFailed)?;
+        self.aead.open((generation, version), footer, check, payload)
     }
 }
 
-fn nonce(generation: u64, version: u64) -> Option<Nonce> {
-    let version = u32::try_from(version).ok()?;
-    let mut nonce = [0; NONCE_LEN];
-    nonce[..8].copy_from_slice(&generation.to_le_bytes());
-    nonce[8..].copy_from_slice(&version.to_le_bytes());
-    Some(Nonce::assume_unique_for_key(nonce))
+/// What a footer bears of the epoch that its page's key is of: the low bits.
+#[must_use]
+pub fn footer_epoch(epoch: u64) -> u16 {
+    (epoch & 0xFFFF) as u16
 }
 
 /// What it takes to read the pages of one file.
@@ -147,7 +132,7 @@ impl FileKey {
     /// What the footers of pages under this key bear of the epoch.
     #[must_use]
     pub fn footer_epoch(&self) -> u16 {
-        (self.epoch() & 0xFFFF) as u16
+        footer_epoch(self.epoch())
     }
 }
 

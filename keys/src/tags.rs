@@ -4,9 +4,8 @@
 //! by tags. A request's tag is under a key that the server gave with the open file; a page's on the
 //! wire is under a key of the connection.
 
-use crate::page::{CheckFailed, aead};
+use crate::aead::{Aead, CheckFailed};
 use crate::secret::{MacKey, Secret, same};
-use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
 use std::fmt;
 
 /// Length of a tag in bytes.
@@ -90,34 +89,8 @@ impl ReadKey {
     }
 }
 
-/// A GMAC key of a connection, for what `context` says it is for. Each nonce serves once.
-struct Gmac(LessSafeKey);
-
-impl Gmac {
-    fn tag(&self, number: u64, index: u32, bytes: &[u8]) -> [u8; TAG_LEN] {
-        let nonce = nonce(number, index);
-        let tag = self.0.seal_in_place_separate_tag(nonce, Aad::from(bytes), &mut []);
-        let mut out = [0; TAG_LEN];
-        out.copy_from_slice(tag.expect("a page is short enough to be tagged").as_ref());
-        out
-    }
-
-    fn verify(&self, number: u64, index: u32, bytes: &[u8], tag: &[u8]) -> Result<(), CheckFailed> {
-        let nonce = nonce(number, index);
-        let opened = self.0.open_in_place_separate_tag(nonce, Aad::from(bytes), tag, &mut []);
-        opened.map(drop).map_err(|_| CheckFailed)
-    }
-}
-
-fn nonce(number: u64, index: u32) -> Nonce {
-    let mut nonce = [0; NONCE_LEN];
-    nonce[..8].copy_from_slice(&number.to_le_bytes());
-    nonce[8..].copy_from_slice(&index.to_le_bytes());
-    Nonce::assume_unique_for_key(nonce)
-}
-
 /// Tags the replies to one-sided requests on one connection, page by page.
-pub struct ReplyKey(Gmac);
+pub struct ReplyKey(Aead);
 
 impl fmt::Debug for ReplyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -130,13 +103,13 @@ impl ReplyKey {
     /// the handshake was on.
     #[must_use]
     pub fn derive(connection: &Secret, nonce: &ConnectionNonce) -> Self {
-        Self(Gmac(aead(&connection.derive("dafs one-sided reply", &[nonce]))))
+        Self(Aead::new(&connection.derive("dafs one-sided reply", &[nonce])))
     }
 
     /// The tag of the answer for page `index` of request `number`, which is made once only.
     #[must_use]
     pub fn tag(&self, number: u64, index: u32, bytes: &[u8]) -> [u8; TAG_LEN] {
-        self.0.tag(number, index, bytes)
+        self.0.seal((number, index), bytes, &mut [])
     }
 
     /// Checks such a tag.
@@ -150,12 +123,12 @@ impl ReplyKey {
         bytes: &[u8],
         tag: &[u8],
     ) -> Result<(), CheckFailed> {
-        self.0.verify(number, index, bytes, tag)
+        self.0.open((number, index), bytes, tag, &mut [])
     }
 }
 
 /// Tags pages in the replies to RPCs on one connection.
-pub struct PageTagKey(Gmac);
+pub struct PageTagKey(Aead);
 
 impl fmt::Debug for PageTagKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -167,13 +140,13 @@ impl PageTagKey {
     /// The key of a connection.
     #[must_use]
     pub fn derive(connection: &Secret) -> Self {
-        Self(Gmac(aead(&connection.derive("dafs page tag", &[]))))
+        Self(Aead::new(&connection.derive("dafs page tag", &[])))
     }
 
     /// The tag of a page: footer, then payload. `number` serves once on the connection.
     #[must_use]
     pub fn tag(&self, number: u64, bytes: &[u8]) -> [u8; TAG_LEN] {
-        self.0.tag(number, 0, bytes)
+        self.0.seal((number, 0), bytes, &mut [])
     }
 
     /// Checks such a tag.
@@ -181,7 +154,7 @@ impl PageTagKey {
     /// # Errors
     /// Where it is wrong.
     pub fn verify(&self, number: u64, bytes: &[u8], tag: &[u8]) -> Result<(), CheckFailed> {
-        self.0.verify(number, 0, bytes, tag)
+        self.0.open((number, 0), bytes, tag, &mut [])
     }
 }
 

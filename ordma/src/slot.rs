@@ -5,6 +5,7 @@
 //! footer into private memory first and then asks [`accept`].
 
 use crate::{AccessFault, RemoteRef};
+use dafs_keys::page::footer_epoch;
 use dafs_keys::{FileKey, PageKey, clear_check};
 
 /// Length of a footer in bytes.
@@ -72,7 +73,7 @@ impl Footer {
     #[must_use]
     pub fn seal(&self, payload: &mut [u8], key: &PageKey) -> [u8; FOOTER_LEN] {
         let mut bytes = [0; FOOTER_LEN];
-        let epoch = (key.epoch() & 0xFFFF) as u16;
+        let epoch = footer_epoch(key.epoch());
         let head = Self { sealed: true, epoch, ..*self }.head();
         bytes[..48].copy_from_slice(&head);
         bytes[48..].copy_from_slice(&key.seal(self.generation, self.version, &head, payload));

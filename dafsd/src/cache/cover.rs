@@ -1,5 +1,6 @@
 //! What guards the pages of a file in exported memory.
 
+use dafs_keys::page::footer_epoch;
 use dafs_keys::{FileKey, PageKey, Protection, Secret};
 use ordma::arena::Guard;
 use ordma::{FOOTER_LEN, Footer};
@@ -34,7 +35,7 @@ impl Cover {
         match &*self.key {
             FileKey::Sealed(key) => footer.seal(payload, key),
             FileKey::Clear | FileKey::Keyed(_) => {
-                Footer { epoch: (self.epoch & 0xFFFF) as u16, ..*footer }.encode(payload)
+                Footer { epoch: footer_epoch(self.epoch), ..*footer }.encode(payload)
             }
         }
     }

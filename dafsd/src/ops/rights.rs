@@ -48,10 +48,17 @@ impl OpContext {
     /// # Errors
     /// [`Moved`]: the right has to be looked at once more.
     pub(super) fn key(&self, open: &Open, held: u64) -> Result<Option<FileKey>, Moved> {
+        let epoch = open.file.epoch();
+        if !open.is_checked_in(epoch) {
+            return Err(Moved);
+        }
+        // As a rule the client has it, and then none is made.
+        if epoch == held {
+            return Ok(None);
+        }
         match open.file.key(Some(self.session.reads())) {
             None => Ok(None),
             Some((epoch, _)) if !open.is_checked_in(epoch) => Err(Moved),
-            Some((epoch, _)) if epoch == held => Ok(None),
             Some((epoch, secret)) => Ok(Some(FileKey { epoch, secret: secret.expose().to_vec() })),
         }
     }

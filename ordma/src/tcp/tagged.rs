@@ -17,6 +17,7 @@ use crate::engine::ReadAccess;
 use crate::slot::{FOOTER_LEN, epoch_of, names, version_of};
 use crate::stream::reactor::SCRATCH;
 use crate::stream::server::Server;
+use dafs_keys::page::footer_epoch;
 use dafs_keys::secret::MacKey;
 use dafs_keys::tags::{ConnectionNonce, TAG_LEN};
 use dafs_keys::{ReadKey, ReplayWindow, ReplyKey};
@@ -169,7 +170,7 @@ impl Keys {
         if !there || !names(&copied, &reference) || version_of(&copied) < floor {
             return Err(AccessFault::Stale);
         }
-        if u64::from(epoch_of(&copied)) != epoch & 0xFFFF {
+        if epoch_of(&copied) != footer_epoch(epoch) {
             return Err(AccessFault::Revoked);
         }
         footer.copy_from_slice(&copied);
