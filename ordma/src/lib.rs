@@ -23,6 +23,7 @@ pub mod explore;
 pub mod fuzz;
 mod memory;
 pub mod os;
+pub mod rdma;
 mod reference;
 pub mod region;
 pub mod secure;

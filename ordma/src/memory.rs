@@ -40,6 +40,23 @@ impl Mapping {
         Self::new(fd, len, ProtFlags::READ | ProtFlags::WRITE)
     }
 
+    /// Maps fresh memory that no file stands behind. Shared, so that a child process that writes to
+    /// its own copy does not move ours away from what a device has registered.
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: as in `new`.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::SHARED)
+        }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, len })
+    }
+
+    /// Bytes of the mapping.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Maps `len` bytes of a peer's file for reading. The file is first checked to be at least that
     /// long and sealed against shrinking: reading past a file's end would raise SIGBUS.
     pub(crate) fn of_peer(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
