@@ -16,14 +16,18 @@
 //! | [`secure`] | the handshake and encrypted messages, over any engine |
 
 pub mod arena;
+mod client;
 pub mod engine;
 #[cfg(feature = "explore")]
 pub mod explore;
+mod exports;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod gate;
 mod memory;
 pub mod os;
 pub mod rdma;
+mod reactor;
 mod reference;
 pub mod region;
 pub mod secure;
@@ -32,6 +36,8 @@ pub mod sim;
 pub mod slot;
 mod stream;
 pub mod tcp;
+mod turn;
+pub mod verbs;
 mod wait;
 
 pub use arena::{Arena, Chunk, Slot};
@@ -51,4 +57,10 @@ pub fn schedule_point(name: &'static str) {
     explore::point(name);
     #[cfg(not(feature = "explore"))]
     let _ = name;
+}
+
+/// Locks, also where a thread has panicked meanwhile: what these locks guard is whole between any
+/// two statements that change it, or belongs to a connection that is closed for the panic.
+pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

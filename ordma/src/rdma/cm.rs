@@ -371,8 +371,7 @@ impl Id {
     pub fn reject(&self, private: &[u8]) -> Result<()> {
         let len = u8::try_from(private.len()).unwrap_or(u8::MAX);
         // SAFETY: as in `connect`.
-        let returned =
-            unsafe { sys::rdma_reject(self.id.as_ptr(), private.as_ptr().cast(), len) };
+        let returned = unsafe { sys::rdma_reject(self.id.as_ptr(), private.as_ptr().cast(), len) };
         check("rdma_reject", returned)
     }
 

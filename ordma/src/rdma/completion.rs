@@ -44,9 +44,8 @@ impl Channel {
         loop {
             let (mut queue, mut context) = (std::ptr::null_mut(), std::ptr::null_mut());
             // SAFETY: the channel lives, and there is room for both answers.
-            let got = unsafe {
-                sys::ibv_get_cq_event(self.0.as_ptr(), &raw mut queue, &raw mut context)
-            };
+            let got =
+                unsafe { sys::ibv_get_cq_event(self.0.as_ptr(), &raw mut queue, &raw mut context) };
             if got != 0 {
                 let error = std::io::Error::last_os_error();
                 return match error.raw_os_error() {
@@ -72,9 +71,7 @@ impl AsFd for Channel {
 impl Drop for Channel {
     fn drop(&mut self) {
         // SAFETY: no queue is left that uses it: each holds it.
-        tell("ibv_destroy_comp_channel", unsafe {
-            sys::ibv_destroy_comp_channel(self.0.as_ptr())
-        });
+        tell("ibv_destroy_comp_channel", unsafe { sys::ibv_destroy_comp_channel(self.0.as_ptr()) });
     }
 }
 
@@ -180,9 +177,8 @@ impl CompletionQueue {
         let told = channel.map_or(std::ptr::null_mut(), |channel| channel.0.as_ptr());
         let len = i32::try_from(len).unwrap_or(i32::MAX);
         // SAFETY: an open context, and a channel that the queue holds from now on.
-        let queue = unsafe {
-            sys::ibv_create_cq(device.context(), len, std::ptr::null_mut(), told, 0)
-        };
+        let queue =
+            unsafe { sys::ibv_create_cq(device.context(), len, std::ptr::null_mut(), told, 0) };
         let queue = pointer("ibv_create_cq", queue)?;
         Ok(Arc::new(Self { queue, channel: channel.cloned() }))
     }
@@ -195,9 +191,8 @@ impl CompletionQueue {
         // SAFETY: plain integers, for which zero is a value.
         let mut found: [sys::ibv_wc; AT_ONCE] = unsafe { std::mem::zeroed() };
         // SAFETY: the queue lives, and there is room for so many.
-        let count = unsafe {
-            sys::ibv_poll_cq(self.queue.as_ptr(), AT_ONCE as i32, found.as_mut_ptr())
-        };
+        let count =
+            unsafe { sys::ibv_poll_cq(self.queue.as_ptr(), AT_ONCE as i32, found.as_mut_ptr()) };
         let Ok(count) = usize::try_from(count) else {
             return Err(Error::new("ibv_poll_cq", std::io::Error::from_raw_os_error(libc::EIO)));
         };

@@ -3,7 +3,7 @@
 use super::endpoint::SecureEndpoint;
 use super::{Secured, scratch};
 use crate::engine::{Connector, Endpoint, Established, Interest, LinkError, Receiver};
-use crate::stream::lock;
+use crate::lock;
 use dafs_keys::handshake::{HandshakeError, Initiator, VERSION, ask, asked};
 use dafs_keys::{Identity, Protection, PublicKey};
 use std::fmt;

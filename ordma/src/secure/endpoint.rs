@@ -5,8 +5,8 @@ use super::{Secured, message, scratch};
 use crate::engine::{
     Capabilities, Endpoint, Established, Interest, LinkError, PageRead, ReadBatch, Tag,
 };
+use crate::lock;
 use crate::region::{Region, Segment};
-use crate::stream::lock;
 use dafs_keys::{Seal, Secret};
 use foldhash::HashMap;
 use std::sync::{Arc, Mutex};

@@ -5,7 +5,7 @@ use super::link::{Mode, SecureLink};
 use super::rate::Bucket;
 use super::{Secured, message, scratch};
 use crate::engine::{Link, LinkError, Service};
-use crate::stream::lock;
+use crate::lock;
 use dafs_keys::Identity;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;

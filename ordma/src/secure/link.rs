@@ -3,7 +3,7 @@
 use super::greeting::Greeting;
 use super::{Secured, scratch};
 use crate::engine::{Capabilities, Established, Link, LinkError, ReadAccess, Tag, Transfer};
-use crate::stream::lock;
+use crate::lock;
 use dafs_keys::Seal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};

@@ -1,7 +1,7 @@
 //! Buffers for sealed data, kept for the next write.
 
+use crate::lock;
 use crate::region::Region;
-use crate::stream::lock;
 use std::sync::Mutex;
 
 /// Bytes that a stock keeps: two of the largest messages.

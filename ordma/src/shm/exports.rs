@@ -3,16 +3,18 @@
 use super::boot::BootPage;
 use super::control::{self, LEN, Message};
 use crate::ChunkId;
-use crate::arena::{Chunk, Guard};
-use crate::engine::{Link, LinkError, ReadAccess, Transfer};
-use crate::stream::gate::{Gate, WrongProof};
+use crate::arena::Chunk;
+use crate::engine::{Link, LinkError, ReadAccess};
+use crate::exports::{self, Holder, Registry};
+use crate::gate::{Gate, WrongProof};
+use crate::lock;
+use crate::reactor::{Registration, Room, Source, Step};
+use crate::stream::io;
 use crate::stream::link::{Second, StreamLink};
-use crate::stream::reactor::{Registration, Room, Source, Step};
 use crate::stream::server::{Counted, Server};
-use crate::stream::{io, lock};
 use dafs_keys::tags::ConnectionNonce;
 use rustix::io::Errno;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -25,28 +27,12 @@ const BREATHER: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Exports {
     boot: BootPage,
-    registry: Mutex<Registry>,
-}
-
-#[derive(Debug, Default)]
-struct Registry {
-    chunks: BTreeMap<ChunkId, Arc<Chunk>>,
-    /// By link.
-    controls: BTreeMap<u64, Arc<Control>>,
-    retiring: BTreeMap<ChunkId, Retiring>,
-}
-
-/// A chunk that links have been told to let go of.
-#[derive(Debug)]
-struct Retiring {
-    waiting: BTreeSet<u64>,
-    /// Done when no one is waited for.
-    done: Transfer,
+    chunks: Arc<exports::Exports<Control>>,
 }
 
 impl Exports {
     pub(crate) fn new() -> std::io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { boot: BootPage::create()?, registry: Mutex::default() }))
+        Ok(Arc::new(Self { boot: BootPage::create()?, chunks: Arc::default() }))
     }
 
     /// Clients find the server gone from now on.
@@ -54,79 +40,9 @@ impl Exports {
         self.boot.stop();
     }
 
-    pub(crate) fn export(&self, chunk: &Arc<Chunk>) {
-        if chunk.guard() == Guard::Tags {
-            // Who has the memory shows tags to no one.
-            return;
-        }
-        let mut registry = lock(&self.registry);
-        if registry.chunks.insert(chunk.id(), Arc::clone(chunk)).is_none() {
-            for control in registry.controls.values() {
-                control.announce([chunk]);
-            }
-        }
-    }
-
-    /// Tells all links to let go of a chunk. Resolves when they have, or are closed for not having
-    /// done so by the deadline.
-    pub(crate) fn retire(
-        self: &Arc<Self>,
-        chunk: ChunkId,
-        patience: Duration,
-        server: &Server,
-    ) -> Transfer {
-        let done = Transfer::new();
-        let mut registry = lock(&self.registry);
-        registry.chunks.remove(&chunk);
-        let told = registry.controls.iter().filter(|(_, control)| control.retire(chunk));
-        let waiting: BTreeSet<u64> = told.map(|(link, _)| *link).collect();
-        if waiting.is_empty() {
-            done.complete(Ok(Vec::new()));
-            return done;
-        }
-        registry.retiring.insert(chunk, Retiring { waiting, done: done.clone() });
-        drop(registry);
-        let exports = Arc::clone(self);
-        let call = Box::new(move || exports.run_out(chunk, patience));
-        if let Some(deadline) = Instant::now().checked_add(patience) {
-            server.clock().at(deadline, call);
-        }
-        done
-    }
-
-    /// The patience with those who still have the chunk is at its end.
-    fn run_out(&self, chunk: ChunkId, patience: Duration) {
-        let mut registry = lock(&self.registry);
-        let Some(retiring) = registry.retiring.remove(&chunk) else { return };
-        let late: Vec<_> =
-            retiring.waiting.iter().filter_map(|id| registry.controls.get(id).cloned()).collect();
-        drop(registry);
-        for link in late.iter().filter_map(|control| control.link.upgrade()) {
-            let reason = format!("the client did not let go of chunk {chunk} within {patience:?}");
-            tracing::warn!(link = link.id(), reason, "fenced");
-            link.fail(LinkError::Closed(reason));
-        }
-        retiring.done.complete(Ok(Vec::new()));
-    }
-
-    /// A link no longer has the chunk, or none at all.
-    fn let_go(&self, link: u64, chunk: Option<ChunkId>) {
-        let mut registry = lock(&self.registry);
-        if chunk.is_none() {
-            registry.controls.remove(&link);
-        }
-        let mut done = Vec::new();
-        registry.retiring.retain(|id, retiring| {
-            if chunk.is_none_or(|chunk| chunk == *id) {
-                retiring.waiting.remove(&link);
-            }
-            if retiring.waiting.is_empty() {
-                done.push(retiring.done.clone());
-            }
-            !retiring.waiting.is_empty()
-        });
-        drop(registry);
-        done.into_iter().for_each(|done| done.complete(Ok(Vec::new())));
+    /// The chunks, and who has them.
+    pub(crate) fn chunks(&self) -> &Arc<exports::Exports<Control>> {
+        &self.chunks
     }
 }
 
@@ -197,33 +113,13 @@ impl Control {
             state: Mutex::new(state),
         });
         // Known before it is asked what it may read, so that no export is missed in between.
-        lock(&exports.registry).controls.insert(link.id(), Arc::clone(&control));
+        exports.chunks.join(link.id(), Arc::clone(&control));
         if !link.attach(control.clone()) {
-            lock(&exports.registry).controls.remove(&link.id());
+            exports.chunks.let_go(link.id(), None);
             return false;
         }
         let thread = Arc::clone(server.agent(&link));
         thread.adopt(Box::new(ControlConnection { control, link, _counted: counted }));
-        true
-    }
-
-    fn announce<'a>(&self, chunks: impl IntoIterator<Item = &'a Arc<Chunk>>) {
-        let mut state = lock(&self.state);
-        if state.allowed {
-            state.queue.extend(chunks.into_iter().map(|chunk| Outgoing::Chunk(Arc::clone(chunk))));
-            self.flush(&mut state);
-        }
-    }
-
-    /// Whether the link has the chunk and must be waited for.
-    fn retire(&self, chunk: ChunkId) -> bool {
-        let mut state = lock(&self.state);
-        state.queue.retain(|o| !matches!(o, Outgoing::Chunk(queued) if queued.id() == chunk));
-        if state.closed || !state.held.contains_key(&chunk) {
-            return false;
-        }
-        state.queue.push_back(Outgoing::Plain(Message::Retire(chunk)));
-        self.flush(&mut state);
         true
     }
 
@@ -329,7 +225,7 @@ impl Control {
     /// Receives a message and acts upon it. `None` where none has arrived.
     fn hear(&self, link: &StreamLink) -> Option<Step> {
         // The registry's lock first, so that no export falls between looking and announcing.
-        let registry = lock(&self.exports.registry);
+        let registry = self.exports.chunks.lock();
         let mut state = lock(&self.state);
         let heard = self.receive(&mut state);
         if let Ok(Some(Heard::Proof)) = heard {
@@ -339,7 +235,7 @@ impl Control {
         match heard {
             Ok(None) => return None,
             Ok(Some(Heard::Nothing | Heard::Proof)) => {}
-            Ok(Some(Heard::LetGo(chunk))) => self.exports.let_go(link.id(), Some(chunk)),
+            Ok(Some(Heard::LetGo(chunk))) => self.exports.chunks.let_go(link.id(), Some(chunk)),
             Err(Ended::Closed) => return Some(Step::Close),
             Err(Ended::Broken(reason)) => {
                 link.fail(link.broken(reason));
@@ -350,19 +246,49 @@ impl Control {
     }
 
     /// Tells the client whether it may read, where that has changed, and hands over what there is.
-    fn update(&self, registry: &Registry, state: &mut State) {
+    fn update(&self, registry: &Registry<Self>, state: &mut State) {
         let allow = state.gate.access().is_some();
         if state.allowed != allow {
             state.allowed = allow;
             if allow {
                 state.queue.push_back(Outgoing::Plain(Message::Allow));
-                state.queue.extend(registry.chunks.values().cloned().map(Outgoing::Chunk));
+                state.queue.extend(registry.chunks().cloned().map(Outgoing::Chunk));
             } else {
                 state.queue.retain(|outgoing| !matches!(outgoing, Outgoing::Chunk(_)));
                 state.queue.push_back(Outgoing::Plain(Message::Revoke));
             }
         }
         self.flush(state);
+    }
+}
+
+impl Holder for Control {
+    fn announce(&self, chunk: &Arc<Chunk>) {
+        let mut state = lock(&self.state);
+        if state.allowed {
+            state.queue.push_back(Outgoing::Chunk(Arc::clone(chunk)));
+            self.flush(&mut state);
+        }
+    }
+
+    fn retire(&self, chunk: ChunkId) -> bool {
+        let mut state = lock(&self.state);
+        state.queue.retain(|o| !matches!(o, Outgoing::Chunk(queued) if queued.id() == chunk));
+        if state.closed || !state.held.contains_key(&chunk) {
+            return false;
+        }
+        state.queue.push_back(Outgoing::Plain(Message::Retire(chunk)));
+        self.flush(&mut state);
+        true
+    }
+
+    /// A chunk that is mapped takes memory: who keeps it is cut off.
+    fn late(&self, chunk: ChunkId, patience: Duration) {
+        if let Some(link) = self.link.upgrade() {
+            let reason = format!("the client did not let go of chunk {chunk} within {patience:?}");
+            tracing::warn!(link = link.id(), reason, "fenced");
+            link.fail(LinkError::Closed(reason));
+        }
     }
 }
 
@@ -391,7 +317,7 @@ impl Ended {
 impl Second for Control {
     fn allow(&self, access: Option<Arc<ReadAccess>>) -> Result<(), WrongProof> {
         // In this order, as in `hear`.
-        let registry = lock(&self.exports.registry);
+        let registry = self.exports.chunks.lock();
         let mut state = lock(&self.state);
         let allowed = state.gate.allow(access);
         self.update(&registry, &mut state);
@@ -445,6 +371,6 @@ impl Source for ControlConnection {
     fn end(&mut self, stopping: bool) {
         self.control.close();
         self.link.second_ended(stopping);
-        self.control.exports.let_go(self.link.id(), None);
+        self.control.exports.chunks.let_go(self.link.id(), None);
     }
 }

@@ -15,12 +15,13 @@ mod path;
 use crate::AccessFault;
 use crate::ChunkId;
 use crate::arena::{Arena, Chunk, Geometry};
+use crate::client::Core;
 use crate::engine::{
     Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageRead, ReadBatch,
     Receiver, Service, Tag,
 };
 use crate::region::Segment;
-use crate::stream::endpoint::{Core, greet, wait_readable};
+use crate::stream::endpoint::{greet, wait_readable};
 use crate::stream::hello::{ClientHello, ServerHello};
 use crate::stream::link::StreamLink;
 use crate::stream::rpc::Rpc;
@@ -152,7 +153,7 @@ impl Listener for ShmListening {
     }
 
     fn export(&self, chunk: &Arc<Chunk>) {
-        self.exports.export(chunk);
+        self.exports.chunks().export(chunk);
     }
 
     fn retire(
@@ -160,7 +161,7 @@ impl Listener for ShmListening {
         chunk: ChunkId,
         patience: Duration,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let done = self.exports.retire(chunk, patience, &self.server);
+        let done = self.exports.chunks().retire(chunk, patience, self.server.clock());
         Box::pin(async move {
             let _ = done.await;
         })
@@ -246,7 +247,7 @@ impl Connector for ShmConnector {
 /// What a client's connection and its thread share.
 #[derive(Debug)]
 struct Client {
-    core: Core,
+    core: Core<Rpc>,
     chunks: Chunks,
     capabilities: Capabilities,
 }

@@ -3,12 +3,12 @@
 use super::frame::{Header, Kind};
 use super::inbox::{Body, Ended, Handler, Inbox, receive_two};
 use super::link::{StreamLink, stops};
-use super::lock;
 use super::memory::{SMALL, Share, Waiting};
 use super::out::Out;
-use super::reactor::{Room, Source, Step};
 use super::server::Counted;
 use crate::engine::{Link, LinkError, Transfer};
+use crate::lock;
+use crate::reactor::{Room, Source, Step};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};

@@ -2,13 +2,14 @@
 
 use super::connection::Pulled;
 use super::frame::{Header, Kind, Pull};
-use super::gate::WrongProof;
 use super::hello::Ticket;
+use super::io;
 use super::out::Out;
-use super::reactor::Registration;
 use super::server::Server;
-use super::{io, lock};
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
+use crate::gate::WrongProof;
+use crate::lock;
+use crate::reactor::Registration;
 use arc_swap::ArcSwapOption;
 use foldhash::HashMap;
 use std::fmt;

@@ -1,7 +1,8 @@
 //! The client's advertised memory, and data on its way there.
 
 use super::inbox::Body;
-use super::{io, lock};
+use super::io;
+use crate::lock;
 use crate::region::{Access, Iovecs, Region, Segment, parts, with_iovecs};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};

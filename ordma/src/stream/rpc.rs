@@ -3,11 +3,13 @@
 
 use super::frame::{HEADER_LEN, Header, Kind, Limits, PIECE, Pull};
 use super::inbox::{Ended, Handler, Inbox};
+use super::io;
 use super::placing::{Advert, AdvertState, Placing};
-use super::turn::{Handled, Lane};
-use super::{io, lock};
+use crate::client::MessageLane;
 use crate::engine::{LinkError, Receiver, Tag};
+use crate::lock;
 use crate::region::{Access, Iovecs, MAX_IOVECS, Segment, parts, with_iovecs};
+use crate::turn::{Handled, Lane, Turn};
 use foldhash::HashMap;
 use std::collections::VecDeque;
 use std::fmt;
@@ -109,61 +111,8 @@ impl Rpc {
         &self.peer
     }
 
-    pub(crate) fn shut_down(&self) {
-        io::shut_down(self.socket.as_fd());
-        self.sent.notify_all();
-    }
-
     pub(crate) fn lost(&self, reason: impl fmt::Display) -> LinkError {
         LinkError::Lost { peer: self.peer.clone(), reason: reason.to_string() }
-    }
-
-    /// Begins a message.
-    pub(crate) fn outgoing<'a>(
-        &self,
-        head: &'a [u8],
-        data: &'a [Segment],
-    ) -> Result<Outgoing<'a>, LinkError> {
-        let data_len = data.iter().map(|segment| segment.len).sum::<usize>();
-        if head.len() > self.limits.head || data_len > self.limits.data {
-            let (head, limits) = (head.len(), self.limits);
-            return Err(LinkError::Closed(format!(
-                "a message of {head} and {data_len} bytes exceeds the server's limits of {} and {}",
-                limits.head, limits.data
-            )));
-        }
-        let header = Header::message(head.len(), data_len).encode();
-        Ok(Outgoing { header, head, data, data_len: data_len as u64, sent: 0, busy: false })
-    }
-
-    /// Sends as much of a message as goes; `true` when all of it has gone. Between the calls for one
-    /// message no one else's frames are sent. Where it fails within the message the connection is
-    /// of no more use.
-    pub(crate) fn send(&self, message: &mut Outgoing<'_>) -> Result<bool, LinkError> {
-        let mut sending = lock(&self.sending);
-        while !message.busy && sending.busy {
-            let slice = std::time::Duration::from_millis(50);
-            let (again, waited) =
-                self.sent.wait_timeout(sending, slice).unwrap_or_else(PoisonError::into_inner);
-            sending = again;
-            if waited.timed_out() {
-                // The caller looks whether the connection still lives, and comes back.
-                return Ok(false);
-            }
-        }
-        let result = self.send_more(&mut sending, message);
-        let done = !matches!(result, Ok(false));
-        // A message that is partly out keeps all others waiting; one that is not need not.
-        sending.busy = !done && message.sent > 0;
-        message.busy = sending.busy;
-        if done && result.is_ok() && !sending.answers.is_empty() {
-            self.send_answers(&mut sending)?;
-        }
-        drop(sending);
-        if done {
-            self.sent.notify_one();
-        }
-        result
     }
 
     fn send_more(
@@ -344,6 +293,67 @@ impl Lane for Rpc {
     fn flush(&self) -> Result<(), LinkError> {
         let mut sending = lock(&self.sending);
         if sending.busy { Ok(()) } else { self.send_answers(&mut sending) }
+    }
+}
+
+impl MessageLane for Rpc {
+    type Outgoing<'a> = Outgoing<'a>;
+
+    /// Begins a message.
+    fn outgoing<'a>(&self, head: &'a [u8], data: &'a [Segment]) -> Result<Outgoing<'a>, LinkError> {
+        let data_len = data.iter().map(|segment| segment.len).sum::<usize>();
+        if head.len() > self.limits.head || data_len > self.limits.data {
+            let (head, limits) = (head.len(), self.limits);
+            return Err(LinkError::Closed(format!(
+                "a message of {head} and {data_len} bytes exceeds the server's limits of {} and {}",
+                limits.head, limits.data
+            )));
+        }
+        let header = Header::message(head.len(), data_len).encode();
+        Ok(Outgoing { header, head, data, data_len: data_len as u64, sent: 0, busy: false })
+    }
+
+    /// Sends as much of a message as goes; `true` when all of it has gone. Between the calls for one
+    /// message no one else's frames are sent. Where it fails within the message the connection is
+    /// of no more use.
+    fn send(&self, message: &mut Outgoing<'_>) -> Result<bool, LinkError> {
+        let mut sending = lock(&self.sending);
+        while !message.busy && sending.busy {
+            let slice = std::time::Duration::from_millis(50);
+            let (again, waited) =
+                self.sent.wait_timeout(sending, slice).unwrap_or_else(PoisonError::into_inner);
+            sending = again;
+            if waited.timed_out() {
+                // The caller looks whether the connection still lives, and comes back.
+                return Ok(false);
+            }
+        }
+        let result = self.send_more(&mut sending, message);
+        let done = !matches!(result, Ok(false));
+        // A message that is partly out keeps all others waiting; one that is not need not.
+        sending.busy = !done && message.sent > 0;
+        message.busy = sending.busy;
+        if done && result.is_ok() && !sending.answers.is_empty() {
+            self.send_answers(&mut sending)?;
+        }
+        drop(sending);
+        if done {
+            self.sent.notify_one();
+        }
+        result
+    }
+
+    fn wait(&self, turn: &Turn) -> Result<(), LinkError> {
+        turn.drive_writable(self)
+    }
+
+    fn shut_down(&self) {
+        io::shut_down(self.socket.as_fd());
+        self.sent.notify_all();
+    }
+
+    fn lost(&self, reason: &dyn fmt::Display) -> LinkError {
+        Self::lost(self, reason)
     }
 }
 

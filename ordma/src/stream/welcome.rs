@@ -2,8 +2,8 @@
 
 use super::hello::{BadHello, CLIENT_LEN, ClientHello, ServerHello, may_become_hello};
 use super::io;
-use super::reactor::{Room, Source, Step};
 use super::server::{Counted, Server};
+use crate::reactor::{Room, Source, Step};
 use dafs_keys::secret;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};

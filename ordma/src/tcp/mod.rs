@@ -13,12 +13,13 @@ pub(crate) mod wire;
 
 use crate::ChunkId;
 use crate::arena::{Arena, Chunk, Geometry};
+use crate::client::Core;
 use crate::engine::{
     Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageRead, ReadBatch,
     Receiver, Service, Tag,
 };
 use crate::region::Segment;
-use crate::stream::endpoint::{Core, greet};
+use crate::stream::endpoint::greet;
 use crate::stream::hello::{ClientHello, ServerHello};
 use crate::stream::link::StreamLink;
 use crate::stream::rpc::Rpc;
@@ -269,7 +270,7 @@ impl Connector for TcpConnector {
 /// A client's connection.
 #[derive(Debug)]
 struct TcpEndpoint {
-    core: Core,
+    core: Core<Rpc>,
     reads: Arc<Reads>,
     capabilities: Capabilities,
 }

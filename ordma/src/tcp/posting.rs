@@ -2,7 +2,7 @@
 
 use super::wire::{HEADER_LEN, Kind, Request, entry, fields};
 use crate::engine::{PageRead, ReadBatch};
-use crate::stream::gate::Proof;
+use crate::gate::Proof;
 use crate::stream::io;
 use dafs_keys::FileKey;
 use dafs_keys::tags::ConnectionNonce;

@@ -7,13 +7,14 @@ use super::wire::{
 };
 use crate::AccessFault;
 use crate::arena::Geometry;
+use crate::client::ReadLane;
 use crate::engine::{LinkError, PageRead, ReadBatch};
+use crate::lock;
 use crate::region::{Access, Iovecs, with_iovecs};
 use crate::slot::{FOOTER_LEN, Footer, accept};
-use crate::stream::endpoint::ReadLane;
+use crate::stream::io;
 use crate::stream::placing::receive_into;
-use crate::stream::turn::{Handled, Lane};
-use crate::stream::{io, lock};
+use crate::turn::{Handled, Lane};
 use dafs_keys::tags::{ConnectionNonce, TAG_LEN, second_connection_proof};
 use dafs_keys::{ReplyKey, Secret};
 use std::fmt;

@@ -14,8 +14,8 @@ use super::wire::{
 };
 use crate::AccessFault;
 use crate::engine::ReadAccess;
+use crate::reactor::SCRATCH;
 use crate::slot::{FOOTER_LEN, epoch_of, names, version_of};
-use crate::stream::reactor::SCRATCH;
 use crate::stream::server::Server;
 use dafs_keys::page::footer_epoch;
 use dafs_keys::secret::MacKey;

@@ -59,7 +59,10 @@ fn rights_are_those_of_the_queue_pair_and_of_the_region() {
     assert_eq!(wire.client.read(source.remote(), 4096).1, Status::Success);
     // The server's pair does not allow it, though the region does.
     let local = wire.client.block(1, 8);
-    wire.client.pair.post([Work { op: Op::Write(source.remote()), local, signaled: true }]).unwrap();
+    wire.client
+        .pair
+        .post([Work { op: Op::Write(source.remote()), local, signaled: true }])
+        .unwrap();
     assert_eq!(wire.client.sent().1, Status::RemoteInvalid);
     assert_eq!(source.bytes()[..8], [9; 8]);
     wire.cycle((100, 200));

@@ -48,6 +48,11 @@ pub(crate) trait Source: Send {
     fn expired(&mut self, _room: &mut Room<'_>) -> Step {
         Step::Idle
     }
+    /// The loop is about to sleep, and was [asked](Room::arm_later) to say so: sees to it that the
+    /// descriptor tells of what arrives from now on. `Served` where something had arrived before.
+    fn arm(&mut self, _room: &mut Room<'_>) -> Step {
+        Step::Idle
+    }
     /// Called once, at last; `stopping` where the whole listener ends.
     fn end(&mut self, stopping: bool);
 }
@@ -62,12 +67,20 @@ pub(crate) struct Room<'a> {
     pub(crate) hangup: bool,
     token: u64,
     timers: &'a mut BinaryHeap<Timer>,
+    unarmed: &'a mut Vec<u64>,
 }
 
 impl Room<'_> {
     /// Asks for [`Source::expired`] at a time. Times cannot be taken back.
     pub(crate) fn wake_at(&mut self, at: Instant) {
         self.timers.push(Timer { at, what: What::Source(self.token) });
+    }
+
+    /// Asks for [`Source::arm`] before the loop sleeps: the source's descriptor tells nothing now.
+    pub(crate) fn arm_later(&mut self) {
+        if !self.unarmed.contains(&self.token) {
+            self.unarmed.push(self.token);
+        }
     }
 
     /// Where this source is registered.
@@ -90,6 +103,11 @@ impl Registration {
         // Fails only where the source has just been removed.
         let _ = epoll::modify(&self.reactor.epoll, fd, EventData::new_u64(self.token), flags);
     }
+
+    /// Has the source look whether it is readable.
+    pub(crate) fn poke(&self) {
+        self.reactor.command(Command::Poke(self.token));
+    }
 }
 
 fn flags(readable: bool, writable: bool) -> EventFlags {
@@ -103,6 +121,7 @@ fn flags(readable: bool, writable: bool) -> EventFlags {
 enum Command {
     Adopt(u64, Box<dyn Source>),
     At(Instant, Call),
+    Poke(u64),
 }
 
 type Call = Box<dyn FnOnce() + Send>;
@@ -219,6 +238,7 @@ impl Reactor {
             reactor: &self,
             sources: HashMap::new(),
             timers: BinaryHeap::new(),
+            unarmed: Vec::new(),
             scratch: vec![0; SCRATCH],
             waiter: Waiter::new(spin),
         };
@@ -227,7 +247,11 @@ impl Reactor {
         while !self.stopping.load(Ordering::Acquire) {
             state.commands();
             let next = state.expire();
-            let timeout = if hot.is_some() { Some(NOW) } else { next.map(timespec) };
+            if hot.is_none() {
+                hot = state.arm();
+            }
+            let awake = hot.is_some() || !state.unarmed.is_empty();
+            let timeout = if awake { Some(NOW) } else { next.map(timespec) };
             events.clear();
             let room = rustix::buffer::spare_capacity(&mut events);
             match epoll::wait(&self.epoll, room, timeout.as_ref()) {
@@ -291,6 +315,8 @@ struct Loop<'a> {
     reactor: &'a Arc<Reactor>,
     sources: HashMap<u64, Box<dyn Source>>,
     timers: BinaryHeap<Timer>,
+    /// Sources to be asked before the loop sleeps.
+    unarmed: Vec<u64>,
     scratch: Vec<u8>,
     waiter: Waiter,
 }
@@ -304,6 +330,9 @@ impl Loop<'_> {
             match command {
                 Command::Adopt(token, source) => self.adopt(token, source),
                 Command::At(at, call) => self.timers.push(Timer { at, what: What::Call(call) }),
+                Command::Poke(token) => {
+                    self.ask(token, |source, room| source.readable(room));
+                }
             }
         }
     }
@@ -332,6 +361,7 @@ impl Loop<'_> {
             hangup: false,
             token,
             timers: &mut self.timers,
+            unarmed: &mut self.unarmed,
         };
         // A panic ends the one connection, not the thread and with it all others.
         let asked = AssertUnwindSafe(|| call(source.as_mut(), &mut room));
@@ -394,6 +424,18 @@ impl Loop<'_> {
         }
         self.waiter.miss();
         None
+    }
+
+    /// Arms the sources that asked for it. Where something had arrived at one meanwhile, it is looked
+    /// at again before the loop sleeps.
+    fn arm(&mut self) -> Option<Hot> {
+        let mut hot = None;
+        for token in std::mem::take(&mut self.unarmed) {
+            if self.ask(token, |source, room| source.arm(room)) == Step::Served {
+                hot = self.heat(token).or(hot);
+            }
+        }
+        hot
     }
 
     fn learn(&mut self, hot: &Hot) {

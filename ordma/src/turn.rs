@@ -28,6 +28,11 @@ pub(crate) trait Lane: Send + Sync {
     fn socket(&self) -> BorrowedFd<'_>;
     /// Receives once, without blocking, and handles what has arrived.
     fn receive(&self) -> Result<Handled, LinkError>;
+    /// Someone is about to sleep until the descriptor is readable: sees to it that it will be.
+    /// `true` where something may have arrived already.
+    fn arm(&self) -> Result<bool, LinkError> {
+        Ok(false)
+    }
     /// Whether something waits to be sent.
     fn wants_to_write(&self) -> bool;
     /// Sends what waits, as far as it goes.
@@ -244,6 +249,16 @@ impl Turn {
             // Before it is asked what waits to be sent: whoever queues something later kicks.
             state.asleep[first] = true;
         }
+        let mut arrived = [false; LANES];
+        for lane in lanes_of(mine) {
+            if let Some(lane_of) = lanes[lane] {
+                arrived[lane] = lane_of.arm()?;
+            }
+        }
+        if arrived != [false; LANES] {
+            self.lock().asleep[first] = false;
+            return Ok(Some(arrived));
+        }
         let mut fds = [const { None }; LANES];
         for lane in lanes_of(mine) {
             let Some(driven) = lanes[lane] else { continue };
@@ -267,7 +282,6 @@ impl Turn {
         if late || self.news(wanted, seen) {
             return Ok(None);
         }
-        let mut arrived = [false; LANES];
         for lane in lanes_of(mine) {
             let events = fds[lane].revents();
             arrived[lane] = events.intersects(PollFlags::IN | ENDS);
