@@ -148,6 +148,11 @@ impl Chunk {
         self.memory.address(self.geometry.payload_at(slot))
     }
 
+    /// All of the chunk's memory, for an engine that registers it. Good while the chunk lives.
+    pub(crate) fn memory_range(&self) -> (*const u8, usize) {
+        (self.memory.address(0), self.memory.len())
+    }
+
     /// Writes a page into a slot: the payload, then the footer, its generation last. Readers see
     /// the old page, a torn one, or the new one.
     ///

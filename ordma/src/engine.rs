@@ -107,7 +107,7 @@ pub trait Link: Send + Sync + fmt::Debug {
     /// queue exceeds the engine's limit.
     fn send(&self, head: &[u8], data: &[u8]);
     /// Places `data` into the client's advertised buffer, from its start. Ordered before messages
-    /// that are sent later. Done when the engine no longer needs the server's memory.
+    /// that are sent later, the next of which also tells the client what was placed. Done when the engine no longer needs the server's memory.
     fn write_to(&self, tag: Tag, data: Vec<u8>) -> Transfer;
     /// Fetches `buffer.len()` bytes from the client's advertised buffer at `offset`; the buffer
     /// comes back filled.
@@ -262,11 +262,11 @@ pub trait Endpoint: Send + Sync + fmt::Debug {
     /// # Errors
     /// When the connection is lost.
     fn send(&self, head: &[u8], data: &[Segment]) -> Result<(), LinkError>;
-    /// Advertises memory, the segments as one buffer, for the server to write into or read from
-    /// until [`withdraw`](Self::withdraw).
+    /// Advertises memory, the segments as one buffer, for the server to write into until
+    /// [`withdraw`](Self::withdraw).
     fn advertise(&self, buffer: Vec<Segment>) -> Tag;
-    /// Advertises a copy of the data for the server to read: sealed under a key of the connection
-    /// where there was a handshake. Also returns the seal, empty where there is none, which the
+    /// Advertises the data, or a copy of it, for the server to read until
+    /// [`withdraw`](Self::withdraw): sealed under a key of the connection where there was a handshake. Also returns the seal, empty where there is none, which the
     /// server needs to open what it has read.
     fn offer(&self, data: Vec<Segment>) -> (Tag, Vec<u8>) {
         (self.advertise(data), Vec::new())
@@ -279,8 +279,10 @@ pub trait Endpoint: Send + Sync + fmt::Debug {
     /// same client's. Only the first call counts. Nothing where reads need no connection of their
     /// own.
     fn prove(&self, _connection: &Secret) {}
-    /// Ends what [`advertise`](Self::advertise) began. After it returns no byte of the buffer is
-    /// written or read under the tag. Returns how many bytes the server had placed.
+    /// Ends what [`advertise`](Self::advertise) or [`offer`](Self::offer) began. After it returns no
+    /// byte of the buffer is written or read under the tag. Returns how many bytes the server had
+    /// placed, as far as it has said so: what was placed before a message was sent is known when
+    /// that message has arrived.
     fn withdraw(&self, tag: Tag) -> u64;
     /// Posts one-sided reads. The batch completes while someone drives the endpoint, or at once
     /// (see [`Capabilities::local_reads`]).

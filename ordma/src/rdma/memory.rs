@@ -328,6 +328,51 @@ unsafe impl Local for Block {
     }
 }
 
+// SAFETY: as for the block alone.
+unsafe impl<T: Send> Local for (Block, T) {
+    fn parts(&self, parts: &mut Parts) {
+        self.0.parts(parts);
+    }
+}
+
+/// Part of a block, which nobody has any more as a whole. Back in the slab with its last part.
+#[derive(Debug)]
+pub struct Part {
+    block: Arc<Block>,
+    offset: usize,
+    len: usize,
+}
+
+impl Block {
+    /// Divides a block in two: what is before `at`, and what is from there to its length.
+    #[must_use]
+    pub fn split(self, at: usize) -> (Part, Part) {
+        let len = self.len;
+        let at = at.min(len);
+        let block = Arc::new(self);
+        let first = Part { block: Arc::clone(&block), offset: 0, len: at };
+        (first, Part { block, offset: at, len: len - at })
+    }
+}
+
+impl Part {
+    /// The bytes. Not for slabs that the peer may write to.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        let base = self.block.slab.memory.address(self.block.start() + self.offset);
+        // SAFETY: as for a block; other parts of it are other bytes: see `split`.
+        unsafe { std::slice::from_raw_parts(base, self.len) }
+    }
+}
+
+// SAFETY: the part lies in a registered region that it keeps, and is nobody else's: other parts of
+// the block are other bytes.
+unsafe impl<T: Send> Local for (Part, T) {
+    fn parts(&self, parts: &mut Parts) {
+        self.0.block.push_part(parts, self.0.offset, self.0.len);
+    }
+}
+
 impl Drop for Block {
     fn drop(&mut self) {
         self.slab.free().push(self.index);

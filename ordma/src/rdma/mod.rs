@@ -30,7 +30,7 @@ mod work;
 pub use cm::{ConnectionParameters, Event, EventChannel, EventKind, Id, IdKey, MAX_HELLO};
 pub use completion::{Channel, Completion, CompletionQueue, Status};
 pub use device::{Device, DeviceInfo, devices};
-pub use memory::{Access, Block, Domain, Memory, Region, Slab};
+pub use memory::{Access, Block, Domain, Memory, Part, Region, Slab};
 pub use pair::{Cap, Flushed, QueuePair, Tuning};
 pub use work::{Kind, Local, Op, Parts, Remote, Work, WrId};
 
@@ -53,7 +53,7 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    fn new(call: &'static str, error: io::Error) -> Self {
+    pub(crate) fn new(call: &'static str, error: io::Error) -> Self {
         let advice = match (call, error.raw_os_error()) {
             ("ibv_reg_mr", Some(libc::ENOMEM)) => {
                 ": no more memory may be locked; raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=, \

@@ -118,9 +118,9 @@ impl Endpoint for SecureEndpoint {
             // As it is with memory that is withdrawn later: the server's fetch fails.
             let gone = Region::owned(vec![0; len]);
             drop(gone.take());
-            return (self.inner.advertise(vec![gone.segment(0, len)]), Vec::new());
+            return self.inner.offer(vec![gone.segment(0, len)]);
         };
-        let tag = self.inner.advertise(vec![region.segment(0, len)]);
+        let (tag, _) = self.inner.offer(vec![region.segment(0, len)]);
         lock(&self.offers).insert(tag, region);
         (tag, seal.encode().to_vec())
     }

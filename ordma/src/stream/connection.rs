@@ -3,7 +3,7 @@
 use super::frame::{Header, Kind};
 use super::inbox::{Body, Ended, Handler, Inbox, receive_two};
 use super::link::{StreamLink, stops};
-use super::memory::{SMALL, Share, Waiting};
+use super::memory::{ASK_AGAIN, Gathering, May, STANDS_STILL};
 use super::out::Out;
 use super::server::Counted;
 use crate::engine::{Link, LinkError, Transfer};
@@ -11,10 +11,7 @@ use crate::lock;
 use crate::reactor::{Room, Source, Step};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
-
-/// How often a connection that waits for receive memory asks again.
-const ASK_AGAIN: Duration = Duration::from_millis(5);
+use std::time::Instant;
 
 /// A transfer from the client that is under way.
 pub(crate) struct Pulled {
@@ -69,10 +66,7 @@ pub(crate) struct RpcConnection {
     link: Arc<StreamLink>,
     shown: Arc<dyn Link>,
     inbox: Inbox<Pulling>,
-    share: Option<Share>,
-    waiting: Option<Waiting>,
-    /// When the incomplete message that has the share last grew.
-    grown: Option<Instant>,
+    gathering: Gathering,
     begun: bool,
     _counted: Counted,
 }
@@ -85,9 +79,7 @@ impl RpcConnection {
             shown: link.clone(),
             link,
             inbox: Inbox::new(limits),
-            share: None,
-            waiting: None,
-            grown: None,
+            gathering: Gathering::default(),
             begun: false,
             _counted: counted,
         }
@@ -100,32 +92,23 @@ impl RpcConnection {
 
     /// Sees to it that an incomplete message has its share of the receive memory.
     fn share_memory(&mut self, room: &mut Room<'_>) -> Step {
-        let Some(bytes) = self.inbox.gathering().filter(|&bytes| bytes > SMALL) else {
-            (self.share, self.grown) = (None, None);
-            return Step::Served;
-        };
-        let now = Instant::now();
-        self.grown = Some(now);
-        if self.share.is_some() {
-            return Step::Served;
-        }
-        let memory = &self.link.server.memory;
-        let trusted = self.link.reads_allowed();
-        self.share = memory.take(trusted, bytes);
-        if self.share.is_some() {
-            if self.waiting.take().is_some() {
-                self.link.pause(false);
-            }
-            room.wake_at(now + self.link.server.settings.patience);
-        } else {
-            if self.waiting.is_none() {
-                self.waiting = memory.wait(trusted);
-                if self.waiting.is_none() {
-                    return self.close(self.link.lost("the receive memory is exhausted"));
+        let (memory, trusted) = (&self.link.server.memory, self.link.reads_allowed());
+        let waited = self.gathering.waits();
+        match self.gathering.share(memory, trusted, self.inbox.gathering()) {
+            May::Go => {}
+            May::Begin => {
+                if waited {
+                    self.link.pause(false);
                 }
-                self.link.pause(true);
+                room.wake_at(Instant::now() + self.link.server.settings.patience);
             }
-            room.wake_at(now + ASK_AGAIN);
+            May::Wait => {
+                if !waited {
+                    self.link.pause(true);
+                }
+                room.wake_at(Instant::now() + ASK_AGAIN);
+            }
+            May::Never => return self.close(self.link.lost("the receive memory is exhausted")),
         }
         Step::Served
     }
@@ -150,7 +133,7 @@ impl Source for RpcConnection {
         if self.link.is_closing() {
             return Step::Close;
         }
-        if self.waiting.is_some() {
+        if self.gathering.waits() {
             if room.hangup {
                 return self.close(self.link.lost("closed by the client"));
             }
@@ -177,19 +160,16 @@ impl Source for RpcConnection {
     }
 
     fn expired(&mut self, room: &mut Room<'_>) -> Step {
-        if self.waiting.is_some() {
+        if self.gathering.waits() {
             return match self.share_memory(room) {
                 Step::Close => Step::Close,
                 _ => Step::Idle,
             };
         }
-        let (Some(share), Some(grown)) = (&self.share, self.grown) else { return Step::Idle };
+        let Some(still) = self.gathering.stands_still() else { return Step::Idle };
         let patience = self.link.server.settings.patience;
-        if grown.elapsed() >= patience && share.wanted() {
-            return self
-                .close(self.link.lost(
-                    "a message stood still, incomplete, while others waited for its memory",
-                ));
+        if still.is_some_and(|still| still >= patience) {
+            return self.close(self.link.lost(STANDS_STILL));
         }
         room.wake_at(Instant::now() + patience);
         Step::Idle
@@ -201,7 +181,7 @@ impl Source for RpcConnection {
         }
         self.link.tear_down();
         self.inbox.clear();
-        (self.share, self.waiting) = (None, None);
+        self.gathering = Gathering::default();
         if self.begun {
             let reason = self.link.reason();
             match &reason {

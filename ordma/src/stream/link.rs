@@ -49,7 +49,8 @@ impl fmt::Debug for StreamLink {
     }
 }
 
-pub(super) fn stops() -> LinkError {
+/// Why all connections of a server end.
+pub(crate) fn stops() -> LinkError {
     LinkError::Closed("the server stops".to_owned())
 }
 

@@ -5,9 +5,15 @@
 //! pools, that strangers do not take from those who were let in.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+/// How often a connection that waits for receive memory asks again.
+pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(5);
 /// Messages up to this size are not counted.
-pub(crate) const SMALL: usize = 16 << 10;
+const SMALL: usize = 16 << 10;
+/// Why a connection ends whose message does not go on.
+pub(crate) const STANDS_STILL: &str =
+    "a message stood still, incomplete, while others waited for its memory";
 /// Connections that may wait for the budget at a time; each holds what it had already sent.
 const MOST_WAITING: usize = 64;
 
@@ -26,7 +32,7 @@ struct Pool {
 
 /// Part of the budget; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Share {
+struct Share {
     memory: std::sync::Arc<ReceiveMemory>,
     pool: usize,
     bytes: usize,
@@ -34,9 +40,70 @@ pub(crate) struct Share {
 
 /// A place among those who wait; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+struct Waiting {
     memory: std::sync::Arc<ReceiveMemory>,
     pool: usize,
+}
+
+/// What a connection has of the budget, for the message that is arriving on it.
+#[derive(Debug, Default)]
+pub(crate) struct Gathering {
+    share: Option<Share>,
+    waiting: Option<Waiting>,
+    /// When the incomplete message that has the share last grew.
+    grown: Option<Instant>,
+}
+
+/// Whether a connection may go on receiving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum May {
+    /// It may.
+    Go,
+    /// It may; its message has just got its share.
+    Begin,
+    /// Others have to give some back first: ask again later.
+    Wait,
+    /// Too many wait already.
+    Never,
+}
+
+impl Gathering {
+    /// Sees to it that an incomplete message, which will have `bytes`, has its share.
+    pub(crate) fn share(
+        &mut self,
+        memory: &std::sync::Arc<ReceiveMemory>,
+        trusted: bool,
+        bytes: Option<usize>,
+    ) -> May {
+        let Some(bytes) = bytes.filter(|&bytes| bytes > SMALL) else {
+            (self.share, self.grown) = (None, None);
+            return May::Go;
+        };
+        self.grown = Some(Instant::now());
+        if self.share.is_some() {
+            return May::Go;
+        }
+        self.share = memory.take(trusted, bytes);
+        if self.share.is_some() {
+            self.waiting = None;
+            return May::Begin;
+        }
+        if self.waiting.is_none() {
+            self.waiting = memory.wait(trusted);
+        }
+        if self.waiting.is_some() { May::Wait } else { May::Never }
+    }
+
+    /// Whether the connection waits for a share.
+    pub(crate) fn waits(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Whether the message holds a share, and for how long it has stood still where others want it.
+    pub(crate) fn stands_still(&self) -> Option<Option<Duration>> {
+        let (share, grown) = (self.share.as_ref()?, self.grown?);
+        Some(share.wanted().then(|| grown.elapsed()))
+    }
 }
 
 impl ReceiveMemory {
@@ -47,7 +114,7 @@ impl ReceiveMemory {
 
     /// Takes a share; `None` where the pool has too little left. A message larger than the pool gets
     /// it when it is the only one.
-    pub(crate) fn take(self: &std::sync::Arc<Self>, trusted: bool, bytes: usize) -> Option<Share> {
+    fn take(self: &std::sync::Arc<Self>, trusted: bool, bytes: usize) -> Option<Share> {
         let pool = usize::from(trusted);
         let fits = |taken: usize| {
             let after = taken.saturating_add(bytes);
@@ -59,7 +126,7 @@ impl ReceiveMemory {
     }
 
     /// Queues up; `None` where too many wait already.
-    pub(crate) fn wait(self: &std::sync::Arc<Self>, trusted: bool) -> Option<Waiting> {
+    fn wait(self: &std::sync::Arc<Self>, trusted: bool) -> Option<Waiting> {
         let pool = usize::from(trusted);
         let room = |waiting: usize| (waiting < MOST_WAITING).then_some(waiting + 1);
         let waiting = &self.pools[pool].waiting;
@@ -70,7 +137,7 @@ impl ReceiveMemory {
 
 impl Share {
     /// Whether others wait for what this one has.
-    pub(crate) fn wanted(&self) -> bool {
+    fn wanted(&self) -> bool {
         self.memory.pools[self.pool].waiting.load(Ordering::Relaxed) > 0
     }
 }

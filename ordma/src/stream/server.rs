@@ -45,7 +45,7 @@ pub(crate) struct Server {
     rpc: Vec<Arc<Reactor>>,
     agents: Vec<Arc<Reactor>>,
     tickets: Mutex<HashMap<Ticket, Weak<StreamLink>>>,
-    connections: Arc<AtomicUsize>,
+    connections: Connections,
     /// Pages that were not given for want of a right tag.
     refused: AtomicU64,
 }
@@ -58,6 +58,32 @@ impl fmt::Debug for Server {
 
 /// Distinguishes the links of this process.
 static LINKS: AtomicU64 = AtomicU64::new(1);
+
+/// The id of a new link.
+pub(crate) fn next_link() -> u64 {
+    LINKS.fetch_add(1, Ordering::Relaxed)
+}
+
+/// How many connections there are, and may be.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    most: usize,
+    count: Arc<AtomicUsize>,
+}
+
+impl Connections {
+    /// None yet, and at most so many.
+    pub(crate) fn new(most: usize) -> Self {
+        Self { most, count: Arc::default() }
+    }
+
+    /// Counts a connection; `None` where there are too many.
+    pub(crate) fn count(&self) -> Option<Counted> {
+        let room = |n: usize| (n < self.most).then_some(n + 1);
+        self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
+        Some(Counted(Arc::clone(&self.count)))
+    }
+}
 
 /// Counts as one connection until dropped.
 #[derive(Debug)]
@@ -81,6 +107,7 @@ impl Server {
     ) -> std::io::Result<Arc<Self>> {
         let mut server = Self {
             memory: ReceiveMemory::new(settings.receive_memory),
+            connections: Connections::new(settings.max_connections),
             settings,
             service,
             arena,
@@ -89,7 +116,6 @@ impl Server {
             rpc: Vec::new(),
             agents: Vec::new(),
             tickets: Mutex::default(),
-            connections: Arc::default(),
             refused: AtomicU64::new(0),
         };
         let spin = server.settings.spin;
@@ -140,10 +166,7 @@ impl Server {
 
     /// Counts a connection; `None` where there are too many.
     pub(crate) fn count(&self) -> Option<Counted> {
-        let most = self.settings.max_connections;
-        let room = |n: usize| (n < most).then_some(n + 1);
-        self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
-        Some(Counted(Arc::clone(&self.connections)))
+        self.connections.count()
     }
 
     /// Counts pages that are not given for want of a right tag.
@@ -168,7 +191,7 @@ impl Server {
         socket: Arc<OwnedFd>,
         counted: Counted,
     ) -> Result<(), LinkError> {
-        let id = LINKS.fetch_add(1, Ordering::Relaxed);
+        let id = next_link();
         let peer = self.side.peer(&socket);
         let mut ticket = [0; 16];
         getrandom::fill(&mut ticket).map_err(|error| LinkError::Lost {

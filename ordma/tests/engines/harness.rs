@@ -56,6 +56,14 @@ impl Row {
         Self::new(ordma::tcp::Tcp::new(settings), "127.0.0.1:0")
     }
 
+    /// On an RDMA device, which there has to be.
+    #[cfg(feature = "device-tests")]
+    pub fn verbs() -> Self {
+        let host = std::env::var("DAFS_RDMA_ADDRESS").unwrap_or_else(|_| "10.9.9.1".to_owned());
+        let engine = ordma::verbs::Verbs::new(ordma::verbs::Settings::default());
+        Self::new(engine, &format!("{host}:0"))
+    }
+
     pub fn shm() -> Self {
         Self::shm_with(ordma::shm::Settings::default())
     }
@@ -198,6 +206,7 @@ impl World {
     pub fn client(&self) -> Client {
         let client = self.stranger();
         client.allow();
+        client.catch_up();
         client
     }
 
@@ -322,6 +331,11 @@ impl Client {
     /// Lets it read.
     pub fn allow(&self) {
         self.link.allow_reads(Some(self.access.clone()));
+    }
+
+    /// Returns when all that the server has said so far, permissions and chunks included, is known.
+    pub fn catch_up(&self) {
+        self.echo(b"e", &[]);
     }
 
     /// Drives until `f` has a result.

@@ -61,3 +61,9 @@ rows! {
     sim_sealed: simulated::row().sealed();
     tcp_keyed: Row::tcp().keyed();
 }
+
+#[cfg(feature = "device-tests")]
+rows! {
+    verbs: Row::verbs();
+    verbs_sealed: Row::verbs().sealed();
+}

@@ -1,0 +1,257 @@
+//! The event loop's side of a client's connection: what arrives.
+
+use super::link::VerbsLink;
+use super::packet::{Assembled, Assembly, Packet};
+use super::wire::{MessagePair, Stall};
+use crate::engine::{Link, LinkError};
+use crate::lock;
+use crate::rdma::{Block, Completion};
+use crate::reactor::{Room, Source, Step};
+use crate::stream::link::stops;
+use crate::stream::memory::{ASK_AGAIN, Gathering, May, STANDS_STILL};
+use crate::stream::server::Counted;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long what was sent last may take to arrive before a connection that is closed ends.
+const LINGER: Duration = Duration::from_millis(500);
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(1);
+/// When to try again where others have all buffers.
+const TRY_AGAIN: Duration = Duration::from_millis(2);
+
+/// The event loop's side of a link.
+pub(super) struct MessageConnection {
+    link: Arc<VerbsLink>,
+    shown: Arc<dyn Link>,
+    pair: Option<Arc<MessagePair>>,
+    assembly: Assembly,
+    /// Posted in place of a packet that has come, before that is handled.
+    spare: Option<Block>,
+    /// Packets that have come and are not taken yet.
+    completions: VecDeque<Completion>,
+    found: Vec<Completion>,
+    gathering: Gathering,
+    /// The channel will tell of the next receive.
+    armed: bool,
+    begun: bool,
+    /// Since when it is to end.
+    closing: Option<Instant>,
+    _counted: Counted,
+}
+
+impl MessageConnection {
+    pub(super) fn new(link: Arc<VerbsLink>, spare: Block, counted: Counted) -> Self {
+        let pair = lock(&link.pair).clone();
+        Self {
+            shown: link.clone(),
+            pair,
+            link,
+            assembly: Assembly::default(),
+            spare: Some(spare),
+            completions: VecDeque::new(),
+            found: Vec::new(),
+            gathering: Gathering::default(),
+            armed: false,
+            begun: false,
+            closing: None,
+            _counted: counted,
+        }
+    }
+
+    /// Takes what has come; whether there was anything.
+    fn receive(&mut self, room: &mut Room<'_>) -> Result<bool, LinkError> {
+        let Some(pair) = self.pair.clone() else { return Ok(false) };
+        if self.completions.is_empty() {
+            let found = pair.receive_queue().poll(&mut self.found);
+            found.map_err(|error| self.link.lost(error))?;
+            self.completions.extend(self.found.drain(..));
+        }
+        let mut any = false;
+        while !self.link.is_closing() && self.has_memory(room)? {
+            let Some(completion) = self.completions.pop_front() else { break };
+            any = true;
+            let Some(mut block) = pair.received(&completion) else { continue };
+            if !completion.status.is_success() {
+                return Err(self.link.lost(completion.status));
+            }
+            // First, so that no credit is given for a receive that is not there.
+            if let Some(spare) = self.spare.take() {
+                pair.post_receive(spare).map_err(|error| self.link.lost(error))?;
+            }
+            block.set_len(completion.len as usize);
+            let handled = self.handle(&block);
+            block.set_len(block.capacity());
+            self.spare = Some(block);
+            handled.map_err(|reason| self.link.broken(reason))?;
+        }
+        Ok(any)
+    }
+
+    /// Whether the message that is arriving has the memory that it takes. Where not, its client gets
+    /// no new credits until it has.
+    fn has_memory(&mut self, room: &mut Room<'_>) -> Result<bool, LinkError> {
+        let server = self.link.server();
+        let (memory, trusted) = (&server.memory, self.link.reads_allowed());
+        match self.gathering.share(memory, trusted, self.assembly.gathering()) {
+            May::Go => Ok(true),
+            May::Begin => {
+                room.wake_at(Instant::now() + server.settings.patience);
+                Ok(true)
+            }
+            May::Wait => {
+                room.wake_at(Instant::now() + ASK_AGAIN);
+                Ok(false)
+            }
+            May::Never => Err(self.link.lost("the receive memory is exhausted")),
+        }
+    }
+
+    fn handle(&mut self, block: &Block) -> Result<(), String> {
+        let packet = Packet::decode(block.bytes()).map_err(|bad| bad.to_string())?;
+        let told = self.link.wire.told(packet.header.told, packet.has_content());
+        told.map_err(|bad| bad.to_string())?;
+        for record in packet.records() {
+            self.link.hear(record.map_err(|bad| bad.to_string())?)?;
+        }
+        let server = self.link.server();
+        match self.assembly.take(&packet, server.settings.limits())? {
+            Assembled::Nothing => {}
+            Assembled::Here(head, data) => server.service.message(&self.shown, head, data),
+            Assembled::Gathered(bytes, head) => {
+                let (head, data) = bytes.split_at(head);
+                server.service.message(&self.shown, head, data);
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, reason: LinkError, room: &mut Room<'_>) -> Step {
+        // What broke is over; what is closed is given time for its last words.
+        let lingers = matches!(reason, LinkError::Closed(_));
+        self.link.fail(reason);
+        if lingers { self.linger(room) } else { Step::Close }
+    }
+
+    /// Waits a little for what was sent last.
+    fn linger(&mut self, room: &mut Room<'_>) -> Step {
+        let since = *self.closing.get_or_insert_with(Instant::now);
+        let lost = !matches!(self.link.reason(), LinkError::Closed(_));
+        let done = lost || self.link.wire.progress().is_err() || self.link.wire.is_idle();
+        if done || since.elapsed() >= LINGER {
+            return Step::Close;
+        }
+        room.wake_at(Instant::now() + LOOK);
+        Step::Idle
+    }
+
+    /// Takes what has come, and sends what can go.
+    fn look(&mut self, room: &mut Room<'_>) -> Step {
+        if self.link.is_closing() {
+            return self.linger(room);
+        }
+        match self.receive(room) {
+            Ok(false) => Step::Idle,
+            Ok(_) if self.link.is_closing() => self.linger(room),
+            Ok(_) => {
+                room.arm_later();
+                match self.link.wire.progress() {
+                    Ok(_) => Step::Served,
+                    Err(reason) => self.close(reason, room),
+                }
+            }
+            Err(reason) => self.close(reason, room),
+        }
+    }
+
+    /// Takes what the channel has told.
+    fn told(&mut self) -> Result<(), LinkError> {
+        if self.link.channel.take().map_err(|error| self.link.lost(error))? {
+            self.armed = false;
+            self.link.look_at_reads();
+        }
+        Ok(())
+    }
+}
+
+impl Source for MessageConnection {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.link.channel.as_fd()
+    }
+
+    fn begin(&mut self, room: &mut Room<'_>) -> Step {
+        let _ = self.link.registration.set(room.registration());
+        self.begun = true;
+        self.link.server().service.connected(self.shown.clone());
+        room.arm_later();
+        Step::Idle
+    }
+
+    fn readable(&mut self, room: &mut Room<'_>) -> Step {
+        if self.armed {
+            if let Err(reason) = self.told() {
+                return self.close(reason, room);
+            }
+            room.arm_later();
+        }
+        self.look(room)
+    }
+
+    fn arm(&mut self, room: &mut Room<'_>) -> Step {
+        if self.link.is_closing() {
+            return self.linger(room);
+        }
+        let arm = || {
+            if !self.armed
+                && let Some(pair) = &self.pair
+            {
+                pair.receive_queue().arm().map_err(|error| self.link.lost(error))?;
+            }
+            self.link.wire.rest()
+        };
+        match arm() {
+            Ok(Stall::Buffers) => room.wake_at(Instant::now() + TRY_AGAIN),
+            Ok(Stall::Done | Stall::Credits | Stall::Completions) => {}
+            Err(reason) => return self.close(reason, room),
+        }
+        self.armed = true;
+        // What has come between the last look and now is not told.
+        self.look(room)
+    }
+
+    fn expired(&mut self, room: &mut Room<'_>) -> Step {
+        if self.link.is_closing() {
+            return self.linger(room);
+        }
+        let patience = self.link.server().settings.patience;
+        match self.gathering.stands_still() {
+            Some(Some(still)) if still >= patience => {
+                return self.close(self.link.lost(STANDS_STILL), room);
+            }
+            Some(_) => room.wake_at(Instant::now() + patience),
+            None => {}
+        }
+        room.arm_later();
+        self.look(room)
+    }
+
+    fn end(&mut self, stopping: bool) {
+        if stopping {
+            self.link.fail(stops());
+        }
+        self.link.tear_down();
+        (self.pair, self.spare) = (None, None);
+        self.gathering = Gathering::default();
+        if self.begun {
+            let reason = self.link.reason();
+            let link = self.link.number();
+            match &reason {
+                LinkError::Protocol { .. } => tracing::warn!(link, %reason, "closed"),
+                _ => tracing::debug!(link, %reason, "closed"),
+            }
+            self.link.server().service.closed(&self.shown, &reason);
+        }
+    }
+}

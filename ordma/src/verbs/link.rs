@@ -1,0 +1,632 @@
+//! The server's side of one client's connection.
+
+use super::adapter::Adapter;
+use super::hello::{ClientHello, Welcome};
+use super::packet::{Piece, Record};
+use super::reads::READ_DEPTH;
+use super::server::{ReadPair, Server, buffer, tuning};
+use super::wire::{MessagePair, Stall, Target, Wire, withdrawn};
+use crate::ChunkId;
+use crate::arena::Chunk;
+use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
+use crate::exports::{Holder, Registry};
+use crate::gate::{Gate, Proof};
+use crate::lock;
+use crate::rdma::{self, Cap, Channel, CompletionQueue, ConnectionParameters, Id, Tuning};
+use crate::reactor::Registration;
+use crate::stream::frame::Limits;
+use crate::stream::hello::Ticket;
+use crate::stream::server::{Counted, next_link};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Most buffers that a client may have advertised at a time.
+const MOST_ADVERTS: usize = 4096;
+/// Transfers that wait for the client to say where a buffer is.
+const MOST_EARLY: usize = 1024;
+/// Queue pairs for READs are brought back no more often than this.
+const REARM_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The server's side of one client's connection.
+pub(super) struct VerbsLink {
+    id: u64,
+    peer: String,
+    ticket: Ticket,
+    server: Arc<Server>,
+    adapter: Arc<Adapter>,
+    pub(super) channel: Arc<Channel>,
+    pub(super) pair: Mutex<Option<Arc<MessagePair>>>,
+    pub(super) wire: Wire,
+    /// What the client takes in one message.
+    limits: Limits,
+    connection: Mutex<Option<Id>>,
+    pub(super) registration: OnceLock<Registration>,
+    closing: AtomicBool,
+    reason: OnceLock<LinkError>,
+    adverts: Mutex<Adverts>,
+    reads: Mutex<ReadState>,
+}
+
+/// Buffers of the client. Tags count up, so that one that is not there was withdrawn or is still to
+/// come.
+#[derive(Debug, Default)]
+struct Adverts {
+    there: BTreeMap<Tag, Arc<[Piece]>>,
+    last: Tag,
+    /// Transfers to or from buffers that are still to come.
+    early: Vec<(Tag, Early)>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+enum Early {
+    Place(Vec<u8>, Transfer),
+    Fetch(u64, Vec<u8>, Transfer),
+}
+
+/// What is known of the client's READs.
+struct ReadState {
+    gate: Option<Gate>,
+    /// What was said before the queue pair was there.
+    access: Option<Arc<ReadAccess>>,
+    proof: Option<Proof>,
+    /// The client was told that it may read.
+    allowed: bool,
+    /// Chunks that it was told of and has not let go.
+    held: BTreeSet<ChunkId>,
+    side: Option<ReadSide>,
+    rearmed: Option<Instant>,
+    /// Receives that it got when it was first let in.
+    extra: u32,
+}
+
+/// The queue pair of a client's READs.
+pub(super) struct ReadSide {
+    pair: ReadPair,
+    tuning: Tuning,
+    queue: Arc<CompletionQueue>,
+    nonce: Ticket,
+    id: Option<Id>,
+    _counted: Option<Counted>,
+}
+
+impl fmt::Debug for VerbsLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("id", &self.id).field("peer", &self.peer).finish()
+    }
+}
+
+impl VerbsLink {
+    #[expect(clippy::too_many_arguments, reason = "made in one place")]
+    pub(super) fn new(
+        server: &Arc<Server>,
+        adapter: Arc<Adapter>,
+        channel: Arc<Channel>,
+        pair: Arc<MessagePair>,
+        wire: Wire,
+        ticket: Ticket,
+        peer: String,
+        limits: Limits,
+    ) -> Arc<Self> {
+        let link = Arc::new(Self {
+            id: next_link(),
+            peer,
+            ticket,
+            server: Arc::clone(server),
+            adapter,
+            channel,
+            pair: Mutex::new(Some(pair)),
+            wire,
+            limits,
+            connection: Mutex::default(),
+            registration: OnceLock::new(),
+            closing: AtomicBool::new(false),
+            reason: OnceLock::new(),
+            adverts: Mutex::default(),
+            reads: Mutex::new(ReadState {
+                gate: None,
+                access: None,
+                proof: None,
+                allowed: false,
+                held: BTreeSet::new(),
+                side: None,
+                rearmed: None,
+                extra: 0,
+            }),
+        });
+        // Known before it is asked what it may read, so that no export is missed in between.
+        server.exports.join(link.id, Arc::clone(&link));
+        link
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn adapter(&self) -> &Arc<Adapter> {
+        &self.adapter
+    }
+
+    pub(super) fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// Keeps the connection, to end it.
+    pub(super) fn keep(&self, id: Id) {
+        *lock(&self.connection) = Some(id);
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Whether the client has been let in.
+    pub(super) fn reads_allowed(&self) -> bool {
+        lock(&self.reads).access.is_some()
+    }
+
+    /// Ends the connection, for the first reason that is given. The event loop does the rest.
+    pub(super) fn fail(&self, reason: LinkError) {
+        let _ = self.reason.set(reason);
+        self.closing.store(true, Ordering::Release);
+        if let Some(registration) = self.registration.get() {
+            registration.poke();
+        }
+    }
+
+    /// Why the connection ended.
+    pub(super) fn reason(&self) -> LinkError {
+        self.reason.get().cloned().unwrap_or_else(|| self.lost("no reason was given"))
+    }
+
+    pub(super) fn lost(&self, reason: impl fmt::Display) -> LinkError {
+        LinkError::Lost { peer: self.peer.clone(), reason: reason.to_string() }
+    }
+
+    pub(super) fn broken(&self, reason: impl fmt::Display) -> LinkError {
+        LinkError::Protocol { peer: self.peer.clone(), reason: reason.to_string() }
+    }
+
+    /// Deals with what came of sending.
+    fn sent(&self, result: Result<Stall, LinkError>) {
+        match result {
+            // The event loop has to look when something completes, or to try again.
+            Ok(Stall::Completions | Stall::Buffers) => {
+                if let Some(registration) = self.registration.get() {
+                    registration.poke();
+                }
+            }
+            Ok(Stall::Done | Stall::Credits) => {}
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Makes the queue pair for the client's READs, and accepts.
+    pub(super) fn prepare_reads(
+        &self,
+        id: &Id,
+        hello: ClientHello,
+        depths: (u8, u8),
+    ) -> rdma::Result<ReadSide> {
+        let adapter = &self.adapter;
+        let queue = CompletionQueue::new(adapter.device, 4, Some(&self.channel))?;
+        let cap = Cap { sends: 1, receives: 1, parts: 1, inline: 0 };
+        let pair = ReadPair::new(&adapter.chunks, &queue, &queue, cap)?;
+        let mtu = adapter.info.mtu.min(hello.mtu.max(256).into());
+        let reads_in = adapter.info.reads_in.min(READ_DEPTH).min(depths.0.max(1));
+        let tuning = Tuning { reads_in, ..tuning(mtu) };
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce)
+            .map_err(|error| rdma::Error::new("getrandom", std::io::Error::other(error)))?;
+        let side = ReadSide { pair, tuning, queue, nonce, id: None, _counted: None };
+        side.begin(id, &tuning, adapter)?;
+        let welcome = Welcome {
+            mtu: mtu as u16,
+            window: 0,
+            limits: self.server.settings.limits(),
+            ticket: nonce,
+            packet: super::adapter::PACKET as u32,
+            geometry: self.server.arena.geometry(),
+        };
+        id.accept(ConnectionParameters {
+            pair: side.pair.number(),
+            reads_in,
+            reads_out: 1,
+            private: &welcome.encode(),
+        })?;
+        Ok(side)
+    }
+
+    /// Takes the queue pair for the client's READs.
+    pub(super) fn attach(&self, mut side: ReadSide, id: Id, counted: Counted) {
+        let registry = self.server.exports.lock();
+        let mut reads = lock(&self.reads);
+        if self.is_closing() || reads.side.is_some() {
+            return;
+        }
+        let mut gate = Gate::new(side.nonce);
+        // No proof has come yet that could be wrong; it may have been lost for want of a gate.
+        let allowed = gate.allow(reads.access.clone());
+        let proved = reads.proof.take().map_or(Ok(()), |proof| gate.prove(proof));
+        (side.id, side._counted) = (Some(id), Some(counted));
+        (reads.gate, reads.side) = (Some(gate), Some(side));
+        self.update(&registry, &mut reads);
+        drop((reads, registry));
+        if let Err(wrong) = allowed.and(proved) {
+            self.fail(self.broken(wrong));
+        }
+    }
+
+    /// Gives or takes the right to read, where that has changed, and tells the client.
+    fn update(&self, registry: &Registry<Self>, reads: &mut ReadState) {
+        let allow = reads.gate.as_ref().is_some_and(|gate| gate.access().is_some());
+        if reads.allowed == allow {
+            return;
+        }
+        reads.allowed = allow;
+        let Some(side) = &mut reads.side else { return };
+        side.tuning.remote_read = allow;
+        if let Err(error) = side.pair.allow(allow, false) {
+            // It has failed before, and gets the right, or does not, when it is brought back.
+            tracing::debug!(%error, link = self.id, "rights of a queue pair that is down");
+        }
+        if allow {
+            self.wire.record(Record::Allow);
+            for chunk in registry.chunks() {
+                self.show(&mut reads.held, chunk);
+            }
+        } else {
+            reads.held.clear();
+            self.wire.record(Record::Revoke);
+        }
+    }
+
+    fn show(&self, held: &mut BTreeSet<ChunkId>, chunk: &Arc<Chunk>) {
+        if let Some(remote) = self.adapter.export(chunk)
+            && held.insert(chunk.id())
+        {
+            self.wire.record(Record::Chunk(chunk.id(), remote));
+        }
+    }
+
+    /// Acts upon what the client's engine says. The error says what is wrong with it.
+    pub(super) fn hear(&self, record: Record) -> Result<(), String> {
+        match record {
+            Record::Advert(tag, pieces) => self.advertised(tag, pieces),
+            Record::Withdraw(tag) => {
+                lock(&self.adverts).there.remove(&tag);
+                self.wire.withdraw(tag);
+                self.wire.record(Record::Withdrawn(tag));
+                Ok(())
+            }
+            Record::Proof(proof) => {
+                let registry = self.server.exports.lock();
+                let mut reads = lock(&self.reads);
+                match &mut reads.gate {
+                    Some(gate) => gate.prove(proof).map_err(|wrong| wrong.to_string())?,
+                    None => reads.proof = Some(proof),
+                }
+                self.update(&registry, &mut reads);
+                Ok(())
+            }
+            Record::LetGo(chunk) => {
+                lock(&self.reads).held.remove(&chunk);
+                self.server.exports.let_go(self.id, Some(chunk));
+                Ok(())
+            }
+            Record::Rearm(life, packet) => self.rearm(life, packet),
+            other => Err(format!("a server's record: {other:?}")),
+        }
+    }
+
+    fn advertised(&self, tag: Tag, pieces: Vec<Piece>) -> Result<(), String> {
+        let mut adverts = lock(&self.adverts);
+        if tag <= adverts.last {
+            return Err(format!("buffer {tag} is advertised after {}", adverts.last));
+        }
+        if adverts.there.len() >= MOST_ADVERTS {
+            return Err(format!("more than {MOST_ADVERTS} buffers are advertised at a time"));
+        }
+        let pieces: Arc<[Piece]> = pieces.into();
+        adverts.last = tag;
+        adverts.there.insert(tag, Arc::clone(&pieces));
+        let early: Vec<_> = adverts.early.extract_if(.., |(of, _)| *of == tag).collect();
+        drop(adverts);
+        for (_, early) in early {
+            match early {
+                Early::Place(data, transfer) => self.place(tag, &pieces, data, &transfer),
+                Early::Fetch(offset, buffer, transfer) => {
+                    self.fetch(tag, &pieces, offset, buffer, &transfer);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a buffer is; `None` where the transfer waits for it, or has ended for want of it.
+    fn find(&self, tag: Tag, early: Early) -> Option<(Arc<[Piece]>, Early)> {
+        let mut adverts = lock(&self.adverts);
+        if let Some(pieces) = adverts.there.get(&tag) {
+            return Some((Arc::clone(pieces), early));
+        }
+        let waits = tag > adverts.last && adverts.early.len() < MOST_EARLY && !adverts.closed;
+        if waits {
+            adverts.early.push((tag, early));
+            return None;
+        }
+        let closed = adverts.closed;
+        drop(adverts);
+        let why = if closed { self.reason() } else { withdrawn() };
+        match early {
+            Early::Place(data, transfer) if !closed => transfer.complete(Ok(data)),
+            Early::Place(_, transfer) | Early::Fetch(_, _, transfer) => transfer.complete(Err(why)),
+        }
+        None
+    }
+
+    fn place(&self, tag: Tag, pieces: &Arc<[Piece]>, data: Vec<u8>, transfer: &Transfer) {
+        if room(pieces) < data.len() as u64 {
+            return transfer.complete(Err(too_small(tag, room(pieces), data.len())));
+        }
+        let target = Target::new(Arc::clone(pieces), 0);
+        if let Err(error) = self.wire.place(tag, target, data, transfer) {
+            self.fail(error);
+        }
+    }
+
+    fn fetch(
+        &self,
+        tag: Tag,
+        pieces: &Arc<[Piece]>,
+        offset: u64,
+        buffer: Vec<u8>,
+        transfer: &Transfer,
+    ) {
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > room(pieces)) {
+            return transfer.complete(Err(too_small(tag, room(pieces), buffer.len())));
+        }
+        let target = Target::new(Arc::clone(pieces), offset);
+        match self.wire.fetch(tag, target, buffer, transfer) {
+            // Its completion has to be told.
+            Ok(()) => self.sent(Ok(Stall::Completions)),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Brings the queue pair for the client's READs back.
+    fn rearm(&self, life: u32, theirs: u32) -> Result<(), String> {
+        let mut reads = lock(&self.reads);
+        let now = Instant::now();
+        if reads.rearmed.is_some_and(|last| now.duration_since(last) < REARM_INTERVAL) {
+            return Err("its READs fail and are brought back too often".to_owned());
+        }
+        reads.rearmed = Some(now);
+        let Some(side) = &reads.side else { return Err("no queue pair to bring back".to_owned()) };
+        let Some(id) = &side.id else { return Ok(()) };
+        let ours = fastrand::u32(..1 << 24);
+        let tuning = Tuning { packets: Some((ours, theirs & 0xFF_FFFF)), ..side.tuning };
+        let cycled = side.pair.reset().and_then(|flushed| {
+            drop(flushed);
+            side.begin(id, &tuning, &self.adapter)
+        });
+        drop(reads);
+        match cycled {
+            Ok(()) => {
+                tracing::debug!(link = self.id, life, "the client's READs are brought back");
+                self.wire.record(Record::Rearmed(life, ours));
+            }
+            Err(error) => {
+                self.fail(self.lost(format_args!("READs cannot be brought back: {error}")))
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether the queue pair for READs has failed, of which nothing else tells the server.
+    pub(super) fn look_at_reads(&self) {
+        let reads = lock(&self.reads);
+        let Some(side) = &reads.side else { return };
+        let mut found = Vec::new();
+        let polled = side.queue.poll(&mut found);
+        let down = found.iter().any(|completion| side.pair.received(completion).is_some());
+        if let Err(error) = side.queue.arm() {
+            tracing::debug!(%error, link = self.id, "a device that is gone");
+        }
+        drop(reads);
+        if down || polled.is_err() {
+            tracing::info!(link = self.id, peer = self.peer, "a READ of the client was refused");
+        }
+    }
+
+    /// Lets the client have more under way, where it has just been let in.
+    fn grow(&self) {
+        let Some(pair) = lock(&self.pair).clone() else { return };
+        let mut reads = lock(&self.reads);
+        if reads.extra > 0 {
+            return;
+        }
+        let more = self.server.more_receives();
+        let posted = (0..more)
+            .take_while(|_| {
+                let posted = buffer(&self.adapter).and_then(|block| pair.post_receive(block));
+                posted.is_ok()
+            })
+            .count() as u32;
+        self.server.give(more - posted);
+        reads.extra = posted;
+        drop(reads);
+        self.wire.grow(posted);
+    }
+
+    /// Lets go of everything: the connection is over.
+    pub(super) fn tear_down(&self) {
+        self.closing.store(true, Ordering::Release);
+        let reason = self.reason();
+        self.server.exports.let_go(self.id, None);
+        self.wire.close(&reason);
+        let early = {
+            let mut adverts = lock(&self.adverts);
+            adverts.closed = true;
+            adverts.there.clear();
+            std::mem::take(&mut adverts.early)
+        };
+        for (_, early) in early {
+            match early {
+                Early::Place(_, transfer) | Early::Fetch(_, _, transfer) => {
+                    transfer.complete(Err(reason.clone()));
+                }
+            }
+        }
+        let (side, extra) = {
+            let mut reads = lock(&self.reads);
+            (reads.side.take(), std::mem::take(&mut reads.extra))
+        };
+        self.server.give(extra);
+        let connection = lock(&self.connection).take();
+        let ids = [connection.as_ref(), side.as_ref().and_then(|side| side.id.as_ref())];
+        self.server.forget(&self.ticket, ids.into_iter().flatten().map(Id::key));
+        for id in ids.into_iter().flatten() {
+            // Fails only where the client was first.
+            let _ = id.disconnect();
+        }
+        // First the queue pairs, then the connections that they were made on.
+        drop(lock(&self.pair).take());
+        if let Some(ReadSide { pair, id, .. }) = side {
+            drop(pair);
+            drop(id);
+        }
+        drop(connection);
+    }
+}
+
+impl ReadSide {
+    /// From RESET to connected, with the receive that tells of a failure.
+    fn begin(&self, id: &Id, tuning: &Tuning, adapter: &Adapter) -> rdma::Result<()> {
+        self.pair.init(id, tuning)?;
+        self.pair.post_receive(buffer(adapter)?)?;
+        self.pair.connect(id, tuning)?;
+        self.queue.arm()
+    }
+}
+
+fn room(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(|piece| u64::from(piece.len)).sum()
+}
+
+fn too_small(tag: Tag, room: u64, len: usize) -> LinkError {
+    LinkError::Closed(format!("{len} bytes do not lie in buffer {tag} of {room}"))
+}
+
+impl Holder for VerbsLink {
+    fn announce(&self, chunk: &Arc<Chunk>) {
+        let mut reads = lock(&self.reads);
+        if reads.allowed {
+            self.show(&mut reads.held, chunk);
+            drop(reads);
+            self.sent(self.wire.flush());
+        }
+    }
+
+    fn retire(&self, chunk: ChunkId) -> bool {
+        let holds = lock(&self.reads).held.contains(&chunk) && !self.is_closing();
+        if holds {
+            self.wire.record(Record::Retire(chunk));
+            self.sent(self.wire.flush());
+        }
+        holds
+    }
+
+    /// The chunk is deregistered all the same; a READ that is under way faults, and its queue pair
+    /// with it.
+    fn late(&self, chunk: ChunkId, patience: Duration) {
+        tracing::info!(link = self.id, chunk, ?patience, "a client did not let go of a chunk");
+        lock(&self.reads).held.remove(&chunk);
+    }
+}
+
+impl Link for VerbsLink {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn peer(&self) -> String {
+        self.peer.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.server.capabilities.clone()
+    }
+
+    fn send(&self, head: &[u8], data: &[u8]) {
+        if head.len() > self.limits.head || data.len() > self.limits.data {
+            let (head, data) = (head.len(), data.len());
+            self.fail(LinkError::Closed(format!(
+                "a message of {head} and {data} bytes exceeds the limits"
+            )));
+            return;
+        }
+        if self.is_closing() {
+            return;
+        }
+        match self.wire.send(head, &[data]) {
+            Ok(queued) if queued > self.server.settings.send_queue => {
+                let held = self.server.settings.send_queue;
+                self.fail(self.lost(format_args!(
+                    "the client does not take its replies: more than {held} bytes wait for it"
+                )));
+            }
+            Ok(0) => {}
+            Ok(_) => self.sent(Ok(Stall::Completions)),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn write_to(&self, tag: Tag, data: Vec<u8>) -> Transfer {
+        let transfer = Transfer::new();
+        if data.is_empty() {
+            transfer.complete(Ok(data));
+        } else if let Some((pieces, Early::Place(data, transfer))) =
+            self.find(tag, Early::Place(data, transfer.clone()))
+        {
+            self.place(tag, &pieces, data, &transfer);
+        }
+        transfer
+    }
+
+    fn read_from(&self, tag: Tag, offset: u64, buffer: Vec<u8>) -> Transfer {
+        let transfer = Transfer::new();
+        if buffer.is_empty() {
+            transfer.complete(Ok(buffer));
+        } else if let Some((pieces, Early::Fetch(offset, buffer, transfer))) =
+            self.find(tag, Early::Fetch(offset, buffer, transfer.clone()))
+        {
+            self.fetch(tag, &pieces, offset, buffer, &transfer);
+        }
+        transfer
+    }
+
+    fn allow_reads(&self, access: Option<ReadAccess>) {
+        let access = access.map(Arc::new);
+        let trusted = access.is_some();
+        let registry = self.server.exports.lock();
+        let mut reads = lock(&self.reads);
+        reads.access.clone_from(&access);
+        let judged = reads.gate.as_mut().map_or(Ok(()), |gate| gate.allow(access));
+        self.update(&registry, &mut reads);
+        drop((reads, registry));
+        if trusted {
+            self.grow();
+        }
+        match judged {
+            Ok(()) => self.sent(self.wire.flush()),
+            Err(wrong) => self.fail(self.broken(wrong)),
+        }
+    }
+
+    fn close(&self, reason: &str) {
+        self.fail(LinkError::Closed(reason.to_owned()));
+    }
+}

@@ -1,0 +1,600 @@
+//! The client's one-sided reads.
+//!
+//! Pages whose slots are neighbours are read as one run: a READ of the payloads and one of the
+//! footers, and all runs of a batch are posted with one call of the device. They land in registered
+//! buffers of this side, and are copied to their places and judged when a run is there.
+//!
+//! A READ that the server's device refuses fails the queue pair, and with it all that is under way.
+//! It is brought back in the background (see [`Phase`]); until then pages fault at once.
+
+use super::chunks::{Chunks, Place};
+use super::keeper::Kick;
+use super::packet::Record;
+use super::pool::Pool;
+use super::server::tuning;
+use super::wire::Wire;
+use crate::arena::Geometry;
+use crate::client::ReadLane;
+use crate::engine::{LinkError, PageRead, ReadBatch};
+use crate::lock;
+use crate::rdma::{
+    self, Access, Cap, Channel, Completion, CompletionQueue, Device, Domain, Id, Op, Part,
+    QueuePair, Remote, Status, Tuning, Work,
+};
+use crate::slot::{FOOTER_LEN, Footer, accept};
+use crate::turn::{Handled, Lane};
+use crate::{AccessFault, ChunkId};
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// READs under way on a queue pair, as far as both devices can.
+pub(super) const READ_DEPTH: u8 = 64;
+/// Payload bytes of a run.
+const RUN: usize = 64 << 10;
+/// Work requests of the queue pair.
+const SENDS: u32 = 256;
+/// Payload bytes that are under way at a time.
+const MOST_UNDER_WAY: usize = 4 << 20;
+/// The least time between two failures of the queue pair that it is brought back after; doubled with
+/// each that follows soon.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+type ReadPair = QueuePair<(Part, Option<Run>), ()>;
+
+/// Pages that are read together.
+#[derive(Debug)]
+struct Run {
+    flight: Arc<Flight>,
+    /// Its first page in the batch.
+    first: usize,
+    count: usize,
+    place: Place,
+}
+
+/// A batch under way.
+#[derive(Debug)]
+struct Flight {
+    batch: Arc<ReadBatch>,
+    state: Mutex<FlightState>,
+}
+
+#[derive(Debug)]
+struct FlightState {
+    outcomes: Vec<Result<Footer, AccessFault>>,
+    /// Pages without an outcome.
+    left: usize,
+}
+
+/// How the queue pair is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// READs can be posted.
+    Ready,
+    /// It has failed, and nothing was done about it yet.
+    Down,
+    /// The server was asked to bring its side back.
+    Asked,
+    /// The connection is over.
+    Closed,
+}
+
+/// What the server has to be told for a queue pair to be brought back: the number of its next life,
+/// and of this side's first packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rearm {
+    pub(super) life: u32,
+    pub(super) packet: u32,
+}
+
+/// The queue pair for READs, and what is under way on it.
+pub(super) struct Reads {
+    channel: Arc<Channel>,
+    pair: ReadPair,
+    id: Mutex<Option<Id>>,
+    tuning: Tuning,
+    geometry: Geometry,
+    run: usize,
+    /// Buffers for single pages, and for runs.
+    singles: Pool,
+    runs: Pool,
+    posting: Mutex<Posting>,
+    receiving: Mutex<Receiving>,
+    /// Tells the server that a chunk is let go.
+    wire: Arc<Wire>,
+    /// Wakes who brings the queue pair back.
+    keeper: Arc<Kick>,
+}
+
+struct Posting {
+    phase: Phase,
+    chunks: Chunks,
+    queue: VecDeque<Run>,
+    works: Vec<Work<(Part, Option<Run>)>>,
+    /// Runs that were queued so far, and how many of them are done.
+    begun: u64,
+    done: u64,
+    /// Chunks to be let go, and what has to be done before.
+    leaving: Vec<(u64, ChunkId)>,
+    /// Lives of the queue pair so far, less one.
+    life: u32,
+    packet: u32,
+    failed: Option<Instant>,
+    pause: Duration,
+}
+
+#[derive(Default)]
+struct Receiving {
+    completions: Vec<Completion>,
+    done: Vec<Done>,
+    armed: bool,
+    /// What was found when the queue was armed.
+    early: bool,
+}
+
+type Done = (Option<(Part, Option<Run>)>, Status);
+
+impl fmt::Debug for Reads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reads").field("pair", &self.pair).finish_non_exhaustive()
+    }
+}
+
+impl Reads {
+    /// A queue pair in the state RESET, for a server with pages of this geometry.
+    pub(super) fn new(
+        device: Device,
+        domain: &Arc<Domain>,
+        geometry: Geometry,
+        mtu: u32,
+        wire: Arc<Wire>,
+        keeper: Arc<Kick>,
+    ) -> rdma::Result<Self> {
+        let info = device.info()?;
+        let channel = Channel::new(device)?;
+        let queue = CompletionQueue::new(device, SENDS + 1, Some(&channel))?;
+        let cap = Cap { sends: SENDS, receives: 1, parts: 1, inline: 0 };
+        let pair = ReadPair::new(domain, &queue, &queue, cap)?;
+        let reads_out = info.reads_out.min(READ_DEPTH);
+        // Dropped packets on the server's way out look like receives that are not posted (rxe_resp.c).
+        let tuning = Tuning { reads_out, not_ready_retries: 7, ..tuning(mtu) };
+        let run = (RUN / geometry.page_size).max(1);
+        let pool = |pages: usize| {
+            let bytes = pages * (geometry.page_size + FOOTER_LEN);
+            Pool::new(domain, Access::Local, bytes, 16 * bytes, MOST_UNDER_WAY)
+        };
+        Ok(Self {
+            channel,
+            pair,
+            id: Mutex::default(),
+            tuning,
+            geometry,
+            run,
+            singles: pool(1),
+            runs: pool(run),
+            posting: Mutex::new(Posting {
+                phase: Phase::Down,
+                chunks: Chunks::new(geometry),
+                queue: VecDeque::new(),
+                works: Vec::new(),
+                begun: 0,
+                done: 0,
+                leaving: Vec::new(),
+                life: 0,
+                packet: 0,
+                failed: None,
+                pause: FIRST_PAUSE,
+            }),
+            receiving: Mutex::default(),
+            wire,
+            keeper,
+        })
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.pair.number()
+    }
+
+    pub(super) fn depth(&self) -> u8 {
+        self.tuning.reads_out
+    }
+
+    /// The connection was accepted, by a server that answers so many READs at a time.
+    pub(super) fn begin(&self, id: Id, mtu: u32, depth: u8) -> rdma::Result<()> {
+        let tuning = Tuning {
+            mtu: mtu.min(self.tuning.mtu),
+            reads_out: self.tuning.reads_out.min(depth.max(1)),
+            ..self.tuning
+        };
+        self.pair.init(&id, &tuning)?;
+        self.pair.connect(&id, &tuning)?;
+        id.establish()?;
+        *lock(&self.id) = Some(id);
+        lock(&self.posting).phase = Phase::Ready;
+        Ok(())
+    }
+
+    /// Changes what may be read.
+    pub(super) fn chunks<R>(&self, change: impl FnOnce(&mut Chunks) -> R) -> R {
+        change(&mut lock(&self.posting).chunks)
+    }
+
+    /// READs are allowed from now on.
+    pub(super) fn allow(&self) {
+        lock(&self.posting).chunks.allow();
+        // A queue pair that failed for want of the right is brought back.
+        self.keeper.kick();
+    }
+
+    /// Whether READs can be posted.
+    pub(super) fn is_ready(&self) -> bool {
+        lock(&self.posting).phase == Phase::Ready
+    }
+
+    /// Lets go of a chunk, which is told when nothing of it is under way any more.
+    pub(super) fn leave(&self, chunk: ChunkId) {
+        let mut posting = lock(&self.posting);
+        posting.chunks.retire(chunk);
+        let begun = posting.begun;
+        posting.leaving.push((begun, chunk));
+        self.tell_left(&mut posting);
+    }
+
+    fn tell_left(&self, posting: &mut Posting) {
+        let done = posting.done;
+        let left: Vec<_> = posting.leaving.extract_if(.., |(until, _)| *until <= done).collect();
+        if !left.is_empty() {
+            left.iter().for_each(|(_, chunk)| self.wire.record(Record::LetGo(*chunk)));
+            if let Err(error) = self.wire.flush() {
+                tracing::debug!(%error, "a connection that is gone already");
+            }
+        }
+    }
+
+    /// Posts one-sided reads.
+    pub(super) fn post(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
+        let batch = ReadBatch::new(pages);
+        let mut posting = lock(&self.posting);
+        if posting.phase != Phase::Ready {
+            let revoked = posting.phase != Phase::Closed && !posting.chunks.is_allowed();
+            drop(posting);
+            batch.fail(if revoked { AccessFault::Revoked } else { AccessFault::Unreachable });
+            return batch;
+        }
+        let outcomes = vec![Err(AccessFault::Unreachable); batch.pages.len()];
+        let state = FlightState { outcomes, left: 0 };
+        let flight = Arc::new(Flight { batch: Arc::clone(&batch), state: Mutex::new(state) });
+        let mut state = lock(&flight.state);
+        let (mut open, before): (Option<Run>, _) = (None, posting.queue.len());
+        for (at, page) in batch.pages.iter().enumerate() {
+            let place = self.place(&posting.chunks, page);
+            match (place, &mut open) {
+                (Err(fault), _) => state.outcomes[at] = Err(fault),
+                (Ok(place), Some(run)) if self.follows(run, at, &place) => run.count += 1,
+                (Ok(place), _) => {
+                    let flight = Arc::clone(&flight);
+                    posting.queue.extend(open.replace(Run { flight, first: at, count: 1, place }));
+                }
+            }
+            state.left += usize::from(place.is_ok());
+        }
+        posting.queue.extend(open);
+        posting.begun += (posting.queue.len() - before) as u64;
+        let none = state.left == 0;
+        drop(state);
+        let begun = if none { Ok(()) } else { self.begin_runs(&mut posting) };
+        drop(posting);
+        let ended = match begun {
+            Ok(()) if none => vec![flight],
+            Ok(()) => Vec::new(),
+            Err(error) => self.down(AccessFault::Unreachable, &error),
+        };
+        end(ended);
+        batch
+    }
+
+    fn place(&self, chunks: &Chunks, page: &PageRead) -> Result<Place, AccessFault> {
+        if page.is_tagged() {
+            // There is no one there to show a tag to.
+            return Err(AccessFault::Revoked);
+        }
+        // A place of another size is the caller's mistake: nothing can be put there.
+        if page.dest.len != self.geometry.page_size {
+            return Err(AccessFault::Stale);
+        }
+        chunks.find(&page.reference)
+    }
+
+    /// Whether a page goes on where a run ends.
+    fn follows(&self, run: &Run, at: usize, place: &Place) -> bool {
+        let offset = |remote: Remote, bytes: usize| Remote {
+            address: remote.address.wrapping_add((run.count * bytes) as u64),
+            ..remote
+        };
+        run.count < self.run
+            && run.first + run.count == at
+            && place.payload == offset(run.place.payload, self.geometry.page_size)
+            && place.footer == offset(run.place.footer, FOOTER_LEN)
+    }
+
+    /// Posts the runs that wait, as many as there is room for.
+    fn begin_runs(&self, posting: &mut Posting) -> rdma::Result<()> {
+        let mut room = self.pair.room();
+        while let Some(run) = posting.queue.front()
+            && room >= 2
+        {
+            let pool = if run.count == 1 { &self.singles } else { &self.runs };
+            let Some(mut block) = pool.take()? else { break };
+            let Some(run) = posting.queue.pop_front() else { break };
+            let payload = run.count * self.geometry.page_size;
+            block.set_len(payload + run.count * FOOTER_LEN);
+            let (payloads, footers) = block.split(payload);
+            let Place { payload, footer } = run.place;
+            let work = |remote, local, signaled| Work { op: Op::Read(remote), local, signaled };
+            posting.works.push(work(payload, (payloads, None), false));
+            posting.works.push(work(footer, (footers, Some(run)), true));
+            room -= 2;
+        }
+        self.pair.post(posting.works.drain(..))
+    }
+
+    /// Takes what has completed; the batches that are done with it. Runs are judged while no lock of
+    /// those who post is held.
+    fn take(&self, receiving: &mut Receiving) -> Result<Vec<Arc<Flight>>, LinkError> {
+        let mut ended = Vec::new();
+        loop {
+            receiving.completions.clear();
+            let polled = self.pair.send_queue().poll(&mut receiving.completions);
+            let found = polled.map_err(|error| LinkError::Closed(error.to_string()))?;
+            if found == 0 {
+                return Ok(ended);
+            }
+            for completion in &receiving.completions {
+                self.pair.sent(completion, &mut receiving.done);
+            }
+            let failed = receiving.done.iter().find(|(_, status)| !status.is_success());
+            if let Some(status) = failed.map(|(_, status)| *status) {
+                // What had been read before is good.
+                let (good, bad): (Vec<_>, Vec<_>) =
+                    receiving.done.drain(..).partition(|(_, status)| status.is_success());
+                self.judge(good, &mut ended);
+                ended.extend(self.fail_runs(bad, status));
+                return Ok(ended);
+            }
+            let begun = {
+                let mut posting = lock(&self.posting);
+                let runs = receiving.done.iter().filter(|(item, _)| is_run(item)).count();
+                posting.done += runs as u64;
+                self.tell_left(&mut posting);
+                self.begin_runs(&mut posting)
+            };
+            self.judge(receiving.done.drain(..), &mut ended);
+            if let Err(error) = begun {
+                ended.extend(self.down(AccessFault::Unreachable, &error));
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// Puts pages that are here into their places, and judges them.
+    fn judge(&self, done: impl IntoIterator<Item = Done>, ended: &mut Vec<Arc<Flight>>) {
+        let mut payloads = None;
+        for (item, _) in done {
+            match item {
+                Some((part, None)) => payloads = Some(part),
+                Some((footers, Some(run))) => {
+                    if let Some(payloads) = payloads.take() {
+                        let outcomes = self.judge_run(&run, &payloads, &footers);
+                        ended.extend(run.told(outcomes));
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn judge_run(
+        &self,
+        run: &Run,
+        payloads: &Part,
+        footers: &Part,
+    ) -> Vec<Result<Footer, AccessFault>> {
+        let pages = &run.flight.batch.pages[run.first..run.first + run.count];
+        let payloads = payloads.bytes().chunks_exact(self.geometry.page_size);
+        let footers = footers.bytes().as_chunks::<FOOTER_LEN>().0;
+        let judged = pages.iter().zip(payloads).zip(footers).map(|((page, payload), footer)| {
+            let judge = |place: &mut [u8]| {
+                place.copy_from_slice(payload);
+                accept(footer, place, &page.reference, page.floor, &page.key)
+            };
+            // A place that is gone gets nothing.
+            page.dest.with(judge).unwrap_or(Err(AccessFault::Unreachable))
+        });
+        judged.collect()
+    }
+
+    /// Runs that failed, and all that is under way: the queue pair is down.
+    fn fail_runs(&self, bad: Vec<Done>, status: Status) -> Vec<Arc<Flight>> {
+        let mut posting = lock(&self.posting);
+        let mut runs: Vec<Run> =
+            bad.into_iter().filter_map(|(item, _)| item.and_then(|(_, run)| run)).collect();
+        runs.extend(self.drain(&mut posting, Phase::Down));
+        // What fails first is the first run: either of its two READs.
+        let first = runs.first().map(|run| run.flight.batch.pages[run.first].reference.chunk);
+        let fault = match status {
+            // The key is of no region any more.
+            Status::RemoteAccess => {
+                first.into_iter().for_each(|chunk| posting.chunks.retire(chunk));
+                AccessFault::Gone
+            }
+            Status::RemoteInvalid => AccessFault::Revoked,
+            _ => AccessFault::Unreachable,
+        };
+        drop(posting);
+        tracing::debug!(%status, runs = runs.len(), "one-sided reads failed");
+        let others = runs.split_off(runs.len().min(1));
+        let mut ended = fail(runs, fault);
+        ended.extend(fail(others, AccessFault::Unreachable));
+        ended
+    }
+
+    /// The queue pair is of no use at the moment.
+    fn down(&self, fault: AccessFault, error: &rdma::Error) -> Vec<Arc<Flight>> {
+        tracing::warn!(%error, "one-sided reads are down");
+        let runs = self.drain(&mut lock(&self.posting), Phase::Down);
+        fail(runs, fault)
+    }
+
+    /// Takes all back that is queued and under way. The device writes to none of its buffers any
+    /// more.
+    fn drain(&self, posting: &mut Posting, phase: Phase) -> Vec<Run> {
+        if posting.phase != Phase::Closed {
+            posting.phase = phase;
+        }
+        let now = Instant::now();
+        let soon = posting.failed.is_some_and(|last| now - last < 2 * posting.pause);
+        posting.pause = if soon { (posting.pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+        posting.failed = Some(now);
+        let mut runs: Vec<Run> = posting.queue.drain(..).collect();
+        match self.pair.reset() {
+            Ok(flushed) => {
+                let sends = flushed.sends.into_iter().flatten();
+                runs.extend(sends.filter_map(|(_, run)| run));
+            }
+            Err(error) => tracing::error!(%error, "a queue pair that cannot be reset"),
+        }
+        posting.done = posting.begun;
+        self.tell_left(posting);
+        self.keeper.kick();
+        runs
+    }
+
+    /// What the server has to be told now for the queue pair to be brought back; when to ask again
+    /// where it is too early. `None` where nothing is to be done.
+    pub(super) fn rearm(&self, now: Instant) -> Option<Result<Rearm, Instant>> {
+        let mut posting = lock(&self.posting);
+        if posting.phase != Phase::Down || !posting.chunks.is_allowed() {
+            return None;
+        }
+        let due = posting.failed.map_or(now, |failed| failed + posting.pause);
+        if now < due {
+            return Some(Err(due));
+        }
+        posting.phase = Phase::Asked;
+        posting.life += 1;
+        posting.packet = fastrand::u32(..1 << 24);
+        Some(Ok(Rearm { life: posting.life, packet: posting.packet }))
+    }
+
+    /// The server's side is back.
+    pub(super) fn rearmed(&self, life: u32, theirs: u32) -> Result<(), String> {
+        let mut posting = lock(&self.posting);
+        if posting.phase != Phase::Asked || posting.life != life {
+            return Ok(());
+        }
+        let id = lock(&self.id);
+        let Some(id) = &*id else { return Ok(()) };
+        let tuning = Tuning { packets: Some((posting.packet, theirs & 0xFF_FFFF)), ..self.tuning };
+        let begun = self.pair.init(id, &tuning).and_then(|()| self.pair.connect(id, &tuning));
+        begun.map_err(|error| format!("READs cannot be brought back: {error}"))?;
+        posting.phase = Phase::Ready;
+        Ok(())
+    }
+}
+
+fn is_run(item: &Option<(Part, Option<Run>)>) -> bool {
+    matches!(item, Some((_, Some(_))))
+}
+
+impl Run {
+    /// Its pages have their outcomes; the batch, where it is done.
+    fn told(self, outcomes: Vec<Result<Footer, AccessFault>>) -> Option<Arc<Flight>> {
+        let mut state = lock(&self.flight.state);
+        let places = self.first..self.first + outcomes.len();
+        state.left -= outcomes.len();
+        state.outcomes[places].copy_from_slice(&outcomes);
+        let done = state.left == 0;
+        drop(state);
+        done.then_some(self.flight)
+    }
+}
+
+/// The batches that are done when runs end with a fault.
+fn fail(runs: Vec<Run>, fault: AccessFault) -> Vec<Arc<Flight>> {
+    let told = |run: Run| {
+        let outcomes = vec![Err(fault); run.count];
+        run.told(outcomes)
+    };
+    runs.into_iter().filter_map(told).collect()
+}
+
+/// Ends batches. No lock may be held, since that may run anything.
+fn end(ended: Vec<Arc<Flight>>) {
+    for flight in ended {
+        let outcomes = std::mem::take(&mut lock(&flight.state).outcomes);
+        flight.batch.complete(outcomes);
+    }
+}
+
+impl Lane for Reads {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    fn receive(&self) -> Result<Handled, LinkError> {
+        let mut receiving = lock(&self.receiving);
+        let early = std::mem::take(&mut receiving.early);
+        let ended = self.take(&mut receiving)?;
+        drop(receiving);
+        let progress = early || !ended.is_empty();
+        end(ended);
+        Ok(Handled { progress, more: false })
+    }
+
+    fn arm(&self) -> Result<bool, LinkError> {
+        let mut receiving = lock(&self.receiving);
+        let closed = |error: rdma::Error| LinkError::Closed(error.to_string());
+        if receiving.armed {
+            receiving.armed = !self.channel.take().map_err(closed)?;
+        }
+        if !receiving.armed {
+            self.pair.send_queue().arm().map_err(closed)?;
+            receiving.armed = true;
+        }
+        // What has completed between the last look and now is not told.
+        let ended = self.take(&mut receiving)?;
+        receiving.early = !ended.is_empty();
+        drop(receiving);
+        let any = !ended.is_empty();
+        end(ended);
+        Ok(any)
+    }
+
+    fn wants_to_write(&self) -> bool {
+        false
+    }
+
+    fn flush(&self) -> Result<(), LinkError> {
+        Ok(())
+    }
+}
+
+impl ReadLane for Reads {
+    fn lose(&self) {
+        let mut posting = lock(&self.posting);
+        posting.phase = Phase::Closed;
+        let runs = self.drain(&mut posting, Phase::Closed);
+        drop(posting);
+        // Whoever is judging runs holds this lock; those are done or taken back.
+        drop(lock(&self.receiving));
+        end(fail(runs, AccessFault::Unreachable));
+        let id = lock(&self.id).take();
+        if let Some(id) = id {
+            // Fails only where the server was first.
+            let _ = id.disconnect();
+        }
+    }
+}

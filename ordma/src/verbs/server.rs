@@ -1,0 +1,364 @@
+//! The server's side: what its threads share, and the door.
+
+use super::adapter::{Adapter, PACKET};
+use super::connection::MessageConnection;
+use super::credits::{Credits, LEAST_WINDOW, SPARE};
+use super::hello::{ClientHello, Refusal, Welcome, Wish};
+use super::link::VerbsLink;
+use super::reads::READ_DEPTH;
+use super::wire::{INLINE, MessagePair, SENDS, Wire};
+use crate::arena::Arena;
+use crate::engine::{Capabilities, LinkError, Service};
+use crate::exports::Exports;
+use crate::lock;
+use crate::rdma::{
+    self, Block, Cap, Channel, CompletionQueue, ConnectionParameters, Device, Event, EventChannel,
+    EventKind, Id, IdKey, QueuePair, Tuning,
+};
+use crate::reactor::{Reactor, Room, Source, Step};
+use crate::stream::Settings;
+use crate::stream::hello::Ticket;
+use crate::stream::memory::ReceiveMemory;
+use crate::stream::server::{Connections, Counted};
+use foldhash::HashMap;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, Weak};
+
+/// Receives that a client may use before it has a session.
+const FIRST_WINDOW: u32 = 4;
+/// Receives that a client may use once it may read, where there is memory for them.
+pub(super) const WINDOW: u32 = 32;
+/// Connections that are asked for before others get their turn.
+const AT_ONCE: usize = 64;
+
+/// The queue pair of a client's READs, at the server: it sends nothing, and one receive that never
+/// comes tells of its failure.
+pub(super) type ReadPair = QueuePair<(), Block>;
+
+/// A server's shared state.
+pub(super) struct Server {
+    pub(super) settings: Settings,
+    pub(super) service: Arc<dyn Service>,
+    pub(super) arena: Arc<Arena>,
+    pub(super) capabilities: Capabilities,
+    pub(super) exports: Arc<Exports<VerbsLink>>,
+    threads: Vec<Arc<Reactor>>,
+    adapters: Mutex<BTreeMap<Device, Arc<Adapter>>>,
+    tickets: Mutex<HashMap<Ticket, Weak<VerbsLink>>>,
+    /// By the connections of the connection manager.
+    links: Mutex<HashMap<IdKey, Weak<VerbsLink>>>,
+    connections: Connections,
+    pub(super) memory: Arc<ReceiveMemory>,
+    /// Receives posted for clients that may read, beyond those that everyone gets.
+    extra: Mutex<usize>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("engine", &"verbs").finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Starts the threads.
+    pub(super) fn start(
+        settings: Settings,
+        service: Arc<dyn Service>,
+        arena: Arc<Arena>,
+        capabilities: Capabilities,
+    ) -> std::io::Result<Arc<Self>> {
+        let mut server = Self {
+            connections: Connections::new(settings.max_connections),
+            memory: ReceiveMemory::new(settings.receive_memory),
+            settings,
+            service,
+            arena,
+            capabilities,
+            exports: Arc::default(),
+            threads: Vec::new(),
+            adapters: Mutex::default(),
+            tickets: Mutex::default(),
+            links: Mutex::default(),
+            extra: Mutex::default(),
+        };
+        for i in 0..server.settings.rpc_threads.max(1) {
+            match Reactor::start(&format!("dafs-verbs-{i}"), server.settings.spin) {
+                Ok(thread) => server.threads.push(thread),
+                Err(error) => {
+                    server.stop();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Arc::new(server))
+    }
+
+    /// Begins to take connections.
+    pub(super) fn open(self: &Arc<Self>, listener: Id) {
+        self.threads[0].adopt(Box::new(Door { listener, server: Arc::clone(self) }));
+    }
+
+    /// Ends all links and threads, and takes all rights in memory back.
+    pub(super) fn stop(&self) {
+        self.threads.iter().for_each(|thread| thread.stop());
+        self.adapters().iter().for_each(|adapter| adapter.close());
+    }
+
+    /// The first of the threads, for timers.
+    pub(super) fn clock(&self) -> &Arc<Reactor> {
+        &self.threads[0]
+    }
+
+    /// What there is on a device.
+    pub(super) fn adapter(&self, device: Device) -> rdma::Result<Arc<Adapter>> {
+        let mut adapters = lock(&self.adapters);
+        if let Some(adapter) = adapters.get(&device) {
+            return Ok(Arc::clone(adapter));
+        }
+        let adapter = Arc::new(Adapter::new(device)?);
+        adapters.insert(device, Arc::clone(&adapter));
+        Ok(adapter)
+    }
+
+    /// What there is on all devices that clients came by.
+    pub(super) fn adapters(&self) -> Vec<Arc<Adapter>> {
+        lock(&self.adapters).values().cloned().collect()
+    }
+
+    /// Receives that a client may use once it may read, beyond the first ones; 0 where there is no
+    /// memory for more. Given back by [`give`](Self::give).
+    pub(super) fn more_receives(&self) -> u32 {
+        let mut extra = lock(&self.extra);
+        let more = WINDOW - FIRST_WINDOW;
+        if (*extra + more as usize) * PACKET > self.settings.receive_memory {
+            return 0;
+        }
+        *extra += more as usize;
+        more
+    }
+
+    /// Gives receives back.
+    pub(super) fn give(&self, receives: u32) {
+        *lock(&self.extra) -= receives as usize;
+    }
+
+    /// Forgets what is kept of a link.
+    pub(super) fn forget(&self, ticket: &Ticket, ids: impl IntoIterator<Item = IdKey>) {
+        lock(&self.tickets).remove(ticket);
+        let mut links = lock(&self.links);
+        for id in ids {
+            links.remove(&id);
+        }
+    }
+
+    /// Answers a client that wants to connect.
+    fn answer(self: &Arc<Self>, id: Id, hello: &[u8], depths: (u8, u8)) {
+        let answer = ClientHello::decode(hello).and_then(|hello| {
+            let counted = self.connections.count().ok_or(Refusal::Full)?;
+            match hello.wish {
+                Wish::Messages => self.link(&id, hello, counted),
+                Wish::Reads(ticket) => self.attach(&id, ticket, hello, depths, counted),
+            }
+        });
+        match answer {
+            Ok(admitted) => admitted(id),
+            Err(refusal) => {
+                tracing::debug!(peer = ?id.peer(), %refusal, "connection refused");
+                // Fails only where the client is gone.
+                let _ = id.reject(&refusal.encode());
+            }
+        }
+    }
+
+    /// Prepares a link for a client that wants to exchange messages.
+    fn link(
+        self: &Arc<Self>,
+        id: &Id,
+        hello: ClientHello,
+        counted: Counted,
+    ) -> Result<Box<dyn FnOnce(Id)>, Refusal> {
+        if u32::from(hello.window) < LEAST_WINDOW {
+            return Err(Refusal::NotOurs);
+        }
+        let mut ticket = [0; 16];
+        getrandom::fill(&mut ticket).map_err(|_| Refusal::Resources)?;
+        let peer = id.peer().map_or_else(|| "an unknown address".to_owned(), |at| at.to_string());
+        let made = self.make_link(id, hello, ticket, peer.clone());
+        let (link, spare) = made.map_err(|error| {
+            tracing::warn!(%error, peer, "connection refused");
+            Refusal::Resources
+        })?;
+        let server = Arc::clone(self);
+        Ok(Box::new(move |id: Id| {
+            lock(&server.tickets).insert(ticket, Arc::downgrade(&link));
+            lock(&server.links).insert(id.key(), Arc::downgrade(&link));
+            link.keep(id);
+            let thread = &server.threads[link.number() as usize % server.threads.len()];
+            thread.adopt(Box::new(MessageConnection::new(link, spare, counted)));
+        }))
+    }
+
+    fn make_link(
+        self: &Arc<Self>,
+        id: &Id,
+        hello: ClientHello,
+        ticket: Ticket,
+        peer: String,
+    ) -> rdma::Result<(Arc<VerbsLink>, Block)> {
+        let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
+        let device = id.device().ok_or_else(|| rdma::Error::new("rdma_get_cm_event", gone))?;
+        let adapter = self.adapter(device)?;
+        let channel = Channel::new(device)?;
+        let sends = CompletionQueue::new(device, SENDS + 1, Some(&channel))?;
+        let most = WINDOW + SPARE + 1;
+        let receives = CompletionQueue::new(device, most, Some(&channel))?;
+        let cap = Cap { sends: SENDS, receives: most, parts: 1, inline: INLINE };
+        let pair = Arc::new(MessagePair::new(&adapter.messages, &sends, &receives, cap)?);
+        let mtu = adapter.info.mtu.min(hello.mtu.max(256).into());
+        let tuning = Tuning {
+            remote_read: false,
+            remote_write: false,
+            reads_in: 1,
+            reads_out: adapter.info.reads_out.min(READ_DEPTH),
+            ..tuning(mtu)
+        };
+        pair.init(id, &tuning)?;
+        for _ in 0..FIRST_WINDOW + SPARE {
+            pair.post_receive(buffer(&adapter)?)?;
+        }
+        let spare = buffer(&adapter)?;
+        pair.connect(id, &tuning)?;
+        let wire = Wire::new(
+            Arc::clone(&pair),
+            Credits::new(FIRST_WINDOW, hello.window.into()),
+            Arc::clone(&adapter.packets),
+            Some(Arc::clone(&adapter.transfers)),
+            PACKET,
+            peer.clone(),
+        );
+        let limits = self.settings.limits();
+        let welcome = Welcome {
+            mtu: mtu as u16,
+            window: FIRST_WINDOW as u16,
+            limits,
+            ticket,
+            packet: PACKET as u32,
+            geometry: self.arena.geometry(),
+        };
+        id.accept(ConnectionParameters {
+            pair: pair.number(),
+            reads_in: tuning.reads_in,
+            reads_out: tuning.reads_out,
+            private: &welcome.encode(),
+        })?;
+        let link = VerbsLink::new(self, adapter, channel, pair, wire, ticket, peer, hello.limits);
+        Ok((link, spare))
+    }
+
+    /// Prepares the queue pair for the READs of the link that has the ticket.
+    fn attach(
+        self: &Arc<Self>,
+        id: &Id,
+        ticket: Ticket,
+        hello: ClientHello,
+        depths: (u8, u8),
+        counted: Counted,
+    ) -> Result<Box<dyn FnOnce(Id)>, Refusal> {
+        // Each ticket is good once.
+        let link = lock(&self.tickets).remove(&ticket).and_then(|link| link.upgrade());
+        let link = link.filter(|link| id.device() == Some(link.adapter().device));
+        let link = link.ok_or(Refusal::UnknownTicket)?;
+        let reads = link.prepare_reads(id, hello, depths).map_err(|error| {
+            tracing::warn!(%error, ?link, "no queue pair for READs");
+            Refusal::Resources
+        })?;
+        let server = Arc::clone(self);
+        Ok(Box::new(move |id: Id| {
+            lock(&server.links).insert(id.key(), Arc::downgrade(&link));
+            link.attach(reads, id, counted);
+        }))
+    }
+
+    /// What has become of a connection.
+    fn tell(self: &Arc<Self>, event: Event) {
+        match event.kind {
+            EventKind::Request { id, depths } => self.answer(id, &event.private, depths),
+            EventKind::Disconnected | EventKind::Rejected | EventKind::Failed(_) => {
+                let link = lock(&self.links).get(&event.id).and_then(Weak::upgrade);
+                if let Some(link) = link {
+                    link.fail(link.lost("closed by the client"));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A buffer for a packet.
+pub(super) fn buffer(adapter: &Adapter) -> rdma::Result<Block> {
+    let short = || {
+        let error = std::io::Error::from_raw_os_error(libc::ENOBUFS);
+        rdma::Error::new("buffers for packets", error)
+    };
+    adapter.packets.take()?.ok_or_else(short)
+}
+
+/// How queue pairs are connected, but for rights and depths.
+pub(super) fn tuning(mtu: u32) -> Tuning {
+    Tuning {
+        remote_read: false,
+        remote_write: false,
+        // 268 ms, seven times: a link that is down for a second is borne, and one that stays down is
+        // given up after two.
+        timeout: 16,
+        retries: 6,
+        not_ready_retries: 6,
+        // 640 us. Nobody waits for it where credits are kept.
+        not_ready_timer: 12,
+        mtu,
+        reads_out: 1,
+        reads_in: 1,
+        packets: None,
+    }
+}
+
+/// Where connections are asked for.
+struct Door {
+    listener: Id,
+    server: Arc<Server>,
+}
+
+impl Door {
+    fn channel(&self) -> &Arc<EventChannel> {
+        self.listener.channel()
+    }
+}
+
+impl Source for Door {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.listener.channel().as_fd()
+    }
+
+    fn readable(&mut self, _room: &mut Room<'_>) -> Step {
+        for _ in 0..AT_ONCE {
+            match self.channel().next() {
+                Ok(Some(event)) => self.server.tell(event),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take connections for the moment");
+                    break;
+                }
+            }
+        }
+        Step::Idle
+    }
+
+    fn end(&mut self, _stopping: bool) {}
+}
+
+/// For a listener that could not be opened.
+pub(super) fn cannot_listen(address: &str, reason: impl fmt::Display) -> LinkError {
+    LinkError::Listen { address: address.to_owned(), reason: reason.to_string() }
+}

@@ -1,0 +1,642 @@
+//! The sending half of a connection for messages: what is queued becomes packets and transfers, as
+//! far as credits, buffers and the queue pair allow.
+
+use super::credits::{BadCredits, Credits, Told};
+use super::packet::{HEADER_LEN, Header, LONGEST_RECORD, Piece, Record};
+use super::pool::Pool;
+use crate::engine::{LinkError, Transfer};
+use crate::lock;
+use crate::rdma::{Block, Completion, Op, QueuePair, Remote, Status, Work};
+use foldhash::{HashMap, HashMapExt};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+/// The queue pair of a connection for messages.
+pub(super) type MessagePair = QueuePair<(Block, Sent), Block>;
+
+/// What a buffer under way is for.
+#[derive(Debug)]
+pub(super) enum Sent {
+    /// A packet.
+    Packet,
+    /// Part of what is placed into the client's memory.
+    Placing,
+    /// Part of what is fetched from there: of which transfer, and where it goes in its buffer.
+    Fetching(u64, usize),
+}
+
+/// Requests that are posted at a time.
+const AT_ONCE: usize = 32;
+/// Work requests of a queue pair for messages.
+pub(super) const SENDS: u32 = 128;
+/// Packets up to this length are sent from where they are.
+pub(super) const INLINE: u32 = 256;
+
+/// What is queued.
+#[derive(Debug)]
+enum Item {
+    Message { bytes: Vec<u8>, head: usize, sent: usize },
+    Place { tag: u64, data: Vec<u8>, at: usize, target: Target, transfer: Transfer },
+    Fetch { id: u64, left: usize, at: usize, target: Target, tag: u64 },
+}
+
+/// Where a transfer goes in the client's memory.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pieces: Arc<[Piece]>,
+    /// Offset from the beginning of the pieces.
+    offset: u64,
+}
+
+impl Target {
+    pub(super) fn new(pieces: Arc<[Piece]>, offset: u64) -> Self {
+        Self { pieces, offset }
+    }
+
+    /// Takes the next stretch, at most so long.
+    fn next(&mut self, most: usize) -> Option<(Remote, usize)> {
+        let mut skip = self.offset;
+        for piece in self.pieces.iter() {
+            let len = u64::from(piece.len);
+            if skip < len {
+                let len = (len - skip).min(most as u64);
+                self.offset += len;
+                let address = piece.remote.address.wrapping_add(skip);
+                return Some((Remote { address, ..piece.remote }, len as usize));
+            }
+            skip -= len;
+        }
+        None
+    }
+}
+
+/// A fetch under way.
+#[derive(Debug)]
+struct Fetching {
+    buffer: Vec<u8>,
+    missing: usize,
+    transfer: Transfer,
+}
+
+/// Why nothing more goes out at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stall {
+    /// Nothing is left.
+    Done,
+    /// The peer has to post receives first.
+    Credits,
+    /// Something that was posted has to complete first.
+    Completions,
+    /// Others have to give buffers back first.
+    Buffers,
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub(super) struct Wire {
+    packets: Arc<Pool>,
+    /// Buffers for transfers, where this side makes some.
+    transfers: Option<Arc<Pool>>,
+    /// Most bytes of a packet.
+    packet: usize,
+    peer: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// `None` once closed.
+    pair: Option<Arc<MessagePair>>,
+    credits: Credits,
+    queue: VecDeque<Item>,
+    /// Bytes of messages in it.
+    queued: usize,
+    records: VecDeque<Record>,
+    fetching: HashMap<u64, Fetching>,
+    next_fetch: u64,
+    completions: Vec<Completion>,
+    done: Vec<(Option<(Block, Sent)>, Status)>,
+    works: Vec<Work<(Block, Sent)>>,
+    scratch: Vec<u8>,
+    /// Transfers that are done, to be completed once no lock is held, since that may run anything.
+    ended: Vec<(Transfer, Result<Vec<u8>, LinkError>)>,
+}
+
+/// Data up to this length is not posted before the message that tells of it, but together with it.
+const WITH_MESSAGE: usize = 64 << 10;
+
+impl Wire {
+    pub(super) fn new(
+        pair: Arc<MessagePair>,
+        credits: Credits,
+        packets: Arc<Pool>,
+        transfers: Option<Arc<Pool>>,
+        packet: usize,
+        peer: String,
+    ) -> Self {
+        let state = State {
+            pair: Some(pair),
+            credits,
+            queue: VecDeque::new(),
+            queued: 0,
+            records: VecDeque::new(),
+            fetching: HashMap::new(),
+            next_fetch: 0,
+            completions: Vec::new(),
+            done: Vec::new(),
+            works: Vec::new(),
+            scratch: Vec::new(),
+            ended: Vec::new(),
+        };
+        let packet = packet.min(packets.block());
+        Self { packets, transfers, packet, peer, state: Mutex::new(state) }
+    }
+
+    /// Runs `f` on the state, and then completes the transfers that are done.
+    fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = lock(&self.state);
+        let result = f(&mut state);
+        if state.ended.is_empty() {
+            return result;
+        }
+        let ended = std::mem::take(&mut state.ended);
+        drop(state);
+        ended.into_iter().for_each(|(transfer, result)| transfer.complete(result));
+        result
+    }
+
+    fn lost(&self, reason: impl std::fmt::Display) -> LinkError {
+        LinkError::Lost { peer: self.peer.clone(), reason: reason.to_string() }
+    }
+
+    /// Sends a message, or queues what does not go at once; how many bytes are queued now.
+    pub(super) fn send(&self, head: &[u8], data: &[&[u8]]) -> Result<usize, LinkError> {
+        self.with(|state| {
+            if state.queue.is_empty() && self.send_at_once(state, head, data)? {
+                return Ok(state.queued);
+            }
+            let len = head.len() + data.iter().map(|part| part.len()).sum::<usize>();
+            let mut bytes = Vec::with_capacity(len);
+            bytes.extend_from_slice(head);
+            data.iter().for_each(|part| bytes.extend_from_slice(part));
+            state.queued += bytes.len();
+            state.queue.push_back(Item::Message { bytes, head: head.len(), sent: 0 });
+            self.pump(state, false)?;
+            Ok(state.queued)
+        })
+    }
+
+    /// Sends a message that fits into a packet, without queueing it; whether that could be done.
+    fn send_at_once(
+        &self,
+        state: &mut State,
+        head: &[u8],
+        data: &[&[u8]],
+    ) -> Result<bool, LinkError> {
+        let len = head.len() + data.iter().map(|part| part.len()).sum::<usize>();
+        let records = state.records.len() * LONGEST_RECORD;
+        if HEADER_LEN + records + len > self.packet || !state.credits.may_send() {
+            return Ok(false);
+        }
+        self.reap_some(state)?;
+        let enough = |pair: &Arc<MessagePair>| pair.room() > state.works.len() + 1;
+        let Some(pair) = state.pair.clone().filter(enough) else { return Ok(false) };
+        let data_len = (len - head.len()) as u32;
+        let (mut block, mut scratch) = (None, std::mem::take(&mut state.scratch));
+        scratch.clear();
+        let begins = Some((head.len() as u32, data_len));
+        if HEADER_LEN + records + len <= INLINE as usize && state.works.is_empty() {
+            begin(state, &mut scratch, usize::MAX, begins);
+            scratch.extend_from_slice(head);
+            data.iter().for_each(|part| scratch.extend_from_slice(part));
+        } else {
+            match self.packets.take().map_err(|error| self.lost(error))? {
+                Some(mut taken) => {
+                    begin(state, &mut scratch, usize::MAX, begins);
+                    taken.set_len(scratch.len() + len);
+                    let mut place = Place { to: taken.bytes_mut(), at: 0 };
+                    place.put(&scratch);
+                    place.put(head);
+                    data.iter().for_each(|part| place.put(part));
+                    block = Some(taken);
+                }
+                None => {
+                    state.scratch = scratch;
+                    return Ok(false);
+                }
+            }
+        }
+        let posted = match block {
+            Some(block) => {
+                state.works.push(packet(block));
+                pair.post(state.works.drain(..))
+            }
+            None => pair.post_inline(&scratch, true),
+        };
+        state.scratch = scratch;
+        posted.map_err(|error| self.lost(error))?;
+        Ok(true)
+    }
+
+    /// Queues what the engine has to say. It goes with the next message, or when [flushed](Self::flush).
+    pub(super) fn record(&self, record: Record) {
+        let mut state = lock(&self.state);
+        if state.pair.is_some() {
+            state.records.push_back(record);
+        }
+    }
+
+    /// Sends all that is queued, as far as it goes.
+    pub(super) fn flush(&self) -> Result<Stall, LinkError> {
+        self.with(|state| self.pump(state, true))
+    }
+
+    /// Places data into the client's memory. The transfer is done when the data was copied; what was
+    /// placed is told with the next message.
+    pub(super) fn place(
+        &self,
+        tag: u64,
+        target: Target,
+        data: Vec<u8>,
+        transfer: &Transfer,
+    ) -> Result<(), LinkError> {
+        self.with(|state| {
+            let transfer = transfer.clone();
+            if state.pair.is_none() {
+                state.ended.push((transfer, Err(self.lost("closed"))));
+                return Ok(());
+            }
+            let soon = data.len() <= WITH_MESSAGE && state.queue.is_empty();
+            state.queue.push_back(Item::Place { tag, data, at: 0, target, transfer });
+            if soon {
+                let mut works = std::mem::take(&mut state.works);
+                let mut stall = Ok(None);
+                while stall == Ok(None) && !state.queue.is_empty() && works.len() < AT_ONCE {
+                    stall = self.fill_place(state, &mut works).map_err(|_| ());
+                }
+                state.works = works;
+                if state.queue.is_empty() {
+                    return Ok(());
+                }
+            }
+            self.pump(state, false).map(|_| ())
+        })
+    }
+
+    /// Fetches from the client's memory.
+    pub(super) fn fetch(
+        &self,
+        tag: u64,
+        target: Target,
+        buffer: Vec<u8>,
+        transfer: &Transfer,
+    ) -> Result<(), LinkError> {
+        self.with(|state| {
+            let transfer = transfer.clone();
+            if state.pair.is_none() {
+                state.ended.push((transfer, Err(self.lost("closed"))));
+                return Ok(());
+            }
+            let (id, left) = (state.next_fetch, buffer.len());
+            state.next_fetch += 1;
+            state.fetching.insert(id, Fetching { buffer, missing: left, transfer });
+            state.queue.push_back(Item::Fetch { id, left, at: 0, target, tag });
+            self.pump(state, false).map(|_| ())
+        })
+    }
+
+    /// The client's buffer is withdrawn: what was not posted yet is not any more.
+    pub(super) fn withdraw(&self, tag: u64) {
+        self.with(|State { queue, fetching, ended, .. }| {
+            queue.retain_mut(|item| match item {
+                Item::Place { tag: of, data, transfer, .. } if *of == tag => {
+                    ended.push((transfer.clone(), Ok(std::mem::take(data))));
+                    false
+                }
+                Item::Fetch { tag: of, id, .. } if *of == tag => {
+                    let fetch = fetching.remove(id);
+                    ended.extend(fetch.map(|fetch| (fetch.transfer, Err(withdrawn()))));
+                    false
+                }
+                _ => true,
+            });
+        });
+    }
+
+    /// A packet has come that says this of credits; its receive was posted again.
+    pub(super) fn told(&self, told: Told, content: bool) -> Result<(), BadCredits> {
+        lock(&self.state).credits.told(told, content)
+    }
+
+    /// So many receives more were posted.
+    pub(super) fn grow(&self, more: u32) {
+        lock(&self.state).credits.grow(more);
+    }
+
+    /// Takes what has completed, and sends what can go now.
+    pub(super) fn progress(&self) -> Result<Stall, LinkError> {
+        self.with(|state| {
+            self.reap(state)?;
+            self.pump(state, false)
+        })
+    }
+
+    /// Like [`progress`](Self::progress), and has the channel tell of the next completion where
+    /// something waits for one; whether something does.
+    pub(super) fn rest(&self) -> Result<Stall, LinkError> {
+        self.with(|state| {
+            self.reap(state)?;
+            let stall = self.pump(state, false)?;
+            let waits = matches!(stall, Stall::Completions | Stall::Buffers);
+            let Some(pair) = state.pair.clone().filter(|_| waits || !state.fetching.is_empty())
+            else {
+                return Ok(stall);
+            };
+            pair.send_queue().arm().map_err(|error| self.lost(error))?;
+            // What has completed between the two.
+            self.reap(state)?;
+            self.pump(state, false)
+        })
+    }
+
+    /// Bytes of messages that are queued.
+    pub(super) fn queued(&self) -> usize {
+        lock(&self.state).queued
+    }
+
+    /// Whether all that was queued is sent and has arrived.
+    pub(super) fn is_idle(&self) -> bool {
+        self.with(|state| {
+            let failed = self.reap(state).is_err();
+            let idle = |pair: &Arc<MessagePair>| pair.room() == pair.cap().sends as usize;
+            let rest = state.queue.is_empty() && state.works.is_empty();
+            failed || rest && state.pair.as_ref().is_none_or(idle)
+        })
+    }
+
+    /// Ends it: nothing is sent any more, and transfers end with the reason.
+    pub(super) fn close(&self, reason: &LinkError) {
+        self.with(|state| {
+            if let Some(pair) = state.pair.take() {
+                // Nothing of what was posted is to arrive late.
+                fail(&pair);
+            }
+            state.records.clear();
+            state.works.clear();
+            state.queued = 0;
+            for item in std::mem::take(&mut state.queue) {
+                if let Item::Place { transfer, .. } = item {
+                    state.ended.push((transfer, Err(reason.clone())));
+                }
+            }
+            for (_, fetch) in state.fetching.drain() {
+                state.ended.push((fetch.transfer, Err(reason.clone())));
+            }
+        });
+    }
+
+    /// Takes what has completed where much is under way, so that buffers come back.
+    fn reap_some(&self, state: &mut State) -> Result<(), LinkError> {
+        let under_way = |pair: &Arc<MessagePair>| pair.cap().sends as usize - pair.room();
+        if state.pair.as_ref().is_some_and(|pair| under_way(pair) >= 8) {
+            self.reap(state)?;
+        }
+        Ok(())
+    }
+
+    /// Takes what has completed.
+    fn reap(&self, state: &mut State) -> Result<(), LinkError> {
+        let Some(pair) = state.pair.clone() else { return Ok(()) };
+        loop {
+            state.completions.clear();
+            let found = pair.send_queue().poll(&mut state.completions);
+            if found.map_err(|error| self.lost(error))? == 0 {
+                return Ok(());
+            }
+            for completion in &state.completions {
+                pair.sent(completion, &mut state.done);
+            }
+            let State { done, fetching, ended, .. } = state;
+            for (item, status) in done.drain(..) {
+                if !status.is_success() {
+                    return Err(self.lost(status));
+                }
+                let Some((block, Sent::Fetching(id, at))) = item else { continue };
+                // Where it is gone, the client has withdrawn the buffer meanwhile.
+                let Some(fetch) = fetching.get_mut(&id) else { continue };
+                fetch.buffer[at..at + block.len()].copy_from_slice(block.bytes());
+                fetch.missing -= block.len();
+                if fetch.missing == 0
+                    && let Some(fetch) = fetching.remove(&id)
+                {
+                    ended.push((fetch.transfer, Ok(fetch.buffer)));
+                }
+            }
+        }
+    }
+
+    /// Sends what is queued, as far as it goes; records alone only where `flush` says so.
+    fn pump(&self, state: &mut State, flush: bool) -> Result<Stall, LinkError> {
+        let Some(pair) = state.pair.clone() else { return Ok(Stall::Done) };
+        self.reap_some(state)?;
+        let stall = loop {
+            let mut works = std::mem::take(&mut state.works);
+            // One is kept for a packet without content.
+            let room = pair.room().saturating_sub(1).min(AT_ONCE);
+            let stall = self.fill(state, room, flush, &mut works);
+            let full = works.len() >= AT_ONCE;
+            let posted = pair.post(works.drain(..));
+            state.works = works;
+            posted.map_err(|error| self.lost(error))?;
+            let stall = stall?;
+            if !full {
+                break stall;
+            }
+        };
+        if state.credits.owes() && pair.room() > 0 {
+            let told = state.credits.send(false);
+            let bytes = Header { told, ..Header::default() }.encode();
+            pair.post_inline(&bytes, true).map_err(|error| self.lost(error))?;
+        }
+        Ok(stall)
+    }
+
+    /// Makes work requests of what is queued, at most `room`; why it stopped.
+    fn fill(
+        &self,
+        state: &mut State,
+        room: usize,
+        flush: bool,
+        works: &mut Vec<Work<(Block, Sent)>>,
+    ) -> Result<Stall, LinkError> {
+        loop {
+            if state.queue.is_empty() && !(flush && !state.records.is_empty()) {
+                return Ok(Stall::Done);
+            }
+            if works.len() >= room {
+                return Ok(Stall::Completions);
+            }
+            let taken = match state.queue.front_mut() {
+                None | Some(Item::Message { .. }) => self.fill_packet(state, works)?,
+                Some(Item::Place { .. }) => self.fill_place(state, works)?,
+                Some(Item::Fetch { .. }) => self.fill_fetch(state, works)?,
+            };
+            if let Some(stall) = taken {
+                return Ok(stall);
+            }
+        }
+    }
+
+    fn fill_packet(
+        &self,
+        state: &mut State,
+        works: &mut Vec<Work<(Block, Sent)>>,
+    ) -> Result<Option<Stall>, LinkError> {
+        if !state.credits.may_send() {
+            return Ok(Some(Stall::Credits));
+        }
+        let Some(mut block) = self.packets.take().map_err(|error| self.lost(error))? else {
+            return Ok(Some(Stall::Buffers));
+        };
+        let begins = match state.queue.front() {
+            Some(Item::Message { bytes, head, sent: 0 }) => {
+                Some((*head as u32, (bytes.len() - head) as u32))
+            }
+            _ => None,
+        };
+        let mut scratch = std::mem::take(&mut state.scratch);
+        scratch.clear();
+        begin(state, &mut scratch, self.packet, begins);
+        let mut rest: &[u8] = &[];
+        if let Some(Item::Message { bytes, sent, .. }) = state.queue.front_mut() {
+            let len = (bytes.len() - *sent).min(self.packet - scratch.len());
+            rest = &bytes[*sent..*sent + len];
+            *sent += len;
+        }
+        block.set_len(scratch.len() + rest.len());
+        let mut place = Place { to: block.bytes_mut(), at: 0 };
+        place.put(&scratch);
+        place.put(rest);
+        state.scratch = scratch;
+        if let Some(Item::Message { bytes, sent, .. }) = state.queue.front()
+            && *sent == bytes.len()
+        {
+            state.queued -= bytes.len();
+            state.queue.pop_front();
+        }
+        works.push(packet(block));
+        Ok(None)
+    }
+
+    fn fill_place(
+        &self,
+        state: &mut State,
+        works: &mut Vec<Work<(Block, Sent)>>,
+    ) -> Result<Option<Stall>, LinkError> {
+        let Some(Item::Place { tag, data, at, target, transfer }) = state.queue.front_mut() else {
+            return Ok(None);
+        };
+        if *at < data.len() {
+            let Some(mut block) = self.transfer_buffer()? else {
+                return Ok(Some(if works.is_empty() {
+                    Stall::Buffers
+                } else {
+                    Stall::Completions
+                }));
+            };
+            let most = (data.len() - *at).min(block.capacity());
+            let Some((remote, len)) = target.next(most) else {
+                // The caller has seen to it that the data fits.
+                return Err(self.lost("a transfer beyond its buffer"));
+            };
+            block.set_len(len);
+            block.bytes_mut().copy_from_slice(&data[*at..*at + len]);
+            *at += len;
+            works.push(Work {
+                op: Op::Write(remote),
+                local: (block, Sent::Placing),
+                signaled: true,
+            });
+        }
+        if *at == data.len() {
+            let (tag, data, transfer) = (*tag, std::mem::take(data), transfer.clone());
+            state.queue.pop_front();
+            state.records.push_back(Record::Placed(tag, data.len() as u64));
+            state.ended.push((transfer, Ok(data)));
+        }
+        Ok(None)
+    }
+
+    fn fill_fetch(
+        &self,
+        state: &mut State,
+        works: &mut Vec<Work<(Block, Sent)>>,
+    ) -> Result<Option<Stall>, LinkError> {
+        let Some(Item::Fetch { id, left, at, target, .. }) = state.queue.front_mut() else {
+            return Ok(None);
+        };
+        let Some(mut block) = self.transfer_buffer()? else {
+            return Ok(Some(if works.is_empty() { Stall::Buffers } else { Stall::Completions }));
+        };
+        let Some((remote, len)) = target.next((*left).min(block.capacity())) else {
+            return Err(self.lost("a transfer beyond its buffer"));
+        };
+        block.set_len(len);
+        let sent = Sent::Fetching(*id, *at);
+        (*at, *left) = (*at + len, *left - len);
+        if *left == 0 {
+            state.queue.pop_front();
+        }
+        works.push(Work { op: Op::Read(remote), local: (block, sent), signaled: true });
+        Ok(None)
+    }
+
+    fn transfer_buffer(&self) -> Result<Option<Block>, LinkError> {
+        let Some(pool) = &self.transfers else { return Ok(None) };
+        pool.take().map_err(|error| self.lost(error))
+    }
+}
+
+/// Why a transfer ended whose buffer is not there any more.
+pub(super) fn withdrawn() -> LinkError {
+    LinkError::Closed("the client has withdrawn the buffer".to_owned())
+}
+
+fn packet(block: Block) -> Work<(Block, Sent)> {
+    Work { op: Op::Send, local: (block, Sent::Packet), signaled: true }
+}
+
+/// Puts header and records of a packet together, as many of these as fit.
+fn begin(state: &mut State, out: &mut Vec<u8>, packet: usize, begins: Option<(u32, u32)>) {
+    out.resize(HEADER_LEN, 0);
+    while let Some(record) = state.records.front() {
+        if out.len() + LONGEST_RECORD > packet {
+            break;
+        }
+        record.encode(out);
+        state.records.pop_front();
+    }
+    let told = state.credits.send(true);
+    let records = (out.len() - HEADER_LEN) as u16;
+    out[..HEADER_LEN].copy_from_slice(&Header { told, records, begins }.encode());
+}
+
+/// Bytes that are put one after the other.
+struct Place<'a> {
+    to: &'a mut [u8],
+    at: usize,
+}
+
+impl Place<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.to[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+    }
+}
+
+/// Fails a connection's queue pair, so that all its requests complete.
+pub(super) fn fail(pair: &MessagePair) {
+    if let Err(error) = pair.fail() {
+        tracing::debug!(%error, "a queue pair that was gone already");
+    }
+}
