@@ -317,7 +317,7 @@ impl VerbsLink {
                 self.server.exports.let_go(self.id, Some(chunk));
                 Ok(())
             }
-            Record::Rearm(life, packet) => self.rearm(life, packet),
+            Record::Rearm(life, packet) => self.rearm(life, packet)
             other => Err(format!("a server's record: {other:?}")),
         }
     }
@@ -417,6 +417,7 @@ impl VerbsLink {
             Ok(()) => {
                 tracing::debug!(link = self.id, life, "the client's READs are brought back");
                 self.wire.record(Record::Rearmed(life, ours));
+                self.sent(self.wire.flush());
             }
             Err(error) => {
                 self.fail(self.lost(format_args!("READs cannot be brought back: {error}")))

@@ -125,6 +125,7 @@ pub fn transfers_of_a_withdrawn_buffer(row: &Row) {
     let region = Region::owned(vec![1; 100_000]);
     let tag = client.endpoint.advertise(vec![region.segment(0, 100_000)]);
     assert_eq!(client.endpoint.withdraw(tag), 0);
+    client.catch_up();
     let _ = client.transfer(client.link.write_to(tag, vec![2; 100_000]));
     assert!(client.transfer(client.link.read_from(tag, 0, vec![0; 100_000])).is_err());
     client.echo(b"e still there", &[]);
@@ -142,6 +143,7 @@ pub fn transfers_of_a_withdrawn_buffer(row: &Row) {
     let fetched = client.transfer(client.link.read_from(tag, 0, vec![0; 100_000]));
     assert!(fetched.is_err() || fetched.unwrap() == [1; 100_000]);
     client.endpoint.withdraw(tag);
+    client.catch_up();
     assert!(client.transfer(client.link.read_from(tag, 0, vec![0; 100_000])).is_err());
     client.echo(b"e still there", &[]);
 }
