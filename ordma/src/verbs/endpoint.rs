@@ -184,11 +184,11 @@ impl Messages {
         match record {
             Record::Chunk(id, remote) => self.reads.chunks(|chunks| chunks.add(id, remote))?,
             Record::Retire(id) => self.reads.leave(id),
-            Record::Allow => self.reads.allow()
+            Record::Allow => self.reads.allow(),
             Record::Revoke => self.reads.chunks(|chunks| chunks.revoke()),
             Record::Placed(tag, len) => self.adverts.placed(tag, len),
             Record::Withdrawn(tag) => self.adverts.withdrawn(tag),
-            Record::Rearmed(life, packet) => self.reads.rearmed(life, packet)?
+            Record::Rearmed(life, packet) => self.reads.rearmed(life, packet)?,
             other => return Err(format!("a client's record: {other:?}")),
         }
         Ok(())

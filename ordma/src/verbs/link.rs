@@ -317,7 +317,7 @@ impl VerbsLink {
                 self.server.exports.let_go(self.id, Some(chunk));
                 Ok(())
             }
-            Record::Rearm(life, packet) => self.rearm(life, packet)
+            Record::Rearm(life, packet) => self.rearm(life, packet),
             other => Err(format!("a server's record: {other:?}")),
         }
     }
