@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Memory lent to an engine. Clones name the same memory.
 #[derive(Clone)]
@@ -15,7 +15,62 @@ pub struct Region(Arc<Inner>);
 
 struct Inner {
     len: usize,
-    memory: Mutex<Memory>,
+    state: Mutex<State>,
+    /// A device has given something back.
+    returned: Condvar,
+}
+
+struct State {
+    memory: Memory,
+    /// Requests of devices that name the memory.
+    held: usize,
+    /// Who made them.
+    holders: Vec<Weak<dyn Release>>,
+}
+
+/// What has requests under way that name lent memory.
+pub(crate) trait Release: Send + Sync {
+    /// Sees to it that they end soon, whether they succeed or not. Called without any lock of the
+    /// region.
+    fn release(&self);
+}
+
+/// The memory of a region while a device may access it: it stays where it is until this is dropped.
+pub(crate) struct Hold {
+    region: Region,
+    base: NonNull<u8>,
+}
+
+// SAFETY: the pointer is an address for a device's request.
+unsafe impl Send for Hold {}
+
+impl Hold {
+    /// The address of a byte of the region.
+    pub(crate) fn address(&self, offset: usize) -> u64 {
+        self.base.as_ptr() as u64 + offset as u64
+    }
+
+    /// Length of the region in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.region.len()
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold").field("region", &self.region).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.region.lock();
+        state.held -= 1;
+        if state.held == 0 {
+            state.holders.clear();
+            self.region.0.returned.notify_all();
+        }
+    }
 }
 
 enum Memory {
@@ -45,14 +100,19 @@ impl Region {
     /// A region that owns its buffer; [`take`](Self::take) gives it back.
     #[must_use]
     pub fn owned(buffer: Vec<u8>) -> Self {
-        Self(Arc::new(Inner { len: buffer.len(), memory: Mutex::new(Memory::Owned(buffer)) }))
+        Self::new(buffer.len(), Memory::Owned(buffer))
+    }
+
+    fn new(len: usize, memory: Memory) -> Self {
+        let state = Mutex::new(State { memory, held: 0, holders: Vec::new() });
+        Self(Arc::new(Inner { len, state, returned: Condvar::new() }))
     }
 
     /// Takes the buffer of an owned region back and withdraws it. `None` where the region was lent
     /// or already withdrawn.
     #[must_use]
     pub fn take(&self) -> Option<Vec<u8>> {
-        match std::mem::replace(&mut *self.lock(), Memory::Withdrawn) {
+        match self.withdraw() {
             Memory::Owned(buffer) => Some(buffer),
             Memory::Lent(_) | Memory::LentShared(_) | Memory::Withdrawn => None,
         }
@@ -73,22 +133,54 @@ impl Region {
     /// Runs `f` on the region's bytes, or returns `None` if the region was withdrawn or lent for
     /// reading only. Must not block: the caller's return waits for it.
     pub fn with<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
-        let mut memory = self.lock();
-        match &mut *memory {
-            Memory::Owned(buffer) => Some(f(buffer)),
-            Memory::Lent(base) => {
-                // SAFETY: not withdrawn, so `lend` still holds the unique borrow of these `len`
-                // bytes; the mutex makes this the only access.
-                Some(f(unsafe { std::slice::from_raw_parts_mut(base.as_ptr(), self.0.len) }))
-            }
-            Memory::LentShared(_) | Memory::Withdrawn => None,
+        self.with_part(0, self.0.len, f)
+    }
+
+    /// Like [`with`](Self::with), for a part. A device may be writing to others meanwhile.
+    fn with_part<R>(&self, start: usize, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.0.len));
+        let mut state = self.lock();
+        let base = state.memory.base(Access::Write)?;
+        // SAFETY: owned, or not withdrawn, so that `lend` still holds the unique borrow of the
+        // memory, in which the part lies (just checked). The mutex makes this the only access but for
+        // those of devices, whose requests name other parts until they have completed.
+        Some(f(unsafe { std::slice::from_raw_parts_mut(base.as_ptr().add(start), len) }))
+    }
+
+    /// Keeps the memory where it is, for a device to write to; `None` if the region was withdrawn or
+    /// lent for reading only. Whoever withdraws it waits until this is dropped, and asks `holder` to
+    /// see to that.
+    pub(crate) fn hold(&self, holder: &Weak<dyn Release>) -> Option<Hold> {
+        let mut state = self.lock();
+        let base = state.memory.base(Access::Write)?;
+        state.held += 1;
+        if !state.holders.iter().any(|known| Weak::ptr_eq(known, holder)) {
+            state.holders.push(Weak::clone(holder));
         }
+        Some(Hold { region: self.clone(), base })
+    }
+
+    /// Takes the memory back, once no device names it any more.
+    fn withdraw(&self) -> Memory {
+        let mut state = self.lock();
+        while state.held > 0 {
+            let holders: Vec<_> = state.holders.iter().filter_map(Weak::upgrade).collect();
+            drop(state);
+            holders.iter().for_each(|holder| holder.release());
+            state = self.lock();
+            if state.held > 0 {
+                let slice = std::time::Duration::from_millis(10);
+                let waited = self.0.returned.wait_timeout(state, slice);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        std::mem::replace(&mut state.memory, Memory::Withdrawn)
     }
 
     /// Runs `f` on the region's bytes for reading, or returns `None` if the region was withdrawn.
     /// Must not block.
     pub fn with_ref<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        match &*self.lock() {
+        match &self.lock().memory {
             Memory::Owned(buffer) => Some(f(buffer)),
             Memory::Lent(base) | Memory::LentShared(base) => {
                 // SAFETY: as in `with`; a shared borrow is all that is asked for.
@@ -114,9 +206,9 @@ impl Region {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Memory> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // A panic in `with` leaves bytes half written at worst, which every reader must expect.
-        self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -142,10 +234,10 @@ fn with_withdrawal<R>(len: usize, memory: Memory, f: impl FnOnce(&Region) -> R) 
     struct Withdraw(Region);
     impl Drop for Withdraw {
         fn drop(&mut self) {
-            *self.0.lock() = Memory::Withdrawn;
+            drop(self.0.withdraw());
         }
     }
-    let guard = Withdraw(Region(Arc::new(Inner { len, memory: Mutex::new(memory) })));
+    let guard = Withdraw(Region::new(len, memory));
     f(&guard.0)
 }
 
@@ -163,7 +255,7 @@ pub struct Segment {
 impl Segment {
     /// Runs `f` on the segment's bytes, or returns `None` if the region was withdrawn.
     pub fn with<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
-        self.region.with(|bytes| f(&mut bytes[self.start..self.start + self.len]))
+        self.region.with_part(self.start, self.len, f)
     }
 
     /// Runs `f` on the segment's bytes for reading, or returns `None` if the region was withdrawn.
@@ -262,8 +354,8 @@ pub(crate) fn with_iovecs<'a, R>(
         iovecs.push(at, len);
     };
     if regions.all(|region| region.same(first)) {
-        let mut memory = first.lock();
-        let base = memory.base(access);
+        let mut state = first.lock();
+        let base = state.memory.base(access);
         parts.for_each(|part| push(&mut iovecs, base, part));
         return f(&mut iovecs);
     }
@@ -278,7 +370,7 @@ pub(crate) fn with_iovecs<'a, R>(
         let base = distinct
             .binary_search_by_key(&key, |region| Arc::as_ptr(&region.0))
             .ok()
-            .and_then(|i| guards[i].base(access));
+            .and_then(|i| guards[i].memory.base(access));
         push(&mut iovecs, base, part);
     }
     f(&mut iovecs)
@@ -357,6 +449,34 @@ mod tests {
         }));
         assert!(result.is_err());
         assert!(kept.unwrap().with(|_| ()).is_none());
+    }
+
+    #[test]
+    fn who_withdraws_waits_for_the_device() {
+        struct Device(Mutex<Vec<Hold>>, std::sync::atomic::AtomicUsize);
+        impl Release for Device {
+            fn release(&self) {
+                self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                // Not at once: whoever waits asks again.
+                self.0.lock().unwrap().pop();
+            }
+        }
+        let device = Arc::new(Device(Mutex::default(), Default::default()));
+        let holder: Weak<dyn Release> = Arc::downgrade(&(device.clone() as Arc<dyn Release>));
+        let mut buffer = [0u8; 8];
+        let at = buffer.as_ptr() as u64;
+        let kept = lend(&mut buffer, |region| {
+            let held = [region.hold(&holder).unwrap(), region.hold(&holder).unwrap()];
+            assert_eq!(held[0].address(3), at + 3);
+            device.0.lock().unwrap().extend(held);
+            // Other parts can be used meanwhile.
+            region.segment(0, 2).with(|bytes| bytes.fill(5));
+            region.clone()
+        });
+        assert_eq!(device.1.load(std::sync::atomic::Ordering::Relaxed), 2);
+        assert!(device.0.lock().unwrap().is_empty() && kept.hold(&holder).is_none());
+        assert_eq!(buffer[..3], [5, 5, 0]);
+        lend_shared(&buffer, |region| assert!(region.hold(&holder).is_none()));
     }
 
     fn addresses(parts: &[Segment], access: Access) -> Vec<(usize, usize)> {

@@ -328,13 +328,6 @@ unsafe impl Local for Block {
     }
 }
 
-// SAFETY: as for the block alone.
-unsafe impl<T: Send> Local for (Block, T) {
-    fn parts(&self, parts: &mut Parts) {
-        self.0.parts(parts);
-    }
-}
-
 /// Part of a block, which nobody has any more as a whole. Back in the slab with its last part.
 #[derive(Debug)]
 pub struct Part {
@@ -367,9 +360,9 @@ impl Part {
 
 // SAFETY: the part lies in a registered region that it keeps, and is nobody else's: other parts of
 // the block are other bytes.
-unsafe impl<T: Send> Local for (Part, T) {
+unsafe impl Local for Part {
     fn parts(&self, parts: &mut Parts) {
-        self.0.block.push_part(parts, self.0.offset, self.0.len);
+        self.block.push_part(parts, self.offset, self.len);
     }
 }
 

@@ -47,6 +47,13 @@ pub unsafe trait Local: Send {
     fn parts(&self, parts: &mut Parts);
 }
 
+// SAFETY: as for the first alone.
+unsafe impl<L: Local, T: Send> Local for (L, T) {
+    fn parts(&self, parts: &mut Parts) {
+        self.0.parts(parts);
+    }
+}
+
 // SAFETY: names nothing.
 unsafe impl Local for () {
     fn parts(&self, _: &mut Parts) {}

@@ -189,7 +189,7 @@ impl VerbsConnector {
         let geometry = welcome.geometry;
         let reads =
             Reads::new(device, &domain, geometry, mtu, Arc::clone(&wire), Arc::clone(&keeper));
-        let reads = Arc::new(reads.map_err(text)?);
+        let reads = reads.map_err(text)?;
         let nonce = self.connect_reads(attempt, address, welcome.ticket, &reads, info.mtu)?;
         let messages = Messages::new(Parts {
             peer,

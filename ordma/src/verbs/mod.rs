@@ -16,7 +16,7 @@
 //! | `packet`, [credits] | what one SEND carries, and when one may be sent |
 //! | `wire` | the sending half of a connection, on both sides |
 //! | `server`, `link`, `connection`, `adapter` | the server |
-//! | `connect`, `endpoint`, `reads`, `chunks`, `adverts`, `keeper` | the client |
+//! | `connect`, `endpoint`, `reads`, `chunks`, `lent`, `adverts`, `keeper` | the client |
 //!
 //! [credits]: self::credits
 
@@ -29,6 +29,7 @@ mod credits;
 mod endpoint;
 mod hello;
 mod keeper;
+mod lent;
 mod link;
 mod packet;
 mod pool;

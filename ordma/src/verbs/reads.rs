@@ -2,13 +2,15 @@
 //!
 //! Pages whose slots are neighbours are read as one run: a READ of the payloads and one of the
 //! footers, and all runs of a batch are posted with one call of the device. They land in registered
-//! buffers of this side, and are copied to their places and judged when a run is there.
+//! buffers of this side, and are copied to their places and judged when a run is there; long runs go
+//! to their places at once, where [that memory](super::lent) can be registered.
 //!
 //! A READ that the server's device refuses fails the queue pair, and with it all that is under way.
 //! It is brought back in the background (see [`Phase`]); until then pages fault at once.
 
 use super::chunks::{Chunks, Place};
 use super::keeper::Kick;
+use super::lent::{LEAST, Lent, Registrations};
 use super::packet::Record;
 use super::pool::Pool;
 use super::server::tuning;
@@ -18,16 +20,17 @@ use crate::client::ReadLane;
 use crate::engine::{LinkError, PageRead, ReadBatch};
 use crate::lock;
 use crate::rdma::{
-    self, Access, Cap, Channel, Completion, CompletionQueue, Device, Domain, Id, Op, Part,
-    QueuePair, Remote, Status, Tuning, Work,
+    self, Access, Cap, Channel, Completion, CompletionQueue, Device, Domain, Id, Local, Op, Part,
+    Parts, QueuePair, Remote, Status, Tuning, Work,
 };
+use crate::region::Release;
 use crate::slot::{FOOTER_LEN, Footer, accept};
 use crate::turn::{Handled, Lane};
 use crate::{AccessFault, ChunkId};
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// READs under way on a queue pair, as far as both devices can.
@@ -38,12 +41,36 @@ const RUN: usize = 64 << 10;
 const SENDS: u32 = 256;
 /// Payload bytes that are under way at a time.
 const MOST_UNDER_WAY: usize = 4 << 20;
+/// Payload bytes of a run that is not copied.
+const LONG: usize = 32 << 10;
+/// How long someone who takes memory back waits for READs into it before they are cut off.
+const RELEASE: Duration = Duration::from_millis(2);
 /// The least time between two failures of the queue pair that it is brought back after; doubled with
 /// each that follows soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-type ReadPair = QueuePair<(Part, Option<Run>), ()>;
+type ReadPair = QueuePair<Item, ()>;
+
+/// What a request has: the place of payloads; or that of footers, and the run whose last READ it is.
+type Item = (Dest, Option<Run>);
+
+/// Where a READ lands.
+#[derive(Debug)]
+enum Dest {
+    Here(Part),
+    There(Lent),
+}
+
+// SAFETY: as for either.
+unsafe impl Local for Dest {
+    fn parts(&self, parts: &mut Parts) {
+        match self {
+            Self::Here(part) => part.parts(parts),
+            Self::There(lent) => lent.parts(parts),
+        }
+    }
+}
 
 /// Pages that are read together.
 #[derive(Debug)]
@@ -101,6 +128,12 @@ pub(super) struct Reads {
     /// Buffers for single pages, and for runs.
     singles: Pool,
     runs: Pool,
+    /// Buffers for the footers of runs whose payloads land elsewhere.
+    footers: Pool,
+    registrations: Registrations,
+    /// Stretches of memory that a READ can be scattered over.
+    parts: usize,
+    this: Weak<Self>,
     posting: Mutex<Posting>,
     receiving: Mutex<Receiving>,
     /// Tells the server that a chunk is let go.
@@ -113,7 +146,7 @@ struct Posting {
     phase: Phase,
     chunks: Chunks,
     queue: VecDeque<Run>,
-    works: Vec<Work<(Part, Option<Run>)>>,
+    works: Vec<Work<Item>>,
     /// Runs that were queued so far, and how many of them are done.
     begun: u64,
     done: u64,
@@ -135,7 +168,7 @@ struct Receiving {
     early: bool,
 }
 
-type Done = (Option<(Part, Option<Run>)>, Status);
+type Done = (Option<Item>, Status);
 
 impl fmt::Debug for Reads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -152,11 +185,12 @@ impl Reads {
         mtu: u32,
         wire: Arc<Wire>,
         keeper: Arc<Kick>,
-    ) -> rdma::Result<Self> {
+    ) -> rdma::Result<Arc<Self>> {
         let info = device.info()?;
         let channel = Channel::new(device)?;
         let queue = CompletionQueue::new(device, SENDS + 1, Some(&channel))?;
-        let cap = Cap { sends: SENDS, receives: 1, parts: 1, inline: 0 };
+        let parts = (info.parts as usize).clamp(1, Parts::MOST);
+        let cap = Cap { sends: SENDS, receives: 1, parts: parts as u32, inline: 0 };
         let pair = ReadPair::new(domain, &queue, &queue, cap)?;
         let reads_out = info.reads_out.min(READ_DEPTH);
         // Dropped packets on the server's way out look like receives that are not posted (rxe_resp.c).
@@ -166,9 +200,15 @@ impl Reads {
             let bytes = pages * (geometry.page_size + FOOTER_LEN);
             Pool::new(domain, Access::Local, bytes, 16 * bytes, MOST_UNDER_WAY)
         };
-        Ok(Self {
+        let footers = Pool::new(domain, Access::Local, run * FOOTER_LEN, 64 << 10, 256 << 10);
+        let registrations = Registrations::new(domain);
+        Ok(Arc::new_cyclic(|this| Self {
             channel,
             pair,
+            footers,
+            registrations,
+            parts,
+            this: this.clone(),
             id: Mutex::default(),
             tuning,
             geometry,
@@ -191,7 +231,7 @@ impl Reads {
             receiving: Mutex::default(),
             wire,
             keeper,
-        })
+        }))
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -326,19 +366,43 @@ impl Reads {
         while let Some(run) = posting.queue.front()
             && room >= 2
         {
-            let pool = if run.count == 1 { &self.singles } else { &self.runs };
-            let Some(mut block) = pool.take()? else { break };
-            let Some(run) = posting.queue.pop_front() else { break };
             let payload = run.count * self.geometry.page_size;
-            block.set_len(payload + run.count * FOOTER_LEN);
-            let (payloads, footers) = block.split(payload);
+            let (payloads, footers) = match self.lend(run) {
+                Some(lent) => {
+                    let Some(mut block) = self.footers.take()? else { break };
+                    block.set_len(run.count * FOOTER_LEN);
+                    (Dest::There(lent), block.split(0).1)
+                }
+                None => {
+                    let pool = if run.count == 1 { &self.singles } else { &self.runs };
+                    let Some(mut block) = pool.take()? else { break };
+                    block.set_len(payload + run.count * FOOTER_LEN);
+                    let (payloads, footers) = block.split(payload);
+                    (Dest::Here(payloads), footers)
+                }
+            };
+            let Some(run) = posting.queue.pop_front() else { break };
             let Place { payload, footer } = run.place;
             let work = |remote, local, signaled| Work { op: Op::Read(remote), local, signaled };
             posting.works.push(work(payload, (payloads, None), false));
-            posting.works.push(work(footer, (footers, Some(run)), true));
+            posting.works.push(work(footer, (Dest::Here(footers), Some(run)), true));
             room -= 2;
         }
         self.pair.post(posting.works.drain(..))
+    }
+
+    /// Lends the places of a long run to the device.
+    fn lend(&self, run: &Run) -> Option<Lent> {
+        let pages = &run.flight.batch.pages[run.first..run.first + run.count];
+        let region = &pages[0].dest.region;
+        let long = run.count * self.geometry.page_size >= LONG && region.len() >= LEAST;
+        if !long || !pages.iter().all(|page| page.dest.region.same(region)) {
+            return None;
+        }
+        let holder: Weak<dyn Release> = self.this.clone();
+        let hold = region.hold(&holder)?;
+        let places = pages.iter().map(|page| (page.dest.start, page.dest.len));
+        Lent::new(&self.registrations, hold, places, self.parts)
     }
 
     /// Takes what has completed; the batches that are done with it. Runs are judged while no lock of
@@ -384,14 +448,15 @@ impl Reads {
         let mut payloads = None;
         for (item, _) in done {
             match item {
-                Some((part, None)) => payloads = Some(part),
-                Some((footers, Some(run))) => {
+                Some((dest, None)) => payloads = Some(dest),
+                Some((Dest::Here(footers), Some(run))) => {
                     if let Some(payloads) = payloads.take() {
-                        let outcomes = self.judge_run(&run, &payloads, &footers);
+                        let outcomes = self.judge_run(&run, payloads, &footers);
                         ended.extend(run.told(outcomes));
                     }
                 }
-                None => {}
+                // Footers always land here.
+                Some((Dest::There(_), Some(_))) | None => {}
             }
         }
     }
@@ -399,21 +464,34 @@ impl Reads {
     fn judge_run(
         &self,
         run: &Run,
-        payloads: &Part,
+        payloads: Dest,
         footers: &Part,
     ) -> Vec<Result<Footer, AccessFault>> {
         let pages = &run.flight.batch.pages[run.first..run.first + run.count];
-        let payloads = payloads.bytes().chunks_exact(self.geometry.page_size);
         let footers = footers.bytes().as_chunks::<FOOTER_LEN>().0;
-        let judged = pages.iter().zip(payloads).zip(footers).map(|((page, payload), footer)| {
+        let (part, registration) = match payloads {
+            Dest::Here(part) => (Some(part), None),
+            // The device is done with it.
+            Dest::There(lent) => (None, Some(Arc::clone(lent.registration()))),
+        };
+        let size = self.geometry.page_size;
+        let judged = pages.iter().zip(footers).enumerate().map(|(at, (page, footer))| {
             let judge = |place: &mut [u8]| {
-                place.copy_from_slice(payload);
+                if let Some(part) = &part {
+                    place.copy_from_slice(&part.bytes()[at * size..(at + 1) * size]);
+                }
                 accept(footer, place, &page.reference, page.floor, &page.key)
             };
             // A place that is gone gets nothing.
             page.dest.with(judge).unwrap_or(Err(AccessFault::Unreachable))
         });
-        judged.collect()
+        let outcomes: Vec<_> = judged.collect();
+        if let Some(registration) = registration
+            && outcomes.contains(&Err(AccessFault::Torn))
+        {
+            self.registrations.forget(&registration);
+        }
+        outcomes
     }
 
     /// Runs that failed, and all that is under way: the queue pair is down.
@@ -505,7 +583,7 @@ impl Reads {
     }
 }
 
-fn is_run(item: &Option<(Part, Option<Run>)>) -> bool {
+fn is_run(item: &Option<Item>) -> bool {
     matches!(item, Some((_, Some(_))))
 }
 
@@ -536,6 +614,25 @@ fn end(ended: Vec<Arc<Flight>>) {
     for flight in ended {
         let outcomes = std::mem::take(&mut lock(&flight.state).outcomes);
         flight.batch.complete(outcomes);
+    }
+}
+
+impl Release for Reads {
+    fn release(&self) {
+        let until = Instant::now() + RELEASE;
+        while Instant::now() < until {
+            // An error is found again by who drives.
+            let _ = Lane::receive(self);
+            let posting = lock(&self.posting);
+            if posting.done == posting.begun {
+                return;
+            }
+            drop(posting);
+            std::thread::yield_now();
+        }
+        let gone = std::io::Error::from_raw_os_error(libc::ECANCELED);
+        let error = rdma::Error::new("ibv_post_send", gone);
+        end(self.down(AccessFault::Unreachable, &error));
     }
 }
 
