@@ -140,15 +140,16 @@ impl Service for TestService {
     }
 
     fn message(&self, link: &Arc<dyn Link>, head: &[u8], data: &[u8]) {
-        if head.first() == Some(&b'e') {
-            link.send(head, data);
-        }
+        // Counted first: who has the echo may look.
         self.0.change(|seen| {
             seen.calls += 1;
             if !matches!(head.first(), Some(b'e' | b'd')) {
                 seen.messages.push_back((link.id(), head.to_vec(), data.to_vec()));
             }
         });
+        if head.first() == Some(&b'e') {
+            link.send(head, data);
+        }
     }
 
     fn closed(&self, link: &Arc<dyn Link>, reason: &LinkError) {
