@@ -89,6 +89,12 @@ impl Adapter {
         drop(region);
     }
 
+    /// Gives buffers back that are not in use.
+    pub(super) fn trim(&self) {
+        self.packets.trim();
+        self.transfers.trim();
+    }
+
     /// Deregisters all chunks.
     pub(super) fn close(&self) {
         let regions = std::mem::take(&mut *lock(&self.regions));

@@ -75,7 +75,9 @@ impl MessageConnection {
             any = true;
             let Some(mut block) = pair.received(&completion) else { continue };
             if !completion.status.is_success() {
-                return Err(self.link.lost(completion.status));
+                // What was sent tells more than that all receives are flushed.
+                let cause = self.link.wire.progress().err();
+                return Err(cause.unwrap_or_else(|| self.link.lost(completion.status)));
             }
             // First, so that no credit is given for a receive that is not there.
             if let Some(spare) = self.spare.take() {
@@ -244,6 +246,7 @@ impl Source for MessageConnection {
         self.link.tear_down();
         (self.pair, self.spare) = (None, None);
         self.gathering = Gathering::default();
+        self.link.adapter().trim();
         if self.begun {
             let reason = self.link.reason();
             let link = self.link.number();

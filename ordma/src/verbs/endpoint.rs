@@ -138,7 +138,9 @@ impl Messages {
         for completion in &completions {
             let Some(mut block) = pair.received(completion) else { continue };
             if !completion.status.is_success() {
-                return Err(self.lost(&completion.status));
+                // What was sent tells more than that all receives are flushed.
+                let cause = self.wire.progress().err();
+                return Err(cause.unwrap_or_else(|| self.lost(&completion.status)));
             }
             // First, so that no credit is given for a receive that is not there.
             if let Some(spare) = receiving.spare.take() {

@@ -255,12 +255,14 @@ impl VerbsLink {
         (reads.gate, reads.side) = (Some(gate), Some(side));
         self.update(&registry, &mut reads);
         drop((reads, registry));
-        if let Err(wrong) = allowed.and(proved) {
-            self.fail(self.broken(wrong));
+        match allowed.and(proved) {
+            Ok(()) => self.sent(self.wire.flush()),
+            Err(wrong) => self.fail(self.broken(wrong)),
         }
     }
 
-    /// Gives or takes the right to read, where that has changed, and tells the client.
+    /// Gives or takes the right to read, where that has changed, and queues what the client has to
+    /// be told.
     fn update(&self, registry: &Registry<Self>, reads: &mut ReadState) {
         let allow = reads.gate.as_ref().is_some_and(|gate| gate.access().is_some());
         if reads.allowed == allow {
@@ -310,6 +312,8 @@ impl VerbsLink {
                     None => reads.proof = Some(proof),
                 }
                 self.update(&registry, &mut reads);
+                drop((reads, registry));
+                self.sent(self.wire.flush());
                 Ok(())
             }
             Record::LetGo(chunk) => {

@@ -4,7 +4,7 @@ use crate::lock;
 use crate::rdma::{Access, Block, Domain, Result, Slab};
 use std::sync::{Arc, Mutex};
 
-/// Buffers of one size. What is not in use is kept.
+/// Buffers of one size. What is not in use is kept until it is [trimmed](Pool::trim).
 #[derive(Debug)]
 pub(super) struct Pool {
     domain: Arc<Domain>,
@@ -63,5 +63,19 @@ impl Pool {
                 Ok(None)
             }
         }
+    }
+
+    /// Gives back what is not in use, but for one slab.
+    pub(super) fn trim(&self) {
+        let mut slabs = lock(&self.slabs);
+        let mut kept = false;
+        let (keep, idle): (Vec<_>, Vec<_>) = slabs.drain(..).partition(|slab| {
+            let idle = slab.available() == self.share as usize;
+            !idle || !std::mem::replace(&mut kept, true)
+        });
+        *slabs = keep;
+        drop(slabs);
+        // Deregistering takes its time.
+        drop(idle);
     }
 }

@@ -4,6 +4,8 @@ mod harness;
 mod host_local;
 mod hostile;
 mod keyed;
+#[cfg(feature = "device-tests")]
+mod rogue_verbs;
 mod sealed;
 mod simulated;
 mod suite;
