@@ -203,7 +203,7 @@ impl Session {
         lock(&self.state).session
     }
 
-    /// The connection for one-sided reads, with the grant; `None` where there is none now.
+    /// The connection, with the grant; `None` where there is none now.
     pub(crate) fn live(&self) -> Option<(Live, Arc<Grant>)> {
         let state = lock(&self.state);
         match (&state.link, &state.grant) {
@@ -217,6 +217,11 @@ impl Session {
             }
             _ => None,
         }
+    }
+
+    /// The same, where one-sided reads can be posted over it now.
+    pub(crate) fn live_for_reads(&self) -> Option<(Live, Arc<Grant>)> {
+        self.live().filter(|(live, _)| live.endpoint.reads_now())
     }
 
     /// The error after the client was closed.
