@@ -55,6 +55,7 @@ pub(crate) struct Grant {
     pub(crate) root: Vec<u8>,
     pub(crate) root_attr: Attr,
     pub(crate) shm_socket: String,
+    pub(crate) verbs_address: String,
     pub(crate) level: Protection,
     /// The server's key, where there was a handshake.
     pub(crate) server_key: Option<PublicKey>,
