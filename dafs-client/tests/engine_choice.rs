@@ -5,10 +5,8 @@ mod common;
 use common::{Server, options};
 use dafs_client::blocking::Client;
 use dafs_client::{Connectors, Location, Options, Protection, Result};
-use ordma::Connector;
 use ordma::rdma::DeviceInfo;
 use std::cell::RefCell;
-use std::sync::Arc;
 
 /// What this thread's test connects to.
 #[derive(Clone)]
