@@ -54,6 +54,9 @@ counters! {
     ordma_pages,
     /// One-sided reads repeated because the page was changing.
     torn_retries,
+    /// Pages that had a reference and were read by RPC all the same, for one-sided reads were being set
+    /// up again after a fault that a NIC met. They count as inline or direct too, and not as faults.
+    rearming_pages,
     /// Pages read by RPC with the data in the reply.
     inline_pages,
     /// Pages read by RPC with the data placed into the client's buffer.
@@ -135,6 +138,9 @@ pub struct ReadReport {
     pub direct: u32,
     /// One-sided reads that faulted.
     pub faults: u32,
+    /// Pages, of those inline and direct, that had a reference while one-sided reads were being set up
+    /// again after a fault that a NIC met.
+    pub rearming: u32,
     /// Bytes copied within the client on the way to the caller's buffer. The copy that an engine
     /// makes of a page in shared memory is the transfer itself and does not count.
     pub copied: u64,
@@ -148,6 +154,7 @@ impl ReadReport {
         self.inline += other.inline;
         self.direct += other.direct;
         self.faults += other.faults;
+        self.rearming += other.rearming;
         self.copied += other.copied;
     }
 }

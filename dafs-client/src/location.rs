@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use dafs_keys::{Protection, PublicKey};
 use dafs_proto::Credential;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 /// What the name of a socket begins with in the file of known servers.
@@ -14,11 +15,15 @@ pub const DEFAULT_PORT: u16 = 20490;
 /// Which transport to take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineChoice {
-    /// `shm` where the server is on this host and reachable by it, else `tcp`.
+    /// `shm` where the server is on this host and reachable by it; else `verbs` where this host has
+    /// an RDMA device that reaches the server; else `tcp`.
     #[default]
     Auto,
     /// TCP.
     Tcp,
+    /// RDMA, at the location's host and port; where the server listens elsewhere, it is asked over
+    /// TCP.
+    Verbs,
     /// Shared memory with a server on this host.
     Shm,
 }
@@ -28,7 +33,7 @@ pub enum EngineChoice {
 pub struct Location {
     /// Name or address of the server's host.
     pub host: String,
-    /// TCP port.
+    /// Port, of TCP and of RDMA, which count their ports apart.
     pub port: u16,
     /// Name of the export.
     pub export: String,
@@ -45,14 +50,18 @@ pub struct Location {
 }
 
 impl Location {
-    /// The address for the engine `tcp`.
+    /// The address for the engines `tcp` and `verbs`.
     #[must_use]
     pub fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        join(&self.host, self.port)
+    }
+
+    /// The address for the engine `verbs` that the server tells of. It means the location's host where
+    /// its own is a wildcard. `None` where it is no address.
+    pub(crate) fn verbs_address(&self, told: &str) -> Option<String> {
+        let (host, port) = split_authority(told).ok()?;
+        let is_wildcard = host.parse().is_ok_and(|host: IpAddr| host.is_unspecified());
+        Some(join(if is_wildcard { &self.host } else { host }, port))
     }
 
     /// The server's name in the file of known servers: its address, or its socket where that is all
@@ -72,8 +81,8 @@ impl FromStr for Location {
     fn from_str(text: &str) -> Result<Self> {
         let invalid = |why: String| {
             Error::InvalidArgument(format!(
-                "location {text:?}: {why}; expected dafs://host[:port]/export[?engine=auto|tcp|shm\
-                 &socket=/path&protection=sealed|keyed|none&server_key=KEY\
+                "location {text:?}: {why}; expected dafs://host[:port]/export\
+                 [?engine=auto|tcp|verbs|shm&socket=/path&protection=sealed|keyed|none&server_key=KEY\
                  &uid=N&gid=N&groups=N,...]"
             ))
         };
@@ -103,6 +112,7 @@ impl FromStr for Location {
             match pair.split_once('=').unwrap_or((pair, "")) {
                 ("engine", "auto") => location.engine = Some(EngineChoice::Auto),
                 ("engine", "tcp") => location.engine = Some(EngineChoice::Tcp),
+                ("engine", "verbs") => location.engine = Some(EngineChoice::Verbs),
                 ("engine", "shm") => location.engine = Some(EngineChoice::Shm),
                 ("socket", path) if path.starts_with('/') => location.socket = Some(path.into()),
                 ("protection", level) => {
@@ -158,6 +168,10 @@ impl User {
             _ => Err("uid= and gid= go together, and groups= with both".into()),
         }
     }
+}
+
+fn join(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 fn split_authority(authority: &str) -> std::result::Result<(&str, u16), String> {
@@ -236,6 +250,24 @@ mod tests {
     }
 
     #[test]
+    fn verbs_has_the_address_of_tcp_or_the_one_that_the_server_tells() {
+        let location: Location = "dafs://Server:7/data?engine=verbs&socket=/s".parse().unwrap();
+        assert_eq!(location.engine, Some(EngineChoice::Verbs));
+        assert_eq!(location.known_as(), "server:7");
+        for (told, address) in [
+            ("10.0.0.1:8", Some("10.0.0.1:8")),
+            ("0.0.0.0:8", Some("Server:8")),
+            ("[::]:7", Some("Server:7")),
+            ("[fd00::1]:7", Some("[fd00::1]:7")),
+            ("", None),
+            ("0.0.0.0:0", None),
+            ("[::", None),
+        ] {
+            assert_eq!(location.verbs_address(told).as_deref(), address, "{told}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, why) in [
             ("http://a/b", "must begin with dafs://"),
@@ -245,7 +277,7 @@ mod tests {
             ("dafs://host:0/data", "is no port"),
             ("dafs://host:x/data", "is no port"),
             ("dafs://[::1/data", "has no ]"),
-            ("dafs://h/data?engine=verbs", "\"engine=verbs\" is not understood"),
+            ("dafs://h/data?engine=rdma", "\"engine=rdma\" is not understood"),
             ("dafs://h/data?socket=relative", "is not understood"),
             ("dafs://h/data?protection=paper", "must be \"sealed\", \"keyed\" or \"none\""),
             ("dafs://h/data?server_key=abc", "is no public key"),

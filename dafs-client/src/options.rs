@@ -13,7 +13,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The transport. Default [`EngineChoice::Auto`]: `shm` where the server is on this host, else
-    /// `tcp`.
+    /// `verbs` where an RDMA device reaches it, else `tcp`.
     pub engine: EngineChoice,
     /// The socket of the server's engine `shm` on this host; needed for [`EngineChoice::Shm`]
     /// alone, as the server tells it otherwise. Default none.

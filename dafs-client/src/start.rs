@@ -5,9 +5,10 @@ use crate::location::{EngineChoice, Location};
 use crate::ops::Core;
 use crate::options::Options;
 use crate::secure;
-use crate::session::{Owner, Session};
+use crate::session::{Grant, Owner, Session};
 use crate::trust;
 use dafs_keys::{Identity, Protection, PublicKey};
+use ordma::rdma::DeviceInfo;
 use ordma::{Connector, Engine, LinkError};
 use std::fmt;
 use std::path::Path;
@@ -17,10 +18,16 @@ use std::time::Duration;
 /// Which engine a client uses, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathChoice {
-    /// The engine's name: `tcp`, `shm`.
+    /// The engine's name: `tcp`, `verbs`, `shm`.
     pub engine: String,
     /// One sentence for people, without a full stop.
     pub why: String,
+}
+
+impl PathChoice {
+    fn new(engine: &str, why: impl Into<String>) -> Self {
+        Self { engine: engine.into(), why: why.into() }
+    }
 }
 
 impl fmt::Display for PathChoice {
@@ -34,6 +41,10 @@ impl fmt::Display for PathChoice {
 pub struct Connectors {
     /// To a `host:port` by TCP.
     pub tcp: fn(&str) -> Arc<dyn Connector>,
+    /// To a `host:port` by RDMA.
+    pub verbs: fn(&str) -> Arc<dyn Connector>,
+    /// What RDMA devices this host has, or why that cannot be told.
+    pub devices: fn() -> std::result::Result<Vec<DeviceInfo>, String>,
     /// To a server's socket on this host, by shared memory.
     pub shm: fn(&str) -> Arc<dyn Connector>,
     /// Makes connections begin with a handshake, for levels above `none`: this client's identity,
@@ -51,6 +62,10 @@ impl Default for Connectors {
     fn default() -> Self {
         Self {
             tcp: |address| ordma::tcp::Tcp::new(ordma::tcp::Settings::default()).connector(address),
+            verbs: |address| {
+                ordma::verbs::Verbs::new(ordma::verbs::Settings::default()).connector(address)
+            },
+            devices: || ordma::rdma::devices().map_err(|error| error.to_string()),
             shm: |socket| ordma::shm::Shm::new(ordma::shm::Settings::default()).connector(socket),
             secure: secure::secure,
             ask_key: secure::ask_key,
@@ -79,10 +94,10 @@ pub(crate) fn connect(
     let (engine, socket) = (Some(options.engine), options.socket.clone());
     let location = &Location { engine, socket, ..location.clone() };
     let start = Start { location, options, identity, connectors };
-    let asked_for =
-        |engine: &str| PathChoice { engine: engine.into(), why: "it was asked for".into() };
+    let asked_for = |engine| PathChoice::new(engine, "it was asked for");
     match start.options.engine {
         EngineChoice::Tcp => Ok((start.tcp()?, asked_for("tcp"))),
+        EngineChoice::Verbs => Ok((start.verbs()?, asked_for("verbs"))),
         EngineChoice::Shm => {
             let Some(socket) = &start.options.socket else {
                 let what = "engine=shm needs the server's socket on this host: socket=/path";
@@ -91,20 +106,7 @@ pub(crate) fn connect(
             let core = start.begin_known(&(connectors.shm)(socket))?;
             Ok((core, asked_for("shm")))
         }
-        EngineChoice::Auto => {
-            let over_tcp = start.tcp()?;
-            let socket = match start.options.socket.clone() {
-                Some(socket) => socket,
-                None => over_tcp.owner.grant()?.shm_socket.clone(),
-            };
-            match start.same_host(&over_tcp, &socket) {
-                Ok(over_shm) => {
-                    let why = format!("the server is on this host, reached by {socket}");
-                    Ok((over_shm, PathChoice { engine: "shm".into(), why }))
-                }
-                Err(why) => Ok((over_tcp, PathChoice { engine: "tcp".into(), why })),
-            }
-        }
+        EngineChoice::Auto => start.best(),
     }
 }
 
@@ -121,6 +123,37 @@ struct Start<'a> {
 impl Start<'_> {
     fn tcp(&self) -> Result<Core> {
         self.begin_known(&(self.connectors.tcp)(&self.location.address()))
+    }
+
+    /// Over RDMA: at the location's address, or else where the server says that it listens.
+    fn verbs(&self) -> Result<Core> {
+        let target = self.location.address();
+        let failed = |reason| LinkError::Connect { target: target.clone(), reason };
+        self.devices().map_err(failed)?;
+        match self.begin_known(&(self.connectors.verbs)(&target)) {
+            Err(Error::Link(error)) => {
+                let over_tcp = match self.tcp() {
+                    Err(Error::Link(_)) => return Err(error.into()),
+                    begun => begun?,
+                };
+                Ok(self.over_verbs(&over_tcp).map_err(failed)?.0)
+            }
+            begun => begun,
+        }
+    }
+
+    /// Over the best engine that there is. The server is reached by TCP first, and says where else.
+    fn best(&self) -> Result<(Core, PathChoice)> {
+        let over_tcp = self.tcp()?;
+        let no_shm = match self.over_shm(&over_tcp) {
+            Ok((core, why)) => return Ok((core, PathChoice::new("shm", why))),
+            Err(why) => why,
+        };
+        let no_verbs = match self.over_verbs(&over_tcp) {
+            Ok((core, why)) => return Ok((core, PathChoice::new("verbs", why))),
+            Err(why) => why,
+        };
+        Ok((over_tcp, PathChoice::new("tcp", format!("{no_shm}; {no_verbs}"))))
     }
 
     /// Begins a session with the location's server, which is known or becomes known now.
@@ -160,26 +193,73 @@ impl Start<'_> {
         begin(connector, &self.location.export, self.options.clone())
     }
 
-    /// A connection by shared memory to the very server that `over_tcp` reached, or why there is
-    /// none. That server's key is known: nobody is asked once more.
-    fn same_host(&self, over_tcp: &Core, socket: &str) -> std::result::Result<Core, String> {
+    /// A session by shared memory with the server that `over_tcp` reached. Says why there is one, or
+    /// none.
+    fn over_shm(&self, over_tcp: &Core) -> std::result::Result<(Core, String), String> {
+        let socket = match self.options.socket.clone() {
+            Some(socket) => socket,
+            None => grant(over_tcp)?.shm_socket.clone(),
+        };
         if socket.is_empty() {
             return Err("the server offers no shared memory".into());
         }
-        if !Path::new(socket).exists() {
+        if !Path::new(&socket).exists() {
             return Err(format!("the server's socket {socket} is not on this host"));
         }
-        let grant = |core: &Core| core.owner.grant().map_err(|error| error.to_string());
-        let tcp = grant(over_tcp)?;
-        let over_shm = self
-            .begin(&(self.connectors.shm)(socket), tcp.server_key)
-            .map_err(|error| format!("shared memory is not usable: {error}"))?;
-        let shm = grant(&over_shm)?;
-        if (shm.boot, shm.server_key) != (tcp.boot, tcp.server_key) {
-            return Err(format!("behind the socket {socket} is another server"));
-        }
-        Ok(over_shm)
+        let core = self
+            .same_server(over_tcp, &(self.connectors.shm)(&socket))
+            .map_err(|error| format!("shared memory is not usable: {error}"))?
+            .ok_or_else(|| format!("behind the socket {socket} is another server"))?;
+        Ok((core, format!("the server is on this host, reached by {socket}")))
     }
+
+    /// The same over RDMA.
+    fn over_verbs(&self, over_tcp: &Core) -> std::result::Result<(Core, String), String> {
+        let told = grant(over_tcp)?.verbs_address.clone();
+        if told.is_empty() {
+            return Err("the server does not listen on verbs".into());
+        }
+        let devices = self.devices()?;
+        let address = self.location.verbs_address(&told).ok_or_else(|| {
+            format!("the server says that it listens on verbs at {told:?}, which is no address")
+        })?;
+        let core = self
+            .same_server(over_tcp, &(self.connectors.verbs)(&address))
+            .map_err(|error| format!("verbs is not usable: {error}"))?
+            .ok_or_else(|| format!("at {address} on verbs is another server"))?;
+        Ok((core, format!("{devices} reaches {address}")))
+    }
+
+    /// The devices by which RDMA may go, or why there are none.
+    fn devices(&self) -> std::result::Result<String, String> {
+        let devices = (self.connectors.devices)()?;
+        let (up, down): (Vec<_>, Vec<_>) = devices.iter().partition(|device| device.active);
+        let names = |devices: &[&DeviceInfo]| {
+            devices.iter().map(|device| &*device.name).collect::<Vec<_>>().join(", ")
+        };
+        match (&up[..], &down[..]) {
+            ([], []) => Err("no RDMA device on this host".into()),
+            ([], [one]) => Err(format!("RDMA device {} is down", one.name)),
+            ([], many) => Err(format!("RDMA devices {} are down", names(many))),
+            ([one], _) => Ok(format!("RDMA device {}", one.name)),
+            (many, _) => Ok(format!("one of the RDMA devices {}", names(many))),
+        }
+    }
+
+    /// A session over another engine with the very server that `over_tcp` reached, whose key is known:
+    /// nobody is asked once more. `None` where another server answers.
+    fn same_server(&self, over_tcp: &Core, plain: &Arc<dyn Connector>) -> Result<Option<Core>> {
+        let tcp = over_tcp.owner.grant()?;
+        let core = self.begin(plain, tcp.server_key)?;
+        let other = core.owner.grant()?;
+        let is_same = (other.boot, other.server_key) == (tcp.boot, tcp.server_key);
+        Ok(is_same.then_some(core))
+    }
+}
+
+/// What the server granted, where the error is for people.
+fn grant(core: &Core) -> std::result::Result<Arc<Grant>, String> {
+    core.owner.grant().map_err(|error| error.to_string())
 }
 
 /// Begins a session over a connector, which makes the handshake itself where the level needs one.

@@ -2,6 +2,9 @@
 
 #[path = "cli/copies.rs"]
 mod copies;
+#[cfg(feature = "device-tests")]
+#[path = "cli/devices.rs"]
+mod devices;
 #[path = "cli/errors.rs"]
 mod errors;
 #[path = "cli/files.rs"]

@@ -146,6 +146,39 @@ fn a_page_torn_twice_that_did_not_change_is_bad() {
 }
 
 #[test]
+fn pages_go_by_rpc_while_one_sided_reads_are_set_up_again() {
+    let server = Server::new();
+    let data = pattern(4 * PAGE + 10);
+    server.add_file("a", &data);
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; 5 * PAGE];
+    file.read_at(&mut buf, 0).unwrap();
+    let (references, before) = (client.references(), client.counters());
+    server.state().rearming = true;
+    // A page, a part of one, several, and the end of the file.
+    for (offset, len, pages) in [(0, PAGE, 1), (PAGE + 5, 100, 1), (PAGE, 3 * PAGE, 3)] {
+        let buf = &mut buf[..len];
+        buf.fill(0xee);
+        let report = file.read_at_report(buf, offset as u64).unwrap();
+        assert_eq!(buf, &data[offset..offset + len]);
+        assert_eq!((report.ordma, report.inline + report.direct), (0, pages));
+        assert_eq!((report.rearming, report.faults), (pages, 0));
+    }
+    assert_eq!(file.read_at(&mut buf, 6 * PAGE as u64).unwrap(), 0);
+    let after = client.counters();
+    assert_eq!(server.state().one_sided, 0, "no attempt");
+    assert_eq!((after.rearming_pages, after.faults), (5, before.faults));
+    assert_eq!(client.references(), references);
+
+    server.state().rearming = false;
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!((report.ordma, report.rearming, report.faults), (5, 0, 0));
+    assert_eq!(buf[..data.len()], data);
+    assert_eq!(client.counters().rearming_pages, 5);
+}
+
+#[test]
 fn several_pages_with_a_fault_each_come_out_right() {
     let server = Server::new();
     let data = pattern(64 * PAGE);

@@ -118,6 +118,7 @@ impl Setting {
                 ASKED.set(ASKED.get() + 1);
                 Ok(key_of(connector))
             },
+            ..Connectors::default()
         };
         Client::connect_with(&location, options, connectors)
     }

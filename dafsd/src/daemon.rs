@@ -164,7 +164,7 @@ impl Daemon {
         for listen in config.listen.clone().unwrap_or_else(Config::default_listen) {
             let engine = engines(&listen);
             let address = match &listen {
-                Listen::Tcp(address) => address.clone(),
+                Listen::Tcp(address) | Listen::Verbs(address) => address.clone(),
                 Listen::Shm(path) => path.to_string_lossy().into_owned(),
             };
             let listener = match engine.listen(&address, service.clone(), cache.arena()) {
@@ -173,13 +173,22 @@ impl Daemon {
                     tracing::warn!(%error, "clients on this host will use tcp");
                     continue;
                 }
+                Err(LinkError::Listen { reason, .. }) => {
+                    // Two engines may have the same address.
+                    return Err(LinkError::Listen { address: listen.to_string(), reason }.into());
+                }
                 Err(error) => return Err(error.into()),
             };
-            self.listeners.add(engine.name(), listener);
-            if let Listen::Shm(path) = listen {
-                self.server.set_shm_socket(address);
-                self.sockets.push(path);
+            match listen {
+                Listen::Tcp(_) => {}
+                // With the port that it was given.
+                Listen::Verbs(_) => self.server.set_verbs_address(listener.address()),
+                Listen::Shm(path) => {
+                    self.server.set_shm_socket(address);
+                    self.sockets.push(path);
+                }
             }
+            self.listeners.add(engine.name(), listener);
         }
         cache.start_background().map_err(StartError::Thread)?;
         cache.start_pressure_watch().map_err(StartError::Thread)?;
@@ -346,7 +355,12 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
         ));
     }
     match &config.listen {
-        Some(listen) => lines.extend(listen.iter().map(|address| format!("listen: {address}"))),
+        Some(listen) => {
+            lines.extend(listen.iter().map(|address| format!("listen: {address}")));
+            if listen.iter().any(|address| matches!(address, Listen::Verbs(_))) {
+                lines.push(format!("RDMA devices: {}", rdma_devices()));
+            }
+        }
         None => lines.push("listen: the default places".to_owned()),
     }
     let cache = &config.cache;
@@ -358,6 +372,21 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
     lines.push(format!("state directory: {}", config.state_dir.display()));
     lines.push(format!("authorized clients: {}", config.authorized_clients.display()));
     Ok(lines)
+}
+
+/// The devices that the engine `verbs` could use, in words.
+fn rdma_devices() -> String {
+    match ordma::rdma::devices() {
+        Ok(devices) if devices.is_empty() => "none on this host".to_owned(),
+        Ok(devices) => {
+            let devices = devices.iter().map(|device| {
+                let state = if device.active { "active" } else { "down" };
+                format!("{} ({state}, MTU {})", device.name, device.mtu)
+            });
+            devices.collect::<Vec<_>>().join(", ")
+        }
+        Err(error) => error.to_string(),
+    }
 }
 
 /// Makes the state directory and takes it for this server alone, as long as the file is open.
@@ -437,6 +466,8 @@ mod tests {
             "dafsd",
             "--listen",
             "tcp:127.0.0.1:0",
+            "--listen",
+            "verbs:127.0.0.1:0",
             "--memory",
             "8MiB",
             "--protection",
@@ -447,9 +478,10 @@ mod tests {
             state.to_str().unwrap(),
         ]);
         let config = Config::load(&flags).unwrap();
+        // Stands in for the other engine, too.
         let tcp = || Arc::new(ordma::tcp::Tcp::new(ordma::tcp::Settings::default()));
         let daemon = Daemon::start(&config, &|_| tcp()).unwrap();
-        let [address] = &daemon.addresses()[..] else { panic!("one address") };
+        let [address, verbs] = &daemon.addresses()[..] else { panic!("two addresses") };
         let address = address.strip_prefix("tcp:").unwrap();
         assert!(matches!(Daemon::start(&config, &|_| tcp()), Err(StartError::InUse { .. })));
 
@@ -473,9 +505,16 @@ mod tests {
         let head = replies.0.lock().remove(0);
         let (header, body) = Header::decode(&head).unwrap();
         assert_eq!((header.status, header.credits), (Status::Ok, 64));
-        assert_eq!(ConnectReply::decode(body).unwrap().boot, daemon.server().boot());
+        let reply = ConnectReply::decode(body).unwrap();
+        assert_eq!(reply.boot, daemon.server().boot());
+        assert_eq!(Some(&*reply.verbs_address), verbs.strip_prefix("tcp:"), "with its port");
         assert_eq!(daemon.server().session_counts(), (1, 0));
         daemon.stop().unwrap();
+        lock_state(&state).unwrap();
+
+        let listen = Some(vec![Listen::Verbs("256.0.0.1:1".to_owned())]);
+        let error = Daemon::start(&Config { listen, ..config }, &|_| tcp()).unwrap_err();
+        assert!(error.to_string().starts_with("cannot listen on verbs:256.0.0.1:1: "), "{error}");
         lock_state(&state).unwrap();
     }
 }

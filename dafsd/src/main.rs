@@ -9,6 +9,7 @@ use dafsd::daemon::{self, Daemon};
 use ordma::Engine;
 use ordma::shm::Shm;
 use ordma::tcp::Tcp;
+use ordma::verbs::Verbs;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::error::Error;
@@ -109,6 +110,7 @@ fn serve(config: &Config) -> Result<(), Box<dyn Error>> {
     let daemon = Daemon::start(config, &|listen| -> Arc<dyn Engine> {
         match listen {
             Listen::Tcp(_) => Arc::new(Tcp::new(settings.clone())),
+            Listen::Verbs(_) => Arc::new(Verbs::new(settings.clone())),
             Listen::Shm(_) => Arc::new(Shm::new(settings.clone())),
         }
     })?;

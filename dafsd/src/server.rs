@@ -122,6 +122,7 @@ pub struct Server {
     transfers: Semaphore,
     buffers: Buffers,
     shm_socket: OnceLock<String>,
+    verbs_address: OnceLock<String>,
     /// All listeners have all chunks: from now on a reply may refer to one.
     ready: (Mutex<bool>, Condvar),
     stopping: AtomicBool,
@@ -180,6 +181,7 @@ impl Server {
             transfers: Semaphore::new(settings.transfers.max(1)),
             buffers: Buffers::new(KEPT_BUFFERS),
             shm_socket: OnceLock::new(),
+            verbs_address: OnceLock::new(),
             ready: (Mutex::new(false), Condvar::new()),
             stopping: AtomicBool::new(false),
             running: AtomicUsize::new(0),
@@ -264,6 +266,19 @@ impl Server {
     pub fn set_shm_socket(&self, path: String) {
         // A second socket serves as well as the first.
         let _ = self.shm_socket.set(path);
+    }
+
+    /// Where the engine `verbs` listens, or empty: `host:port`, and a wildcard for any host of the
+    /// server's.
+    #[must_use]
+    pub fn verbs_address(&self) -> &str {
+        self.verbs_address.get().map_or("", String::as_str)
+    }
+
+    /// Tells clients where the engine `verbs` listens. Only the first call counts.
+    pub fn set_verbs_address(&self, address: String) {
+        // As with the socket.
+        let _ = self.verbs_address.set(address);
     }
 
     /// All listeners are there. Until then nobody gets beyond connecting.

@@ -25,6 +25,8 @@ macro_rules! over_guarded {
         over_every_engine!(tcp, Over::sealed(Kind::Tcp), $($name),*);
         over_every_engine!(shm, Over::sealed(Kind::Shm), $($name),*);
         over_every_engine!(tcp_keyed, Over::keyed(), $($name),*);
+        #[cfg(feature = "device-tests")]
+        over_every_engine!(verbs, Over::sealed(Kind::Verbs), $($name),*);
     };
 }
 
@@ -54,7 +56,7 @@ struct World {
     written: [RawFile; 2],
     /// What the reader has of them: the first is open, the second closed again.
     kept: [RawFile; 2],
-    /// Memory that a client of the engine `shm` may keep.
+    /// Exported memory, which a client of the engine `shm` may keep.
     memory: Vec<OwnedFd>,
 }
 
@@ -171,7 +173,7 @@ impl World {
 
     /// Bytes of the memory that was handed out, none of which are these in the clear.
     fn not_in_memory(&mut self, secret: &[u8; 16]) -> usize {
-        if self.server.over.kind != Kind::Shm {
+        if !self.server.over.kind.gives_memory() {
             return 0;
         }
         let chunks = self.server.cache().arena().chunks();
@@ -220,7 +222,7 @@ impl World {
         );
         assert!(asked as u64 > 4 * 4 * PAGES);
         assert!(self.level() != Protection::Sealed || opened[1] as u64 >= 3 * PAGES);
-        assert!(self.server.over.kind != Kind::Shm || scanned > 0);
+        assert!(!self.server.over.kind.gives_memory() || scanned > 0);
     }
 
     /// Has all pages leave the cache, and the first ones come back.

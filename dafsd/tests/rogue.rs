@@ -320,6 +320,22 @@ fn stolen_references_bring_the_page_at_none() {
 const STALE: u8 = 1;
 const REVOKED: u8 = 4;
 
+/// Nobody checks tags of those who reach the memory itself.
+#[test]
+fn a_keyed_export_is_refused_to_engines_that_give_memory() {
+    let kinds = [
+        Kind::Shm,
+        #[cfg(feature = "device-tests")]
+        Kind::Verbs,
+    ];
+    for kind in kinds {
+        let server = server(Over { kind, protection: Protection::Keyed });
+        let refused = Raw::connect(&*server.connector_of(ROGUE), "open", Protection::Keyed);
+        let why = refused.err().expect("refused");
+        assert!(why.contains("Protection") && why.contains("sealed"), "{kind:?}: {why}");
+    }
+}
+
 #[test]
 fn forged_tags_bring_nothing_at_keyed() {
     let server = server(Over::keyed());

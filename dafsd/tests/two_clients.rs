@@ -28,6 +28,12 @@ fn shm() {
     never_torn_never_older_never_before_an_acknowledged_write(Over::chosen(Kind::Shm));
 }
 
+#[cfg(feature = "device-tests")]
+#[test]
+fn verbs() {
+    never_torn_never_older_never_before_an_acknowledged_write(Over::chosen(Kind::Verbs));
+}
+
 const PAGES: usize = 64;
 
 fn environment(name: &str, default: u64) -> u64 {

@@ -287,6 +287,12 @@ pub trait Endpoint: Send + Sync + fmt::Debug {
     /// Posts one-sided reads. The batch completes while someone drives the endpoint, or at once
     /// (see [`Capabilities::local_reads`]).
     fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch>;
+    /// Whether one-sided reads are worth posting now. `false` while what carries them is being set up
+    /// again after a fault that a NIC met: they would fault, each, and say nothing of the pages that
+    /// they are for. Messages and direct transfers go on meanwhile.
+    fn reads_now(&self) -> bool {
+        true
+    }
     /// Waits, at most `timeout`, until something of interest has arrived or another thread has made
     /// progress, and handles what has arrived. Returns early without a reason at times: callers
     /// loop. Of several callers one drives; the others sleep until it has made progress or stops.

@@ -10,7 +10,7 @@ use ordma::{AccessFault, Footer, PageRead, Region, RemoteRef, Segment};
 /// How such a read went.
 pub(super) enum Single {
     Done(ReadReport),
-    /// It is not within one page, or there is no reference or no connection.
+    /// It is not within one page, or there is no reference, or no connection for such reads now.
     NotOne,
     Faulted(Prior),
 }
@@ -18,7 +18,7 @@ pub(super) enum Single {
 /// Reads within one page, if it has a reference.
 pub(super) async fn read_one(file: &OpenFile, to: &Segment, offset: u64) -> Single {
     let session = file.session();
-    let Some((live, grant)) = session.live() else { return Single::NotOne };
+    let Some((live, grant)) = session.live_for_reads() else { return Single::NotOne };
     let page_size = grant.page_size;
     let block = offset / page_size as u64;
     // Less than a page size.

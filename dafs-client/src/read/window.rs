@@ -145,7 +145,7 @@ impl Window<'_> {
         }
         let known = lock(&session.table).directory.lookup(self.file.number(), last);
         let (Some(known), Some((live, _)), Some(key)) =
-            (known, session.live(), self.file.keyring.key())
+            (known, session.live_for_reads(), self.file.keyring.key())
         else {
             return false;
         };
@@ -221,13 +221,21 @@ impl Window<'_> {
     /// Starts a transfer for each page that is not here, and waits for all.
     async fn round(&mut self, limit: usize) -> Result<()> {
         let session = self.file.session();
-        let one_sided = session.live().zip(self.file.keyring.key());
+        let live = session.live();
+        let rearming = live.as_ref().is_some_and(|(live, _)| !live.endpoint.reads_now());
+        let one_sided = live.filter(|_| !rearming).zip(self.file.keyring.key());
         if one_sided.is_none() {
-            // No connection: the RPCs wait for one, references would only be lost.
+            // The RPCs wait for a connection where there is none; references would only be lost.
+            let mut passed_over = 0;
             for page in &mut self.pages[..limit] {
                 if matches!(page.state, State::Ordma) {
                     page.state = State::Rpc;
+                    passed_over += 1;
                 }
+            }
+            if rearming {
+                self.report.rearming += passed_over;
+                session.counters.rearming_pages.add(passed_over.into());
             }
         }
         let mut under_way: Vec<Boxed<'_, Event>> = Vec::new();

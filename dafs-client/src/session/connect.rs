@@ -239,6 +239,7 @@ impl Session {
             root: reply.root.clone(),
             root_attr: reply.root_attr.unwrap_or_default(),
             shm_socket: reply.shm_socket.clone(),
+            verbs_address: reply.verbs_address.clone(),
             level: protected.level,
             server_key: protected.server_key(),
         })

@@ -55,6 +55,7 @@ pub(crate) struct Grant {
     pub(crate) root: Vec<u8>,
     pub(crate) root_attr: Attr,
     pub(crate) shm_socket: String,
+    pub(crate) verbs_address: String,
     pub(crate) level: Protection,
     /// The server's key, where there was a handshake.
     pub(crate) server_key: Option<PublicKey>,
@@ -203,7 +204,7 @@ impl Session {
         lock(&self.state).session
     }
 
-    /// The connection for one-sided reads, with the grant; `None` where there is none now.
+    /// The connection, with the grant; `None` where there is none now.
     pub(crate) fn live(&self) -> Option<(Live, Arc<Grant>)> {
         let state = lock(&self.state);
         match (&state.link, &state.grant) {
@@ -217,6 +218,11 @@ impl Session {
             }
             _ => None,
         }
+    }
+
+    /// The same, where one-sided reads can be posted over it now.
+    pub(crate) fn live_for_reads(&self) -> Option<(Live, Arc<Grant>)> {
+        self.live().filter(|(live, _)| live.endpoint.reads_now())
     }
 
     /// The error after the client was closed.

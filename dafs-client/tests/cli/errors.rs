@@ -92,7 +92,7 @@ fn a_server_that_is_not_there() {
 #[test]
 fn an_export_that_is_not_there() {
     let server = Server::start();
-    let url = format!("dafs://127.0.0.1:{}/other?{}", server.port, server.query);
+    let url = format!("dafs://{}/other?{}", server.address("tcp"), server.query);
     let error = server.fails(1, ["ls", &url]);
     check(&error, "connect to", "the server has no such export", "check the name after the host");
 }

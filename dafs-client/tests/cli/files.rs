@@ -101,7 +101,7 @@ fn mv_renames_moves_and_replaces() {
     server.ok(["mv", "-T", "/d", "/e"]);
     assert!(server.fails(1, ["mv", "/e/b", "/e/c", "/nowhere"]).contains("hold several"));
     assert!(server.fails(1, ["mv", "/gone", "/x"]).contains("no such file or directory"));
-    let other = format!("dafs://127.0.0.1:{}/other/x", server.port);
+    let other = format!("dafs://{}/other/x", server.address("tcp"));
     let error = server.fails(1, ["mv", &format!("{other}?{}", server.query), "/x"]);
     assert!(error.contains("is in another export") && error.contains("dafs get"), "{error}");
 }

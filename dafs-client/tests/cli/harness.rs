@@ -60,6 +60,9 @@ pub struct Setup {
     pub acquaintance: Acquaintance,
     /// It does not listen for shared memory.
     pub without_shm: bool,
+    /// It listens on an RDMA device.
+    #[cfg(feature = "device-tests")]
+    pub verbs: bool,
 }
 
 /// A running server; it is stopped, and its directory removed, at the end.
@@ -70,8 +73,8 @@ pub struct Server {
     pub dir: TempDir,
     /// The exported directory.
     pub export: PathBuf,
-    /// TCP port.
-    pub port: u16,
+    /// Where it listens, each with its engine.
+    addresses: Vec<String>,
     /// What a URL of it needs in its query.
     pub query: String,
 }
@@ -142,24 +145,25 @@ impl Server {
             listen.push(dir.path().join("socket"));
             command.arg("--listen").arg(listen);
         }
+        #[cfg(feature = "device-tests")]
+        if setup.verbs {
+            let device = std::env::var("DAFS_RDMA_ADDRESS");
+            let device = device.unwrap_or_else(|_| "10.9.9.1".to_owned());
+            command.arg("--listen").arg(format!("verbs:{device}:0"));
+        }
         command.arg("--state-dir").arg(&state).stdin(Stdio::null());
         let log = dir.path().join("log");
         command.stdout(Stdio::piped()).stderr(File::create(&log).unwrap());
         let mut child = command.spawn().unwrap();
-        let mut port = None;
-        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-            let line = line.unwrap();
-            let tcp = line.strip_prefix("dafsd: listening on tcp:127.0.0.1:");
-            port = port.or_else(|| tcp.map(|port| port.parse().unwrap()));
-            if line.contains("ready") {
-                break;
-            }
-        }
-        let Some(port) = port else {
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let addresses = lines
+            .map_while(|line| Some(line.unwrap().strip_prefix("dafsd: listening on ")?.to_owned()));
+        let addresses: Vec<String> = addresses.collect();
+        if addresses.is_empty() {
             let log = std::fs::read_to_string(&log).unwrap_or_default();
             let ended = child.wait();
             panic!("dafsd does not listen: {ended:?}\n{log}");
-        };
+        }
         let query = match setup.acquaintance {
             Acquaintance::Known => {
                 let key = std::fs::read_to_string(state.join("identity.pub")).unwrap();
@@ -168,12 +172,18 @@ impl Server {
             Acquaintance::Strangers => "protection=sealed".to_owned(),
             Acquaintance::Unprotected => "protection=none".to_owned(),
         };
-        Self { child, dir, export, port, query }
+        Self { child, dir, export, addresses, query }
+    }
+
+    /// Where an engine listens.
+    pub fn address(&self, engine: &str) -> &str {
+        let mut addresses = self.addresses.iter();
+        addresses.find_map(|at| at.strip_prefix(engine)?.strip_prefix(':')).expect("listens")
     }
 
     /// The export's URL, without a query.
     pub fn url(&self) -> String {
-        format!("dafs://127.0.0.1:{}/data", self.port)
+        format!("dafs://{}/data", self.address("tcp"))
     }
 
     /// A path outside the export.

@@ -78,7 +78,7 @@ fn the_doctor_tells_whose_keys_are_used() {
     server.ok(["keygen"]);
     let key = Identity::load(&identity).unwrap().public();
     let server_key = PublicKey::from_bytes([5; 32]);
-    std::fs::write(&known, format!("# mine\n127.0.0.1:{} {server_key}\n", server.port)).unwrap();
+    std::fs::write(&known, format!("# mine\n{} {server_key}\n", server.address("tcp"))).unwrap();
     server.file("a", "x");
     for text in [server.ok(["doctor"]), server.ok(["stat", "--path", "/a"])] {
         let own = format!("identity {}: public key {key}\n", identity.display());
@@ -107,7 +107,7 @@ fn the_first_contact_with_a_server_takes_a_yes() {
     // There is no terminal to ask at.
     let error = server.fails(1, ["cat", &url]);
     assert!(error.starts_with("dafs: cannot connect to ") && error.lines().count() == 1, "{error}");
-    let line = format!("127.0.0.1:{} {key}", server.port);
+    let line = format!("{} {key}", server.address("tcp"));
     for part in [
         format!("shows the key {key}, which is not known yet"),
         format!("add the line \"{line}\" to {}", known.display()),

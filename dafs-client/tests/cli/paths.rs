@@ -9,24 +9,30 @@ fn number(json: &str, name: &str, place: usize) -> u64 {
     digits.parse().unwrap()
 }
 
+/// Reads a file, `/file`, twice over an engine: the first time by RPC, the second one-sidedly.
+#[track_caller]
+pub fn second_pass_costs_nothing(server: &Server, engine: &str) {
+    server.file("file", vec![5; 300 * 4096 + 1]);
+    let json =
+        server.ok(["--engine", engine, "stat", "--path", "--pages", "all", "--json", "/file"]);
+    assert!(json.contains(&format!(r#""served":{{"engine":"{engine}","#)), "{json}");
+    let pages = number(&json, "pages", 0);
+    let page_size = number(&json, "page_size", 0);
+    assert_eq!(pages, (300 * 4096 + 1_u64).div_ceil(page_size));
+    assert_eq!(number(&json, "inline", 0) + number(&json, "direct", 0), pages, "{json}");
+    assert_eq!(number(&json, "ordma", 0), 0, "{json}");
+    assert!(number(&json, "handler_calls", 0) >= 1, "{json}");
+    assert_eq!(number(&json, "ordma", 1), pages, "{json}");
+    assert_eq!(number(&json, "rearming", 1), 0, "{json}");
+    assert_eq!(number(&json, "handler_calls", 1), 0, "{json}");
+    assert_eq!(number(&json, "bytes", 1), 300 * 4096 + 1, "{json}");
+}
+
 #[test]
 fn the_second_pass_costs_the_server_nothing() {
     let server = Server::start();
-    server.file("file", vec![5; 300 * 4096 + 1]);
     for engine in ["tcp", "shm"] {
-        let json =
-            server.ok(["--engine", engine, "stat", "--path", "--pages", "all", "--json", "/file"]);
-        assert!(json.contains(&format!(r#""served":{{"engine":"{engine}","#)), "{json}");
-        let pages = number(&json, "pages", 0);
-        let page_size = number(&json, "page_size", 0);
-        assert_eq!(pages, (300 * 4096 + 1_u64).div_ceil(page_size));
-        // The first by RPC alone, the second by ordma alone.
-        assert_eq!(number(&json, "inline", 0) + number(&json, "direct", 0), pages, "{json}");
-        assert_eq!(number(&json, "ordma", 0), 0, "{json}");
-        assert!(number(&json, "handler_calls", 0) >= 1, "{json}");
-        assert_eq!(number(&json, "ordma", 1), pages, "{json}");
-        assert_eq!(number(&json, "handler_calls", 1), 0, "{json}");
-        assert_eq!(number(&json, "bytes", 1), 300 * 4096 + 1, "{json}");
+        second_pass_costs_nothing(&server, engine);
     }
     let text = server.ok(["stat", "-p", "--pages", "7", "--passes", "3", "/file"]);
     assert!(text.contains("engine shm: the server is on this host"), "{text}");
@@ -50,11 +56,15 @@ fn the_doctor_tells_what_is_possible_and_taken() {
     let server = Server::start();
     let text = server.ok(["doctor"]);
     assert!(text.contains("   tcp yes connected;") && text.contains("   shm yes connected;"));
-    assert!(text.contains(" verbs no  not in this version"), "{text}");
+    // The server does not listen for it, whether this host has a device or not.
+    assert!(text.contains("\n verbs no  "), "{text}");
     assert!(text.contains(" taken shm: the server is on this host, reached by /"), "{text}");
     let text = server.ok(["doctor", "--engine", "tcp"]);
     assert!(text.contains(" taken tcp: it was asked for"), "{text}");
-    assert!(server.ok(["doctor", "--json"]).contains(r#""taken":{"engine":"shm","#));
+    let json = server.ok(["doctor", "--json"]);
+    assert!(json.contains(r#""taken":{"engine":"shm","#), "{json}");
+    assert!(json.contains(r#"{"engine":"verbs","usable":false,"why":""#), "{json}");
+    assert!(json.contains(r#""rdma_devices":["#), "{json}");
 }
 
 #[test]
@@ -63,10 +73,13 @@ fn without_shared_memory_tcp_is_taken() {
     server.file("a", "x");
     let text = server.ok(["doctor"]);
     assert!(text.contains("   shm no  the server offers no shared memory"), "{text}");
-    assert!(text.contains(" taken tcp: the server offers no shared memory"), "{text}");
+    let why = "the server offers no shared memory; the server does not listen on verbs";
+    assert!(text.contains(&format!(" taken tcp: {why}")), "{text}");
     assert_eq!(server.ok(["cat", "/a"]), "x");
     let error = server.fails(1, ["--engine", "shm", "cat", "/a"]);
     assert!(error.contains("cannot connect by shm to") && error.contains("use --engine tcp"));
+    let error = server.fails(1, ["--engine", "verbs", "cat", "/a"]);
+    assert!(error.starts_with("dafs: cannot connect to ") && error.contains("; use --engine tcp"));
     // A socket that is not there.
     let socket = server.local("no socket");
     let socket = socket.to_str().unwrap();

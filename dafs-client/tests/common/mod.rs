@@ -95,8 +95,11 @@ pub struct State {
     pub refuse: bool,
     pub resume: bool,
     pub shm_socket: String,
+    pub verbs_address: String,
     /// One-sided reads are done while they are posted.
     pub local_reads: bool,
+    /// None is worth posting now.
+    pub rearming: bool,
     pub log: Vec<Op>,
     /// What clients said at CONNECT of whom to act for.
     pub credentials: Vec<Option<dafs_proto::Credential>>,
@@ -137,7 +140,9 @@ impl Server {
             refuse: false,
             resume: true,
             shm_socket: String::new(),
+            verbs_address: String::new(),
             local_reads: false,
+            rearming: false,
             log: Vec::new(),
             credentials: Vec::new(),
             seals: Vec::new(),

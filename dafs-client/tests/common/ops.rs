@@ -102,6 +102,7 @@ fn connect(state: &mut State, link: &FakeEndpoint, header: &Header, body: &[u8])
         root: ROOT.to_le_bytes().to_vec(),
         root_attr: Some(attr(state, ROOT)),
         shm_socket: state.shm_socket.clone(),
+        verbs_address: state.verbs_address.clone(),
         ..ConnectReply::default()
     };
     let head = reply(header, Status::Ok, state.credits, &body);

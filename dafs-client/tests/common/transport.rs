@@ -294,6 +294,10 @@ impl Endpoint for FakeEndpoint {
         batch
     }
 
+    fn reads_now(&self) -> bool {
+        !self.server.state().rearming
+    }
+
     fn drive(&self, interest: Interest, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut inner = self.inner.lock().unwrap();

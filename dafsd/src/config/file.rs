@@ -95,7 +95,8 @@ pub struct Flags {
     /// keyed, or none, which is for trusted networks.
     #[arg(long, value_name = "LEVEL", global = true)]
     pub protection: Option<String>,
-    /// Where to listen: tcp:HOST:PORT or shm:PATH. May be repeated; replaces what the file says.
+    /// Where to listen: tcp:HOST:PORT, verbs:HOST:PORT or shm:PATH. May be repeated; replaces what the
+    /// file says.
     #[arg(long, value_name = "ADDRESS", global = true)]
     pub listen: Vec<String>,
     /// Memory for the page cache, 1GiB for example.

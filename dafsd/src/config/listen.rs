@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 /// Where the server listens unless it is told otherwise.
 pub const DEFAULT_TCP: &str = "127.0.0.1:20490";
+/// What an address looks like.
+const ADDRESSES: &str = "tcp:HOST:PORT, verbs:HOST:PORT or shm:PATH";
 /// Longest path of a Unix socket.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -15,6 +17,9 @@ const MAX_SOCKET_PATH: usize = 107;
 pub enum Listen {
     /// The engine `tcp`, at `host:port`.
     Tcp(String),
+    /// The engine `verbs`, at `host:port`, where the host is an address of an RDMA device's port, or a
+    /// wildcard for those of all.
+    Verbs(String),
     /// The engine `shm`, at the path of a socket.
     Shm(PathBuf),
 }
@@ -24,12 +29,13 @@ impl FromStr for Listen {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
-            Some(("tcp", address)) => {
+            Some((engine @ ("tcp" | "verbs"), address)) => {
                 let (host, port) = address.rsplit_once(':').unwrap_or_default();
                 if host.is_empty() || port.parse::<u16>().is_err() {
-                    return Err("must be tcp:HOST:PORT with a port from 0 to 65535".to_owned());
+                    return Err(format!("must be {engine}:HOST:PORT with a port from 0 to 65535"));
                 }
-                Ok(Self::Tcp(address.to_owned()))
+                let address = address.to_owned();
+                Ok(if engine == "tcp" { Self::Tcp(address) } else { Self::Verbs(address) })
             }
             Some(("shm", path)) => {
                 if !path.starts_with('/') || path.len() > MAX_SOCKET_PATH {
@@ -39,7 +45,7 @@ impl FromStr for Listen {
                 }
                 Ok(Self::Shm(path.into()))
             }
-            _ => Err("must be tcp:HOST:PORT or shm:PATH".to_owned()),
+            _ => Err(format!("must be {ADDRESSES}")),
         }
     }
 }
@@ -48,6 +54,7 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Verbs(address) => write!(f, "verbs:{address}"),
             Self::Shm(path) => write!(f, "shm:{}", path.display()),
         }
     }
@@ -65,14 +72,15 @@ pub(super) fn parse_listen(listen: &[String]) -> Result<Vec<Listen>, ConfigError
         }
     }
     if parsed.is_empty() {
-        return refuse("listen", "[]", "must name at least one tcp:HOST:PORT or shm:PATH");
+        return refuse("listen", "[]", format!("must name at least one {ADDRESSES}"));
     }
     Ok(parsed)
 }
 
 impl Config {
     /// The default places to listen at: one for other hosts to be asked for by name, and one for
-    /// this host where a directory for its socket can be had.
+    /// this host where a directory for its socket can be had. Not `verbs`: a device's port has no
+    /// address that this host alone can reach.
     #[must_use]
     pub fn default_listen() -> Vec<Listen> {
         let mut listen = vec![Listen::Tcp(DEFAULT_TCP.to_owned())];

@@ -95,6 +95,19 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn engines_may_share_an_address_and_verbs_is_not_taken_by_default() {
+    let listen = "listen = ['tcp:0.0.0.0:1', 'verbs:0.0.0.0:1', 'verbs:[fd00::1]:0']\n";
+    let export = "[[export]]\nname = 'x'\npath = '/'";
+    let config = load(&format!("{listen}{export}"), &[]).unwrap();
+    let verbs = |address: &str| Listen::Verbs(address.to_owned());
+    let expected = [Listen::Tcp("0.0.0.0:1".to_owned()), verbs("0.0.0.0:1"), verbs("[fd00::1]:0")];
+    assert_eq!(config.listen.unwrap(), expected);
+    assert_eq!(verbs("0.0.0.0:1").to_string().parse(), Ok(verbs("0.0.0.0:1")));
+    let default = Config::default_listen();
+    assert!(!default.iter().any(|listen| matches!(listen, Listen::Verbs(_))), "{default:?}");
+}
+
+#[test]
 fn exports_are_sealed_unless_asked_otherwise_by_name() {
     let level = |flags: &[&str]| from_flags(flags).unwrap().exports[0].protection;
     assert_eq!(level(&["--export", "x=/"]), Protection::Sealed);
@@ -164,9 +177,15 @@ fn errors_name_field_value_and_what_is_allowed() {
         (with("[verbs]\n"), &["verbs", "unknown field", "cache"]),
         (before("log = 'chatty=loud'"), &["log", "chatty=loud", "error, warn, info"]),
         (before("listen = []"), &["listen", "[]", "tcp:HOST:PORT"]),
-        (before("listen = ['udp:x:1']"), &["listen", "udp:x:1", "tcp:HOST:PORT or shm:PATH"]),
+        (
+            before("listen = ['udp:x:1']"),
+            &["listen", "udp:x:1", "tcp:HOST:PORT, verbs:HOST:PORT or shm:PATH"],
+        ),
         (before("listen = ['tcp:host']"), &["listen", "tcp:host", "port from 0 to 65535"]),
         (before("listen = ['tcp:host:99999']"), &["listen", "99999", "65535"]),
+        (before("listen = ['verbs:rxe0']"), &["listen", "verbs:rxe0", "verbs:HOST:PORT"]),
+        (before("listen = ['verbs::1']"), &["listen", "verbs::1", "verbs:HOST:PORT"]),
+        (before("listen = ['verbs:h:1', 'verbs:h:1']"), &["listen", "verbs:h:1", "twice"]),
         (before("listen = ['shm:socket']"), &["listen", "shm:socket", "absolute path"]),
         (before("listen = ['shm:/s', 'shm:/s']"), &["listen", "shm:/s", "twice"]),
         (with(&export), &["export.name", "x", "twice"]),

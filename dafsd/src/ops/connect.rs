@@ -85,6 +85,7 @@ pub async fn connect(
         root: export.wire(&root.handle),
         root_attr: Some(root.attr),
         shm_socket: server.shm_socket().to_owned(),
+        verbs_address: server.verbs_address().to_owned(),
     })
 }
 

@@ -35,6 +35,21 @@ pub enum Kind {
     Sim,
     Tcp,
     Shm,
+    #[cfg(feature = "device-tests")]
+    Verbs,
+}
+
+impl Kind {
+    /// Whether clients reach exported memory itself, and not only answers that are made of it.
+    pub fn gives_memory(self) -> bool {
+        !matches!(self, Self::Sim | Self::Tcp)
+    }
+}
+
+/// The address of the RDMA device that `verbs` is tested on, without a port.
+#[cfg(feature = "device-tests")]
+pub fn rdma_address() -> String {
+    std::env::var("DAFS_RDMA_ADDRESS").unwrap_or_else(|_| "10.9.9.1".to_owned())
 }
 
 /// What a suite runs over: an engine, and a protection level.
@@ -78,6 +93,10 @@ macro_rules! over_every_engine {
         $crate::over_every_engine!(sim_none, Over::clear(Kind::Sim), $($name),*);
         $crate::over_every_engine!(tcp_none, Over::clear(Kind::Tcp), $($name),*);
         $crate::over_every_engine!(shm_none, Over::clear(Kind::Shm), $($name),*);
+        #[cfg(feature = "device-tests")]
+        $crate::over_every_engine!(verbs, Over::sealed(Kind::Verbs), $($name),*);
+        #[cfg(feature = "device-tests")]
+        $crate::over_every_engine!(verbs_none, Over::clear(Kind::Verbs), $($name),*);
     };
     ($module:ident, $over:expr, $($name:ident),*) => {
         mod $module {
@@ -193,6 +212,8 @@ impl TestServer {
             Kind::Sim => "server".to_owned(),
             Kind::Tcp => "127.0.0.1:0".to_owned(),
             Kind::Shm => directory.path().join("socket").to_str().unwrap().to_owned(),
+            #[cfg(feature = "device-tests")]
+            Kind::Verbs => format!("{}:0", rdma_address()),
         };
         let mut server = Self { over, directory, world, running: None, setup, address };
         for export in server.setup.exports {
@@ -298,6 +319,10 @@ impl TestServer {
             (Kind::Sim, None) => unreachable!("sim has a world"),
             (Kind::Tcp, _) => Arc::new(ordma::tcp::Tcp::new(ordma::tcp::Settings::default())),
             (Kind::Shm, _) => Arc::new(ordma::shm::Shm::new(ordma::shm::Settings::default())),
+            #[cfg(feature = "device-tests")]
+            (Kind::Verbs, _) => {
+                Arc::new(ordma::verbs::Verbs::new(ordma::verbs::Settings::default()))
+            }
         }
     }
 

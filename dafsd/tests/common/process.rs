@@ -13,6 +13,8 @@ pub struct Daemon {
     child: Child,
     pub directory: tempfile::TempDir,
     pub tcp: String,
+    /// Where it listens, each with its engine, as the server says it.
+    listen: Vec<String>,
     flags: Vec<String>,
 }
 
@@ -23,8 +25,23 @@ impl Daemon {
         std::fs::create_dir(directory.path().join("tree")).unwrap();
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         authorize(&directory);
-        let (child, tcp) = spawn(&directory, &flags, "127.0.0.1:0");
-        Self { child, directory, tcp, flags }
+        let socket = directory.path().join("socket");
+        let listen = [
+            "tcp:127.0.0.1:0".to_owned(),
+            format!("shm:{}", socket.display()),
+            #[cfg(feature = "device-tests")]
+            format!("verbs:{}:0", super::rdma_address()),
+        ];
+        let (child, listen) = spawn(&directory, &flags, &listen);
+        let mut daemon = Self { child, directory, tcp: String::new(), listen, flags };
+        daemon.tcp = daemon.address("tcp").to_owned();
+        daemon
+    }
+
+    /// Where an engine listens.
+    fn address(&self, engine: &str) -> &str {
+        let mut addresses = self.listen.iter();
+        addresses.find_map(|at| at.strip_prefix(engine)?.strip_prefix(':')).expect("listens")
     }
 
     pub fn tree(&self) -> PathBuf {
@@ -61,8 +78,7 @@ impl Daemon {
 
     /// Starts it again, at the same addresses and over the same files.
     pub fn restart(&mut self) {
-        let (child, tcp) = spawn(&self.directory, &self.flags, &self.tcp);
-        (self.child, self.tcp) = (child, tcp);
+        (self.child, self.listen) = spawn(&self.directory, &self.flags, &self.listen);
     }
 
     /// What the client needs that the server lets in.
@@ -80,12 +96,10 @@ impl Daemon {
 
     pub fn client(&self, engine: &str) -> Client {
         let options = self.options();
+        let address = self.address(engine);
         let location = match engine {
-            "shm" => {
-                let socket = self.socket();
-                format!("dafs://{}/data?engine=shm&socket={}", self.tcp, socket.display())
-            }
-            engine => format!("dafs://{}/data?engine={engine}", self.tcp),
+            "shm" => format!("dafs://{}/data?engine=shm&socket={address}", self.tcp),
+            engine => format!("dafs://{address}/data?engine={engine}"),
         };
         Client::connect(&location, options).expect("connect")
     }
@@ -123,12 +137,16 @@ fn authorize(directory: &tempfile::TempDir) {
     std::fs::write(state.join("authorized_clients"), line).unwrap();
 }
 
-fn spawn(directory: &tempfile::TempDir, flags: &[String], tcp: &str) -> (Child, String) {
+/// Starts a server; it, and where it listens.
+fn spawn(
+    directory: &tempfile::TempDir,
+    flags: &[String],
+    listen: &[String],
+) -> (Child, Vec<String>) {
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let mut child = Command::new(env!("CARGO_BIN_EXE_dafsd"))
         .args(["--export", &format!("data={}", path("tree"))])
-        .args(["--listen", &format!("tcp:{tcp}")])
-        .args(["--listen", &format!("shm:{}", path("socket"))])
+        .args(listen.iter().flat_map(|address| ["--listen", address]))
         .args(["--state-dir", &path("state")])
         .args(flags)
         .stdout(Stdio::piped())
@@ -136,11 +154,11 @@ fn spawn(directory: &tempfile::TempDir, flags: &[String], tcp: &str) -> (Child, 
         .expect("start dafsd");
     let stdout = child.stdout.take().unwrap();
     let mut lines = BufReader::new(stdout).lines();
-    let prefix = "dafsd: listening on tcp:";
-    let address = lines
-        .find_map(|line| Some(line.ok()?.strip_prefix(prefix)?.to_owned()))
-        .expect("dafsd says where it listens");
+    let prefix = "dafsd: listening on ";
+    let next = |_: &String| Some(lines.next()?.ok()?.strip_prefix(prefix)?.to_owned());
+    let addresses: Option<Vec<_>> = listen.iter().map(next).collect();
+    let addresses = addresses.expect("dafsd says where it listens");
     // Keeps the pipe open and empty as long as the server lives.
     std::thread::spawn(move || lines.for_each(drop));
-    (child, address)
+    (child, addresses)
 }

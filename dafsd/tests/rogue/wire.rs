@@ -63,7 +63,7 @@ impl Socket {
                 socket.set_read_timeout(Some(PATIENCE)).unwrap();
                 Self::Unix(socket)
             }
-            Kind::Sim => unreachable!("sim has no sockets"),
+            kind => unreachable!("{kind:?} has no sockets"),
         }
     }
 

@@ -144,6 +144,10 @@ impl Endpoint for SecureEndpoint {
         self.inner.read(pages)
     }
 
+    fn reads_now(&self) -> bool {
+        self.inner.reads_now()
+    }
+
     fn drive(&self, interest: Interest, timeout: Duration) {
         self.inner.drive(interest, timeout);
     }

@@ -46,6 +46,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 root: vec![9, 8],
                 root_attr: attr(),
                 shm_socket: "/s".into(),
+                verbs_address: "h:7".into(),
             },
             &[
                 &[0x0a, 16], // session
@@ -62,7 +63,8 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x5a, 2, 9, 8],                // root
                 &[0x62],                         // root_attr
                 ATTR,
-                &[0x6a, 2, b'/', b's'], // shm_socket
+                &[0x6a, 2, b'/', b's'],       // shm_socket
+                &[0x72, 3, b'h', b':', b'7'], // verbs_address
             ],
         ),
         call(DisconnectRequest {}, &[], DisconnectReply {}, &[]),

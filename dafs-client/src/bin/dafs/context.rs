@@ -6,7 +6,7 @@ use crate::trust;
 use clap::ValueEnum;
 use dafs_client::blocking::Client;
 use dafs_client::{
-    Connectors, EngineChoice, FirstContact, Location, Options, Protection, PublicKey,
+    Connectors, EngineChoice, Error, FirstContact, Location, Options, Protection, PublicKey,
 };
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
@@ -15,7 +15,8 @@ use std::time::Duration;
 /// Flags of all subcommands.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Global {
-    /// Transport: shm needs a server on this host; auto takes it there, else tcp
+    /// Transport: shm needs a server on this host, verbs an RDMA device that reaches it; auto takes
+    /// the first of shm, verbs and tcp that there is
     #[arg(long, global = true, value_enum, value_name = "ENGINE")]
     pub engine: Option<EngineArg>,
     /// Least protection level to accept: sealed encrypts pages and is taken if nothing is named,
@@ -45,6 +46,8 @@ pub enum EngineArg {
     Auto,
     /// TCP.
     Tcp,
+    /// RDMA.
+    Verbs,
     /// Shared memory.
     Shm,
 }
@@ -80,6 +83,7 @@ impl Context {
         let engine = global.engine.map(|engine| match engine {
             EngineArg::Auto => EngineChoice::Auto,
             EngineArg::Tcp => EngineChoice::Tcp,
+            EngineArg::Verbs => EngineChoice::Verbs,
             EngineArg::Shm => EngineChoice::Shm,
         });
         let protection = global.protection.map(|level| match level {
@@ -132,8 +136,16 @@ impl Context {
         if wants_shm {
             location.engine = Some(EngineChoice::Auto);
         }
-        let client = Client::connect_with(&location, options, Connectors::default())
-            .map_err(|error| Failure::client("connect to", &location, &error))?;
+        let connected = Client::connect_with(&location, options, Connectors::default());
+        let client = connected.map_err(|error| {
+            let failure = Failure::client("connect to", &location, &error);
+            match (location.engine, error) {
+                (Some(EngineChoice::Verbs), Error::Link(_)) => {
+                    failure.advise("use --engine tcp, or see what dafs doctor says of verbs")
+                }
+                _ => failure,
+            }
+        })?;
         let choice = client.path_choice();
         if wants_shm && choice.engine != "shm" {
             let advice = "use --engine tcp, or name the server's socket with --socket";

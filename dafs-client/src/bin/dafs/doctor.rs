@@ -7,15 +7,13 @@ use crate::json::Json;
 use crate::output::Output;
 use crate::target::Target;
 use crate::trust::Trust;
-use dafs_client::EngineChoice;
+use dafs_client::ordma::rdma::DeviceInfo;
+use dafs_client::{Connectors, EngineChoice};
 use std::ffi::OsString;
-use std::path::Path;
 use std::time::Instant;
 
-/// Where the kernel lists RDMA devices.
-const RDMA_DEVICES: &str = "/sys/class/infiniband";
-
-/// Tell which engines reach a server, which one is taken, and why; and whose keys are used
+/// Tell which engines reach a server, which one is taken, and why; which RDMA devices there are; and
+/// whose keys are used
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Anything at the server; the default server if not given
@@ -38,7 +36,9 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     let target = cx.target(&args.path)?;
     let tcp = try_engine(cx, &target, EngineChoice::Tcp, "tcp")?;
     let shm = try_engine(cx, &target, EngineChoice::Shm, "shm")?;
-    let verbs = Finding { engine: "verbs", usable: false, why: verbs() };
+    let verbs = try_engine(cx, &target, EngineChoice::Verbs, "verbs")?;
+    // Where they cannot be told, the engine's finding says why.
+    let devices = (Connectors::default().devices)().unwrap_or_default();
     let taken = cx.connect(&target.location, cx.options());
     let (taken, failure) = match taken {
         Ok(client) => (Some(client), None),
@@ -63,6 +63,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         output.line(Json::object([
             ("server", Json::text(target.location.to_string())),
             ("engines", Json::Array(engines.collect())),
+            ("rdma_devices", Json::Array(devices.iter().map(device_json).collect())),
             ("taken", taken),
             ("protection", trust.json()),
         ]))?;
@@ -71,6 +72,10 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         for Finding { engine, usable, why } in &findings {
             let usable = if *usable { "yes" } else { "no" };
             output.line(format_args!("{engine:>6} {usable:<3} {why}"))?;
+        }
+        for DeviceInfo { name, active, mtu, .. } in &devices {
+            let state = if *active { "active" } else { "down" };
+            output.line(format_args!("device {name} {state}, MTU {mtu} bytes"))?;
         }
         match taken {
             Some(choice) => {
@@ -110,16 +115,10 @@ fn try_engine(
     }
 }
 
-/// Why there is no `verbs`.
-fn verbs() -> String {
-    let mut devices: Vec<String> = Path::new(RDMA_DEVICES)
-        .read_dir()
-        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into()).collect())
-        .unwrap_or_default();
-    devices.sort();
-    if devices.is_empty() {
-        "not in this version, and this host has no RDMA device".into()
-    } else {
-        format!("not in this version, though this host has {}", devices.join(", "))
-    }
+fn device_json(device: &DeviceInfo) -> Json {
+    Json::object([
+        ("name", Json::text(&device.name)),
+        ("active", Json::Bool(device.active)),
+        ("mtu", Json::number(device.mtu)),
+    ])
 }

@@ -62,6 +62,14 @@ impl Failure {
         Self::Failed(Box::new(Report { verb, what, why, advice, hopeless }))
     }
 
+    /// The same with other advice.
+    pub fn advise(mut self, advice: &str) -> Self {
+        if let Self::Failed(report) = &mut self {
+            report.advice = advice.into();
+        }
+        self
+    }
+
     /// Whether whatever else is tried will fail too.
     pub fn is_hopeless(&self) -> bool {
         matches!(self, Self::Failed(report) if report.hopeless)
@@ -135,9 +143,11 @@ pub fn local_reason(error: &io::Error) -> String {
 }
 
 fn without_number(text: &str) -> String {
-    let text = text.split(" (os error").next().unwrap_or_default();
+    let (text, after) = text.split_once(" (os error").unwrap_or((text, ""));
+    let after = after.split_once(')').map_or("", |(_, after)| after);
     let mut chars = text.chars();
-    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+    let first = chars.next().into_iter().flat_map(char::to_lowercase);
+    first.chain(chars).chain(after.chars()).collect()
 }
 
 fn reason(error: &Error) -> String {
@@ -270,6 +280,13 @@ mod tests {
             failure.to_string(),
             "cannot open $'a\\nb': no such file or directory; check the path"
         );
+    }
+
+    #[test]
+    fn what_stands_behind_an_error_number_is_kept() {
+        assert_eq!(without_number("Not there (os error 95): install it"), "not there: install it");
+        assert_eq!(without_number("Gone (os error 2)"), "gone");
+        assert_eq!(without_number(""), "");
     }
 
     #[test]

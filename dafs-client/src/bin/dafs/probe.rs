@@ -77,6 +77,7 @@ fn pass(client: &Client, file: &File, page: &mut [u8], pages: u64) -> dafs_clien
         total.direct += report.direct;
         total.ordma += report.ordma;
         total.faults += report.faults;
+        total.rearming += report.rearming;
         if report.bytes < page.len() {
             break;
         }
@@ -129,6 +130,7 @@ impl Pass {
             ("direct", Json::number(self.report.direct)),
             ("ordma", Json::number(self.report.ordma)),
             ("faults", Json::Object(faults.collect())),
+            ("rearming", Json::number(self.report.rearming)),
             ("p50_us", micros(self.p50)),
             ("p99_us", micros(self.p99)),
             ("handler_calls", Json::number(self.handler_calls)),

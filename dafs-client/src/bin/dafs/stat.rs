@@ -122,9 +122,13 @@ fn served(output: &mut Output, probe: &Probe) -> Result {
         let faults: Vec<_> =
             faults.iter().map(|(fault, count)| format!("{} {count}", fault.name())).collect();
         let faults = if faults.is_empty() { "none".into() } else { faults.join(", ") };
+        let rearming = match report.rearming {
+            0 => String::new(),
+            pages => format!("; {pages} by RPC while the NIC was set up again"),
+        };
         output.line(format_args!(
             "  pass {} {pages} pages of {page_size} bytes: {} inline, {} direct, {} ordma; \
-             faults: {faults}; p50 {}, p99 {}; handler calls {handler_calls}",
+             faults: {faults}{rearming}; p50 {}, p99 {}; handler calls {handler_calls}",
             number + 1,
             report.inline,
             report.direct,

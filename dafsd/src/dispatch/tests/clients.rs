@@ -70,6 +70,22 @@ impl World {
 }
 
 #[test]
+fn a_keyed_export_is_not_for_engines_that_cannot_check_tags() {
+    let access = Access::of(Authorized::parse(&clients(), true).unwrap());
+    let world = world_of(tempfile::tempdir().unwrap(), Protection::Keyed, access);
+    let channel = Established::new(key(1), Protection::Keyed, Secret::from_bytes([1; 32]));
+    let link = FakeLink { id: 1, channel: Some(Arc::new(channel)), ..FakeLink::default() };
+    let link = Arc::new(link);
+    assert!(!link.capabilities().tags);
+    world.service.connected(link.clone());
+    let refused = world.call(&link, &connect_request("data"), (NO_SLOT, 1));
+    let (code, text) = refused.unwrap_err();
+    assert_eq!(code, Status::Protection);
+    assert!(text.contains("engine fake cannot check") && text.contains("sealed"), "{text}");
+    assert!(!*link.may_read.lock());
+}
+
+#[test]
 fn a_guarded_export_is_for_clients_that_may_use_it() {
     let world = sealed();
     let stranger = world.link();
