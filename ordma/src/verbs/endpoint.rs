@@ -346,6 +346,10 @@ impl Endpoint for VerbsEndpoint {
         self.client.reads.post(pages)
     }
 
+    fn reads_now(&self) -> bool {
+        self.client.reads.is_ready()
+    }
+
     fn drive(&self, interest: Interest, timeout: Duration) {
         self.client.core.drive(interest, timeout);
     }
