@@ -24,7 +24,8 @@ pub enum EngineChoice {
     /// RDMA, at the location's host and port; where the server listens elsewhere, it is asked over
     /// TCP.
     Verbs,
-    /// Shared memory with a server on this host.
+    /// Shared memory with a server on this host; where its socket is not named, the server is asked
+    /// for it over TCP.
     Shm,
 }
 

@@ -15,8 +15,8 @@ pub struct Options {
     /// The transport. Default [`EngineChoice::Auto`]: `shm` where the server is on this host, else
     /// `verbs` where an RDMA device reaches it, else `tcp`.
     pub engine: EngineChoice,
-    /// The socket of the server's engine `shm` on this host; needed for [`EngineChoice::Shm`]
-    /// alone, as the server tells it otherwise. Default none.
+    /// The socket of the server's engine `shm` on this host. Default none: the server, asked over
+    /// TCP, tells it.
     pub socket: Option<String>,
     /// The least protection level that is accepted. Default [`Protection::Sealed`].
     /// [`Protection::None`] is taken at its word: exports that are guarded then refuse.

@@ -98,14 +98,7 @@ pub(crate) fn connect(
     match start.options.engine {
         EngineChoice::Tcp => Ok((start.tcp()?, asked_for("tcp"))),
         EngineChoice::Verbs => Ok((start.verbs()?, asked_for("verbs"))),
-        EngineChoice::Shm => {
-            let Some(socket) = &start.options.socket else {
-                let what = "engine=shm needs the server's socket on this host: socket=/path";
-                return Err(Error::InvalidArgument(what.into()));
-            };
-            let core = start.begin_known(&(connectors.shm)(socket))?;
-            Ok((core, asked_for("shm")))
-        }
+        EngineChoice::Shm => Ok((start.shm()?, asked_for("shm"))),
         EngineChoice::Auto => start.best(),
     }
 }
@@ -123,6 +116,16 @@ struct Start<'a> {
 impl Start<'_> {
     fn tcp(&self) -> Result<Core> {
         self.begin_known(&(self.connectors.tcp)(&self.location.address()))
+    }
+
+    /// By shared memory: at the socket that was named, or else where the server says that it is.
+    fn shm(&self) -> Result<Core> {
+        if let Some(socket) = &self.options.socket {
+            return self.begin_known(&(self.connectors.shm)(socket));
+        }
+        let target = self.location.address();
+        let over_shm = self.over_shm(&self.tcp()?);
+        Ok(over_shm.map_err(|reason| LinkError::Connect { target, reason })?.0)
     }
 
     /// Over RDMA: at the location's address, or else where the server says that it listens.

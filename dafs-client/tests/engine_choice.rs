@@ -194,8 +194,13 @@ fn an_engine_that_is_asked_for_is_taken_or_the_connection_fails() {
     assert_eq!(taken("dafs://host/data?protection=none&engine=tcp"), "tcp: it was asked for");
     let location = "dafs://host/data?protection=none&engine=shm&socket=/s";
     assert_eq!(taken(location), "shm: it was asked for");
-    let (error, _) = world.refused("dafs://host/data?protection=none&engine=shm");
-    assert!(error.contains("socket=/path"), "{error}");
+    // The server tells its socket.
+    let location = "dafs://host/data?protection=none&engine=shm";
+    let (error, _) = world.refused(location);
+    assert!(error.ends_with(": the server offers no shared memory"), "{error}");
+    let socket = tempfile::NamedTempFile::new().unwrap();
+    world.tcp.state().shm_socket = socket.path().to_str().unwrap().into();
+    assert_eq!(taken(location), "shm: it was asked for");
 
     // The location's address is the one of verbs, and nobody needs to listen on tcp.
     let alone = World { tcp: refusing(), ..world.clone() };

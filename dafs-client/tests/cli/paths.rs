@@ -72,12 +72,12 @@ fn without_shared_memory_tcp_is_taken() {
     let server = Server::start_with(Setup { without_shm: true, ..Setup::default() });
     server.file("a", "x");
     let text = server.ok(["doctor"]);
-    assert!(text.contains("   shm no  the server offers no shared memory"), "{text}");
+    assert!(text.contains("   shm no  the server offers no shared memory\n"), "{text}");
     let why = "the server offers no shared memory; the server does not listen on verbs";
     assert!(text.contains(&format!(" taken tcp: {why}")), "{text}");
     assert_eq!(server.ok(["cat", "/a"]), "x");
     let error = server.fails(1, ["--engine", "shm", "cat", "/a"]);
-    assert!(error.contains("cannot connect by shm to") && error.contains("use --engine tcp"));
+    assert!(error.contains(": the server offers no shared memory; use --engine tcp"), "{error}");
     let error = server.fails(1, ["--engine", "verbs", "cat", "/a"]);
     assert!(error.starts_with("dafs: cannot connect to ") && error.contains("; use --engine tcp"));
     // A socket that is not there.

@@ -6,7 +6,7 @@ use crate::trust;
 use clap::ValueEnum;
 use dafs_client::blocking::Client;
 use dafs_client::{
-    Connectors, EngineChoice, Error, FirstContact, Location, Options, Protection, PublicKey,
+    Connectors, EngineChoice, FirstContact, Location, Options, Protection, PublicKey,
 };
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
@@ -130,27 +130,7 @@ impl Context {
 
     /// A client of its own.
     pub fn connect(&self, location: &Location, options: Options) -> Result<Client> {
-        let mut location = location.clone();
-        // Without a socket's path the server is asked for it, which is how `auto` goes about it.
-        let wants_shm = location.engine == Some(EngineChoice::Shm) && location.socket.is_none();
-        if wants_shm {
-            location.engine = Some(EngineChoice::Auto);
-        }
-        let connected = Client::connect_with(&location, options, Connectors::default());
-        let client = connected.map_err(|error| {
-            let failure = Failure::client("connect to", &location, &error);
-            match (location.engine, error) {
-                (Some(EngineChoice::Verbs), Error::Link(_)) => {
-                    failure.advise("use --engine tcp, or see what dafs doctor says of verbs")
-                }
-                _ => failure,
-            }
-        })?;
-        let choice = client.path_choice();
-        if wants_shm && choice.engine != "shm" {
-            let advice = "use --engine tcp, or name the server's socket with --socket";
-            return Err(Failure::new("connect by shm to", &location, choice.why.clone(), advice));
-        }
-        Ok(client)
+        Client::connect_with(location, options, Connectors::default())
+            .map_err(|error| Failure::connect(location, &error))
     }
 }

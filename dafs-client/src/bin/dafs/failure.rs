@@ -3,7 +3,7 @@
 use crate::names;
 use dafs_client::ordma::LinkError;
 use dafs_client::trust::TrustError;
-use dafs_client::{Error, Op, Status};
+use dafs_client::{EngineChoice, Error, Location, Op, Status};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -62,12 +62,22 @@ impl Failure {
         Self::Failed(Box::new(Report { verb, what, why, advice, hopeless }))
     }
 
-    /// The same with other advice.
-    pub fn advise(mut self, advice: &str) -> Self {
-        if let Self::Failed(report) = &mut self {
+    /// No connection came of a location.
+    pub fn connect(location: &Location, error: &Error) -> Self {
+        let mut failure = Self::client("connect to", location, error);
+        let advice = match location.engine {
+            Some(EngineChoice::Shm) => {
+                "use --engine tcp, or name the server's socket with --socket"
+            }
+            Some(EngineChoice::Verbs) => "use --engine tcp, or see what dafs doctor says of verbs",
+            _ => return failure,
+        };
+        if let Self::Failed(report) = &mut failure
+            && report.advice == NOT_THERE
+        {
             report.advice = advice.into();
         }
-        self
+        failure
     }
 
     /// Whether whatever else is tried will fail too.
@@ -164,6 +174,9 @@ fn reason(error: &Error) -> String {
 const FOR_THE_OPERATOR: &str =
     "tell the server's operator; dafs doctor shows this client's public key";
 
+/// What to do where nobody answers.
+const NOT_THERE: &str = "check that dafsd runs on that host and listens at that address";
+
 fn advice(error: &Error) -> &'static str {
     match error {
         Error::Status { op: Op::Connect, status: Status::Access, .. } => FOR_THE_OPERATOR,
@@ -174,9 +187,7 @@ fn advice(error: &Error) -> &'static str {
             FOR_THE_OPERATOR
         }
         Error::Status { status, .. } => status_advice(*status),
-        Error::Link(_) | Error::Timeout { .. } => {
-            "check that dafsd runs on that host and listens at that address"
-        }
+        Error::Link(_) | Error::Timeout { .. } => NOT_THERE,
         Error::Protocol { .. } => "check that client and server are of the same version",
         Error::InvalidArgument(_) | Error::Access { .. } => "correct the command",
         Error::OutcomeUnknown { .. } => "look whether it was done, and repeat it if not",
