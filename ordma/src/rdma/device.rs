@@ -129,12 +129,19 @@ fn keep_open(context: NonNull<sys::ibv_context>) {
 /// The RDMA devices of this machine.
 ///
 /// # Errors
-/// rdma-core is not installed, or the kernel has no RDMA. An empty list is not an error.
+/// rdma-core is not installed. An empty list is not an error, nor is a kernel without RDMA.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
     let mut count = 0;
     // SAFETY: room for the count.
     let list = unsafe { sys::ibv_get_device_list(&raw mut count) };
-    let list = NonNull::new(list).ok_or_else(|| Error::last("ibv_get_device_list"))?;
+    let Some(list) = NonNull::new(list) else {
+        let error = std::io::Error::last_os_error();
+        return match error.raw_os_error() {
+            // The kernel has no RDMA (libibverbs, ibverbs_init).
+            Some(libc::ENOSYS) => Ok(Vec::new()),
+            _ => Err(Error::new("ibv_get_device_list", error)),
+        };
+    };
     let mut found = Vec::new();
     for at in 0..usize::try_from(count).unwrap_or(0) {
         // SAFETY: the list has so many entries.
