@@ -104,6 +104,11 @@ impl Registration {
         let _ = epoll::modify(&self.reactor.epoll, fd, EventData::new_u64(self.token), flags);
     }
 
+    /// Whether this is the loop's thread.
+    pub(crate) fn is_here(&self) -> bool {
+        self.reactor.thread.get() == Some(&std::thread::current().id())
+    }
+
     /// Has the source look whether it is readable.
     pub(crate) fn poke(&self) {
         self.reactor.command(Command::Poke(self.token));

@@ -154,6 +154,11 @@ impl MessageConnection {
         if self.link.is_closing() {
             return self.linger(room);
         }
+        match self.link.do_wanted() {
+            Ok(true) => room.arm_later(),
+            Ok(false) => {}
+            Err(reason) => return self.close(reason, room),
+        }
         match self.receive(room) {
             Ok(false) => Step::Idle,
             Ok(_) if self.link.is_closing() => self.linger(room),

@@ -1,4 +1,9 @@
 //! The server's side of one client's connection.
+//!
+//! Whatever makes a system call of the device is done on the thread of the link's event loop. The
+//! kernel takes writes to a device's descriptor only from threads with the very credential that opened
+//! it (`ib_safe_file_access`), and those of a file server act as its users now and then. What other
+//! threads want is queued, and the event loop told.
 
 use super::adapter::Adapter;
 use super::hello::{ClientHello, Welcome};
@@ -9,7 +14,7 @@ use super::wire::{MessagePair, Stall, Target, Wire, withdrawn};
 use crate::ChunkId;
 use crate::arena::Chunk;
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
-use crate::exports::{Holder, Registry};
+use crate::exports::Holder;
 use crate::gate::{Gate, Proof};
 use crate::lock;
 use crate::rdma::{self, Cap, Channel, CompletionQueue, ConnectionParameters, Id, Tuning};
@@ -44,6 +49,10 @@ pub(super) struct VerbsLink {
     limits: Limits,
     connection: Mutex<Option<Id>>,
     pub(super) registration: OnceLock<Registration>,
+    /// Something was queued by another thread.
+    wanted: AtomicBool,
+    /// Rights or chunks have changed.
+    stale: AtomicBool,
     closing: AtomicBool,
     reason: OnceLock<LinkError>,
     adverts: Mutex<Adverts>,
@@ -123,6 +132,8 @@ impl VerbsLink {
             limits,
             connection: Mutex::default(),
             registration: OnceLock::new(),
+            wanted: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             reason: OnceLock::new(),
             adverts: Mutex::default(),
@@ -190,15 +201,39 @@ impl VerbsLink {
         LinkError::Protocol { peer: self.peer.clone(), reason: reason.to_string() }
     }
 
+    /// Whether this is the event loop's thread.
+    fn is_here(&self) -> bool {
+        self.registration.get().is_some_and(Registration::is_here)
+    }
+
+    /// Has the event loop do what is queued.
+    fn want(&self) {
+        self.wanted.store(true, Ordering::Release);
+        if let Some(registration) = self.registration.get() {
+            registration.poke();
+        }
+    }
+
+    /// Sends what is queued, here or by the event loop.
+    fn flush(&self) {
+        if self.is_here() { self.sent(self.wire.flush()) } else { self.want() }
+    }
+
+    /// Does what others want; whether they did. Called by the event loop.
+    pub(super) fn do_wanted(&self) -> Result<bool, LinkError> {
+        let wanted = self.wanted.swap(false, Ordering::AcqRel);
+        if wanted {
+            self.refresh();
+            self.wire.flush()?;
+        }
+        Ok(wanted)
+    }
+
     /// Deals with what came of sending.
     fn sent(&self, result: Result<Stall, LinkError>) {
         match result {
             // The event loop has to look when something completes, or to try again.
-            Ok(Stall::Completions | Stall::Buffers) => {
-                if let Some(registration) = self.registration.get() {
-                    registration.poke();
-                }
-            }
+            Ok(Stall::Completions | Stall::Buffers) => self.want(),
             Ok(Stall::Done | Stall::Credits) => {}
             Err(error) => self.fail(error),
         }
@@ -253,17 +288,29 @@ impl VerbsLink {
         let proved = reads.proof.take().map_or(Ok(()), |proof| gate.prove(proof));
         (side.id, side._counted) = (Some(id), Some(counted));
         (reads.gate, reads.side) = (Some(gate), Some(side));
-        self.update(&registry, &mut reads);
+        self.stale.store(true, Ordering::Release);
         drop((reads, registry));
         match allowed.and(proved) {
-            Ok(()) => self.sent(self.wire.flush()),
+            Ok(()) => self.want(),
             Err(wrong) => self.fail(self.broken(wrong)),
         }
     }
 
-    /// Gives or takes the right to read, where that has changed, and queues what the client has to
-    /// be told.
-    fn update(&self, registry: &Registry<Self>, reads: &mut ReadState) {
+    /// Queues what the client has to be told of rights and chunks, where these have changed.
+    fn refresh(&self) {
+        if self.stale.swap(false, Ordering::AcqRel) {
+            let registry = self.server.exports.lock();
+            let mut reads = lock(&self.reads);
+            self.update(&mut reads);
+            let ReadState { allowed: true, held, .. } = &mut *reads else { return };
+            for chunk in registry.chunks() {
+                self.show(held, chunk);
+            }
+        }
+    }
+
+    /// Gives or takes the right to read, where that has changed.
+    fn update(&self, reads: &mut ReadState) {
         let allow = reads.gate.as_ref().is_some_and(|gate| gate.access().is_some());
         if reads.allowed == allow {
             return;
@@ -277,9 +324,6 @@ impl VerbsLink {
         }
         if allow {
             self.wire.record(Record::Allow);
-            for chunk in registry.chunks() {
-                self.show(&mut reads.held, chunk);
-            }
         } else {
             reads.held.clear();
             self.wire.record(Record::Revoke);
@@ -305,15 +349,15 @@ impl VerbsLink {
                 Ok(())
             }
             Record::Proof(proof) => {
-                let registry = self.server.exports.lock();
                 let mut reads = lock(&self.reads);
                 match &mut reads.gate {
                     Some(gate) => gate.prove(proof).map_err(|wrong| wrong.to_string())?,
                     None => reads.proof = Some(proof),
                 }
-                self.update(&registry, &mut reads);
-                drop((reads, registry));
-                self.sent(self.wire.flush());
+                drop(reads);
+                self.stale.store(true, Ordering::Release);
+                self.refresh();
+                self.flush();
                 Ok(())
             }
             Record::LetGo(chunk) => {
@@ -376,8 +420,11 @@ impl VerbsLink {
             return transfer.complete(Err(too_small(tag, room(pieces), data.len())));
         }
         let target = Target::new(Arc::clone(pieces), 0);
-        if let Err(error) = self.wire.place(tag, target, data, transfer) {
-            self.fail(error);
+        let here = self.is_here();
+        match self.wire.place(tag, target, data, transfer, here) {
+            Ok(()) if here => {}
+            Ok(()) => self.want(),
+            Err(error) => self.fail(error),
         }
     }
 
@@ -393,9 +440,9 @@ impl VerbsLink {
             return transfer.complete(Err(too_small(tag, room(pieces), buffer.len())));
         }
         let target = Target::new(Arc::clone(pieces), offset);
-        match self.wire.fetch(tag, target, buffer, transfer) {
-            // Its completion has to be told.
-            Ok(()) => self.sent(Ok(Stall::Completions)),
+        match self.wire.fetch(tag, target, buffer, transfer, self.is_here()) {
+            // Its completion has to be told, too.
+            Ok(()) => self.want(),
             Err(error) => self.fail(error),
         }
     }
@@ -421,7 +468,7 @@ impl VerbsLink {
             Ok(()) => {
                 tracing::debug!(link = self.id, life, "the client's READs are brought back");
                 self.wire.record(Record::Rearmed(life, ours));
-                self.sent(self.wire.flush());
+                self.flush();
             }
             Err(error) => {
                 self.fail(self.lost(format_args!("READs cannot be brought back: {error}")))
@@ -526,20 +573,16 @@ fn too_small(tag: Tag, room: u64, len: usize) -> LinkError {
 }
 
 impl Holder for VerbsLink {
-    fn announce(&self, chunk: &Arc<Chunk>) {
-        let mut reads = lock(&self.reads);
-        if reads.allowed {
-            self.show(&mut reads.held, chunk);
-            drop(reads);
-            self.sent(self.wire.flush());
-        }
+    fn announce(&self, _: &Arc<Chunk>) {
+        self.stale.store(true, Ordering::Release);
+        self.want();
     }
 
     fn retire(&self, chunk: ChunkId) -> bool {
         let holds = lock(&self.reads).held.contains(&chunk) && !self.is_closing();
         if holds {
             self.wire.record(Record::Retire(chunk));
-            self.sent(self.wire.flush());
+            self.want();
         }
         holds
     }
@@ -576,7 +619,15 @@ impl Link for VerbsLink {
         if self.is_closing() {
             return;
         }
-        match self.wire.send(head, &[data]) {
+        let here = self.is_here();
+        let sent = if here {
+            // What is said may be of what has just changed.
+            self.refresh();
+            self.wire.send(head, &[data])
+        } else {
+            Ok(self.wire.enqueue(head, &[data]))
+        };
+        match sent {
             Ok(queued) if queued > self.server.settings.send_queue => {
                 let held = self.server.settings.send_queue;
                 self.fail(self.lost(format_args!(
@@ -584,7 +635,7 @@ impl Link for VerbsLink {
                 )));
             }
             Ok(0) => {}
-            Ok(_) => self.sent(Ok(Stall::Completions)),
+            Ok(_) => self.want(),
             Err(error) => self.fail(error),
         }
     }
@@ -616,17 +667,18 @@ impl Link for VerbsLink {
     fn allow_reads(&self, access: Option<ReadAccess>) {
         let access = access.map(Arc::new);
         let trusted = access.is_some();
-        let registry = self.server.exports.lock();
         let mut reads = lock(&self.reads);
         reads.access.clone_from(&access);
         let judged = reads.gate.as_mut().map_or(Ok(()), |gate| gate.allow(access));
-        self.update(&registry, &mut reads);
-        drop((reads, registry));
+        drop(reads);
+        self.stale.store(true, Ordering::Release);
         if trusted {
             self.grow();
         }
         match judged {
-            Ok(()) => self.sent(self.wire.flush()),
+            // Before this returns where it can be.
+            Ok(()) if self.is_here() => self.refresh(),
+            Ok(()) => self.want(),
             Err(wrong) => self.fail(self.broken(wrong)),
         }
     }

@@ -175,14 +175,19 @@ impl Wire {
             if state.queue.is_empty() && self.send_at_once(state, head, data)? {
                 return Ok(state.queued);
             }
-            let len = head.len() + data.iter().map(|part| part.len()).sum::<usize>();
-            let mut bytes = Vec::with_capacity(len);
-            bytes.extend_from_slice(head);
-            data.iter().for_each(|part| bytes.extend_from_slice(part));
-            state.queued += bytes.len();
-            state.queue.push_back(Item::Message { bytes, head: head.len(), sent: 0 });
+            state.enqueue(head, data);
             self.pump(state, false)?;
             Ok(state.queued)
+        })
+    }
+
+    /// Queues a message; how many bytes are queued now.
+    pub(super) fn enqueue(&self, head: &[u8], data: &[&[u8]]) -> usize {
+        self.with(|state| {
+            if state.pair.is_some() {
+                state.enqueue(head, data);
+            }
+            state.queued
         })
     }
 
@@ -251,14 +256,15 @@ impl Wire {
         self.with(|state| self.pump(state, true))
     }
 
-    /// Places data into the client's memory. The transfer is done when the data was copied; what was
-    /// placed is told with the next message.
+    /// Places data into the client's memory, now where `post` says so. The transfer is done when the
+    /// data was copied; what was placed is told with the next message.
     pub(super) fn place(
         &self,
         tag: u64,
         target: Target,
         data: Vec<u8>,
         transfer: &Transfer,
+        post: bool,
     ) -> Result<(), LinkError> {
         self.with(|state| {
             let transfer = transfer.clone();
@@ -266,7 +272,7 @@ impl Wire {
                 state.ended.push((transfer, Err(self.lost("closed"))));
                 return Ok(());
             }
-            let soon = data.len() <= WITH_MESSAGE && state.queue.is_empty();
+            let soon = post && data.len() <= WITH_MESSAGE && state.queue.is_empty();
             state.queue.push_back(Item::Place { tag, data, at: 0, target, transfer });
             if soon {
                 let mut works = std::mem::take(&mut state.works);
@@ -279,17 +285,18 @@ impl Wire {
                     return Ok(());
                 }
             }
-            self.pump(state, false).map(|_| ())
+            if post { self.pump(state, false).map(|_| ()) } else { Ok(()) }
         })
     }
 
-    /// Fetches from the client's memory.
+    /// Fetches from the client's memory, now where `post` says so.
     pub(super) fn fetch(
         &self,
         tag: u64,
         target: Target,
         buffer: Vec<u8>,
         transfer: &Transfer,
+        post: bool,
     ) -> Result<(), LinkError> {
         self.with(|state| {
             let transfer = transfer.clone();
@@ -301,7 +308,7 @@ impl Wire {
             state.next_fetch += 1;
             state.fetching.insert(id, Fetching { buffer, missing: left, transfer });
             state.queue.push_back(Item::Fetch { id, left, at: 0, target, tag });
-            self.pump(state, false).map(|_| ())
+            if post { self.pump(state, false).map(|_| ()) } else { Ok(()) }
         })
     }
 
@@ -594,6 +601,17 @@ impl Wire {
     fn transfer_buffer(&self) -> Result<Option<Block>, LinkError> {
         let Some(pool) = &self.transfers else { return Ok(None) };
         pool.take().map_err(|error| self.lost(error))
+    }
+}
+
+impl State {
+    fn enqueue(&mut self, head: &[u8], data: &[&[u8]]) {
+        let len = head.len() + data.iter().map(|part| part.len()).sum::<usize>();
+        let mut bytes = Vec::with_capacity(len);
+        bytes.extend_from_slice(head);
+        data.iter().for_each(|part| bytes.extend_from_slice(part));
+        self.queued += len;
+        self.queue.push_back(Item::Message { bytes, head: head.len(), sent: 0 });
     }
 }
 
