@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dafs_client::keys::Protection;
 use std::ffi::OsString;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Measures DAFS against floors that move the same bytes with as little as possible around them.
@@ -38,15 +39,18 @@ pub enum Command {
     All(Options),
     /// What guards pages and messages: seals, checks and tags. Starts no server.
     Crypto(Timing),
-    /// The other side of a ping-pong.
+    /// The other side of floors.
     #[command(hide = true)]
     FloorPeer {
-        /// What carries it.
+        /// What carries them.
         transport: Transport,
         /// Where a Unix socket is to lie.
         #[arg(long)]
         path: Option<PathBuf>,
-        /// Bytes of the memory that replies are sent from.
+        /// An address of an RDMA device.
+        #[arg(long)]
+        address: Option<IpAddr>,
+        /// Bytes of the memory that replies come from.
         #[arg(long)]
         memory: usize,
     },
@@ -91,6 +95,9 @@ pub struct Options {
     /// The transport.
     #[arg(long, value_enum, default_value_t = Engine::Tcp)]
     pub engine: Engine,
+    /// The RDMA device of engine verbs.
+    #[command(flatten)]
+    pub device: Device,
     /// The protection level: sealed, keyed (engine tcp alone) or none.
     #[arg(long, value_name = "LEVEL", default_value_t)]
     pub protection: Protection,
@@ -121,6 +128,14 @@ pub struct Options {
     pub server: Option<PathBuf>,
 }
 
+/// An RDMA device.
+#[derive(Clone, Debug, Args)]
+pub struct Device {
+    /// An address of the RDMA device, for what goes over verbs.
+    #[arg(long, value_name = "IP", env = "DAFS_RDMA_ADDRESS", default_value = "10.9.9.1")]
+    pub address: IpAddr,
+}
+
 /// How anything is measured.
 #[derive(Clone, Debug, Args)]
 pub struct Timing {
@@ -146,6 +161,8 @@ pub enum Engine {
     Tcp,
     /// Shared memory.
     Shm,
+    /// RDMA.
+    Verbs,
 }
 
 /// How a client waits for a reply.
@@ -180,6 +197,9 @@ impl Options {
             name(&self.engine),
             self.protection
         );
+        if self.engine == Engine::Verbs {
+            text.push_str(&self.device.command());
+        }
         // Writing to a string does not fail.
         for (option, value) in
             [("block", self.block), ("clients", self.clients), ("depth", self.depth)]
@@ -197,6 +217,13 @@ impl Options {
             name(&self.wait)
         );
         text
+    }
+}
+
+impl Device {
+    /// As on the command line, after a space.
+    fn command(&self) -> String {
+        format!(" --address {}", self.address)
     }
 }
 
@@ -269,9 +296,18 @@ mod tests {
     }
 
     #[test]
+    fn the_device_is_named_where_it_matters() {
+        let given = options("dafs-bench response-time --engine verbs --address 10.0.0.7");
+        let command = given.command("response-time", Place::Same);
+        assert!(command.contains(" --engine verbs --protection sealed --address 10.0.0.7 --sec"));
+        assert_eq!(options(&command).command("response-time", Place::Same), command);
+    }
+
+    #[test]
     fn wrong_values_are_refused() {
         for wrong in [
-            "--engine verbs",
+            "--engine rdma",
+            "--address rxe0",
             "--protection paper",
             "--block 0",
             "--block 4kb",

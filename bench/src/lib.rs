@@ -65,8 +65,8 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Write(options) => one(Experiment::Write, options),
         Command::All(options) => all(options),
         Command::Crypto(timing) => crypto(timing),
-        Command::FloorPeer { transport, path, memory } => {
-            floor::serve(*transport, path.as_deref(), *memory)
+        Command::FloorPeer { transport, path, address, memory } => {
+            floor::serve(*transport, path.as_deref(), *address, *memory)
         }
         Command::Launch { parent, cpu, command } => placement::launch(*parent, *cpu, command),
         Command::Spin { parent, cpu } => placement::spin(*parent, *cpu),

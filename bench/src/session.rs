@@ -106,15 +106,7 @@ impl Session {
         server: Option<u32>,
     ) -> Result<Self> {
         let parsed = location.parse::<Location>().context(|| format!("location {location}"))?;
-        let connectors = match wait {
-            Wait::Adaptive => Connectors::default(),
-            Wait::Sleep => Connectors {
-                tcp: |address| Tcp::new(sleeping()).connector(address),
-                shm: |socket| Shm::new(sleeping()).connector(socket),
-                ..Connectors::default()
-            },
-        };
-        let client = Client::connect_with(&parsed, options(identity), connectors)
+        let client = Client::connect_with(&parsed, options(identity), connectors(wait))
             .context(|| format!("connecting to {location}"))?;
         let file = client.open(FILE).context(|| format!("opening {FILE}"))?;
         let size = file.attr().context(|| format!("attributes of {FILE}"))?.size;
@@ -203,6 +195,18 @@ fn options(identity: Option<&FilePath>) -> Options {
         directory_entries: 1 << 24,
         slots: 1024,
         ..Options::default()
+    }
+}
+
+/// Where connections come from that wait like that.
+fn connectors(wait: Wait) -> Connectors {
+    match wait {
+        Wait::Adaptive => Connectors::default(),
+        Wait::Sleep => Connectors {
+            tcp: |address| Tcp::new(sleeping()).connector(address),
+            shm: |socket| Shm::new(sleeping()).connector(socket),
+            ..Connectors::default()
+        },
     }
 }
 
