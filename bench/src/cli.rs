@@ -39,6 +39,9 @@ pub enum Command {
     All(Options),
     /// What guards pages and messages: seals, checks and tags. Starts no server.
     Crypto(Timing),
+    /// Registering memory with an RDMA device, and taking it from what is registered (table 13).
+    /// Starts no server.
+    Registration(DeviceOptions),
     /// The other side of floors.
     #[command(hide = true)]
     FloorPeer {
@@ -126,6 +129,17 @@ pub struct Options {
     /// The server's program; by default `dafsd` beside this one.
     #[arg(long, value_name = "PATH")]
     pub server: Option<PathBuf>,
+}
+
+/// What an experiment with an RDMA device alone is to do.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceOptions {
+    /// The device.
+    #[command(flatten)]
+    pub device: Device,
+    /// How long, and where the result goes.
+    #[command(flatten)]
+    pub timing: Timing,
 }
 
 /// An RDMA device.
@@ -220,6 +234,13 @@ impl Options {
     }
 }
 
+impl DeviceOptions {
+    /// The command with all its options.
+    pub(crate) fn command(&self, experiment: &str) -> String {
+        format!("dafs-bench {experiment}{}{}", self.device.command(), self.timing.command())
+    }
+}
+
 impl Device {
     /// As on the command line, after a space.
     fn command(&self) -> String {
@@ -301,6 +322,13 @@ mod tests {
         let command = given.command("response-time", Place::Same);
         assert!(command.contains(" --engine verbs --protection sealed --address 10.0.0.7 --sec"));
         assert_eq!(options(&command).command("response-time", Place::Same), command);
+        let given =
+            Cli::try_parse_from("dafs-bench registration --address ::1".split(' ')).unwrap();
+        let Command::Registration(given) = given.command else { panic!("{given:?}") };
+        assert_eq!(
+            given.command("registration"),
+            "dafs-bench registration --address ::1 --seconds 2 --blocks 20 --keep-awake on"
+        );
     }
 
     #[test]

@@ -207,6 +207,25 @@ fn alone(line: &str) -> (String, Vec<Value>) {
     (out, rows)
 }
 
+#[cfg(feature = "device-tests")]
+#[test]
+fn registration_needs_no_server() {
+    let (out, rows) = alone("registration --seconds 0.001");
+    assert!(out.starts_with("registration: engine verbs"), "{out}");
+    assert!(out.contains("\n16384 pages: "), "{out}");
+    assert_eq!(paths(&rows)[..3], ["take", "register", "deregister"]);
+    assert_eq!(rows.len(), 1 + 2 * 8);
+    assert_eq!(rows.last().unwrap()["block"], 16384 * 4096);
+}
+
+#[test]
+fn where_there_is_no_device_it_is_said_so() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
+    let output = command.args(["registration", "--address", "127.0.0.1"]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("--address"), "{error}");
+}
+
 #[test]
 fn crypto_needs_no_server() {
     let (out, rows) = alone("crypto --seconds 0.001");
