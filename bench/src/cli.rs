@@ -42,6 +42,8 @@ pub enum Command {
     /// Registering memory with an RDMA device, and taking it from what is registered (table 13).
     /// Starts no server.
     Registration(DeviceOptions),
+    /// READs of pages and their footers, by where the footers lie. Starts no server.
+    Layouts(DeviceOptions),
     /// The other side of floors.
     #[command(hide = true)]
     FloorPeer {

@@ -12,7 +12,7 @@
 //! | `experiments` | the experiments, one file each |
 //! | `lab` | what every experiment needs |
 //! | `crypto` | what guards pages and messages, by itself |
-//! | `registration` | what registering memory costs, by itself |
+//! | `registration`, `layouts` | what an RDMA device does, by itself |
 //! | `server` | the server's process |
 //! | `access` | who the bench is to the server |
 //! | `session` | the client, and its reads and writes as rows |
@@ -34,6 +34,7 @@ pub mod error;
 mod experiments;
 mod floor;
 mod lab;
+mod layouts;
 pub mod machine;
 mod measure;
 pub mod placement;
@@ -68,6 +69,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::All(options) => all(options),
         Command::Crypto(timing) => crypto(timing),
         Command::Registration(options) => alone(options, registration::run),
+        Command::Layouts(options) => alone(options, layouts::run),
         Command::FloorPeer { transport, path, address, memory } => {
             floor::serve(*transport, path.as_deref(), *address, *memory)
         }

@@ -218,12 +218,24 @@ fn registration_needs_no_server() {
     assert_eq!(rows.last().unwrap()["block"], 16384 * 4096);
 }
 
+#[cfg(feature = "device-tests")]
+#[test]
+fn layouts_need_no_server() {
+    let (out, rows) = alone("layouts --seconds 0.001");
+    assert!(out.starts_with("layouts: engine verbs"), "{out}");
+    let expected = ["floor", "apart", "behind", "floor", "apart", "behind", "page by page"];
+    assert_eq!(paths(&rows), expected);
+    assert_eq!((&rows[0]["block"], &rows[6]["block"]), (&4096.into(), &65536.into()));
+}
+
 #[test]
 fn where_there_is_no_device_it_is_said_so() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
-    let output = command.args(["registration", "--address", "127.0.0.1"]).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && error.contains("--address"), "{error}");
+    for experiment in ["registration", "layouts"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
+        let output = command.args([experiment, "--address", "127.0.0.1"]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains("--address"), "{error}");
+    }
 }
 
 #[test]
