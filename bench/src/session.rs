@@ -17,6 +17,7 @@ use dafs_client::blocking::{Client, File};
 use dafs_client::ordma::Engine as _;
 use dafs_client::ordma::shm::Shm;
 use dafs_client::ordma::tcp::{Settings, Tcp};
+use dafs_client::ordma::verbs::Verbs;
 use dafs_client::{Connectors, Location, OpenOptions, Options, Path, Snapshot};
 use std::fmt;
 use std::path::Path as FilePath;
@@ -205,6 +206,7 @@ fn connectors(wait: Wait) -> Connectors {
         Wait::Sleep => Connectors {
             tcp: |address| Tcp::new(sleeping()).connector(address),
             shm: |socket| Shm::new(sleeping()).connector(socket),
+            verbs: |address| Verbs::new(sleeping()).connector(address),
             ..Connectors::default()
         },
     }
