@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dafs_client::keys::Protection;
 use std::ffi::OsString;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Measures DAFS against floors that move the same bytes with as little as possible around them.
@@ -38,15 +39,23 @@ pub enum Command {
     All(Options),
     /// What guards pages and messages: seals, checks and tags. Starts no server.
     Crypto(Timing),
-    /// The other side of a ping-pong.
+    /// Registering memory with an RDMA device, and taking it from what is registered (table 13).
+    /// Starts no server.
+    Registration(DeviceOptions),
+    /// READs of pages and their footers, by where the footers lie. Starts no server.
+    Layouts(DeviceOptions),
+    /// The other side of floors.
     #[command(hide = true)]
     FloorPeer {
-        /// What carries it.
+        /// What carries them.
         transport: Transport,
         /// Where a Unix socket is to lie.
         #[arg(long)]
         path: Option<PathBuf>,
-        /// Bytes of the memory that replies are sent from.
+        /// An address of an RDMA device.
+        #[arg(long)]
+        address: Option<IpAddr>,
+        /// Bytes of the memory that replies come from.
         #[arg(long)]
         memory: usize,
     },
@@ -91,6 +100,9 @@ pub struct Options {
     /// The transport.
     #[arg(long, value_enum, default_value_t = Engine::Tcp)]
     pub engine: Engine,
+    /// The RDMA device of engine verbs.
+    #[command(flatten)]
+    pub device: Device,
     /// The protection level: sealed, keyed (engine tcp alone) or none.
     #[arg(long, value_name = "LEVEL", default_value_t)]
     pub protection: Protection,
@@ -121,6 +133,25 @@ pub struct Options {
     pub server: Option<PathBuf>,
 }
 
+/// What an experiment with an RDMA device alone is to do.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceOptions {
+    /// The device.
+    #[command(flatten)]
+    pub device: Device,
+    /// How long, and where the result goes.
+    #[command(flatten)]
+    pub timing: Timing,
+}
+
+/// An RDMA device.
+#[derive(Clone, Debug, Args)]
+pub struct Device {
+    /// An address of the RDMA device, for what goes over verbs.
+    #[arg(long, value_name = "IP", env = "DAFS_RDMA_ADDRESS", default_value = "10.9.9.1")]
+    pub address: IpAddr,
+}
+
 /// How anything is measured.
 #[derive(Clone, Debug, Args)]
 pub struct Timing {
@@ -146,6 +177,8 @@ pub enum Engine {
     Tcp,
     /// Shared memory.
     Shm,
+    /// RDMA.
+    Verbs,
 }
 
 /// How a client waits for a reply.
@@ -180,6 +213,9 @@ impl Options {
             name(&self.engine),
             self.protection
         );
+        if self.engine == Engine::Verbs {
+            text.push_str(&self.device.command());
+        }
         // Writing to a string does not fail.
         for (option, value) in
             [("block", self.block), ("clients", self.clients), ("depth", self.depth)]
@@ -197,6 +233,20 @@ impl Options {
             name(&self.wait)
         );
         text
+    }
+}
+
+impl DeviceOptions {
+    /// The command with all its options.
+    pub(crate) fn command(&self, experiment: &str) -> String {
+        format!("dafs-bench {experiment}{}{}", self.device.command(), self.timing.command())
+    }
+}
+
+impl Device {
+    /// As on the command line, after a space.
+    fn command(&self) -> String {
+        format!(" --address {}", self.address)
     }
 }
 
@@ -269,9 +319,25 @@ mod tests {
     }
 
     #[test]
+    fn the_device_is_named_where_it_matters() {
+        let given = options("dafs-bench response-time --engine verbs --address 10.0.0.7");
+        let command = given.command("response-time", Place::Same);
+        assert!(command.contains(" --engine verbs --protection sealed --address 10.0.0.7 --sec"));
+        assert_eq!(options(&command).command("response-time", Place::Same), command);
+        let given =
+            Cli::try_parse_from("dafs-bench registration --address ::1".split(' ')).unwrap();
+        let Command::Registration(given) = given.command else { panic!("{given:?}") };
+        assert_eq!(
+            given.command("registration"),
+            "dafs-bench registration --address ::1 --seconds 2 --blocks 20 --keep-awake on"
+        );
+    }
+
+    #[test]
     fn wrong_values_are_refused() {
         for wrong in [
-            "--engine verbs",
+            "--engine rdma",
+            "--address rxe0",
             "--protection paper",
             "--block 0",
             "--block 4kb",

@@ -1,5 +1,6 @@
 //! Why an experiment gave no result.
 
+use dafs_client::ordma::rdma;
 use std::io;
 
 /// The result of a part of an experiment.
@@ -35,6 +36,14 @@ pub enum Error {
         what: String,
         /// Why not.
         source: dafs_client::Error,
+    },
+    /// An RDMA device could not do something.
+    #[error("{what}: {source}")]
+    Verbs {
+        /// What was tried.
+        what: String,
+        /// What came of it.
+        source: rdma::Error,
     },
     /// Operations were served, but not the way that the row is about.
     #[error("row {row}: {reason}")]
@@ -82,5 +91,11 @@ impl<T> Context<T> for rustix::io::Result<T> {
 impl<T> Context<T> for dafs_client::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|source| Error::Client { what: what(), source })
+    }
+}
+
+impl<T> Context<T> for rdma::Result<T> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::Verbs { what: what(), source })
     }
 }

@@ -1,9 +1,10 @@
 //! What every experiment needs: a server, a peer for the floors, and CPUs that are awake.
 
-use crate::cli::{Engine, Options, Wait};
+use crate::cli::{Engine, Options, Wait, name};
 use crate::data::Offsets;
 use crate::error::{Error, Result};
-use crate::floor::{Exchange, PAGE, Peer, PingPong, Transport, Waiting};
+use crate::floor::verbs::whole;
+use crate::floor::{Exchange, PAGE, Peer, Waiting, Where};
 use crate::measure::{Label, Plan, Subject, measure};
 use crate::placement::{Awake, Place, Placement, bind};
 use crate::report::Row;
@@ -38,20 +39,21 @@ impl<'a> Lab<'a> {
         clients: usize,
         stop: &'a Stop,
     ) -> Result<Self> {
-        if (options.engine, options.protection) == (Engine::Shm, Protection::Keyed) {
-            return Err(Error::Usage(
-                "--protection keyed: clients that share the server's memory read what they like, \
-                 so engine shm has sealed and none alone"
-                    .into(),
-            ));
+        if options.protection == Protection::Keyed && options.engine != Engine::Tcp {
+            return Err(Error::Usage(format!(
+                "--protection keyed: clients that read the server's memory themselves read what \
+                 they like, so engine {} has sealed and none alone",
+                name(&options.engine)
+            )));
         }
         bind(placement.client(0))?;
         let server = Server::start(options, placement)?;
-        let transport = match options.engine {
-            Engine::Tcp => Transport::Tcp,
-            Engine::Shm => Transport::Unix,
+        let at = match options.engine {
+            Engine::Tcp => Where::Tcp,
+            Engine::Shm => Where::Unix(server.directory()),
+            Engine::Verbs => Where::Verbs(options.device.address),
         };
-        let peer = Peer::start(transport, server.directory(), options.file_size, placement)?;
+        let peer = Peer::start(at, options.file_size, placement)?;
         let awake = Awake::new(options.timing.keep_awake, &placement.cpus(clients))?;
         let (awake, notes) = (RefCell::new(awake), RefCell::default());
         Ok(Self { options, placement, stop, server, peer, awake, notes })
@@ -100,20 +102,33 @@ impl<'a> Lab<'a> {
         exchange: Exchange,
         offsets: Option<&Offsets>,
     ) -> Result<Subjects<'b>> {
-        let spins = self.options.wait == Wait::Adaptive
-            && self.placement.place == Place::Cross
-            && depth == 1;
-        let mut subjects: Subjects<'b> = Vec::new();
-        for waiting in [Waiting::Blocking, Waiting::Spinning] {
-            if waiting == Waiting::Blocking || spins {
-                let path = PingPong::name(self.peer.transport, waiting);
-                let label = Label { path, block, depth, clients: 1 };
-                let ping_pong =
-                    PingPong::connect(&self.peer, label, exchange, waiting, offsets, self.stop)?;
-                subjects.push(Box::new(ping_pong));
-            }
-        }
-        Ok(subjects)
+        let spinning = self.spins(depth).then_some(Waiting::Spinning);
+        let ping_pong =
+            |waiting| self.peer.ping_pong((block, depth), exchange, waiting, offsets, self.stop);
+        [Some(Waiting::Blocking), spinning].into_iter().flatten().map(ping_pong).collect()
+    }
+
+    /// The READs that rows are held against over verbs: one that waits as the client does, and one
+    /// that polls, as `ib_read_lat` does by itself.
+    pub(crate) fn raw_reads<'b>(&'b self, depth: u64, offsets: &Offsets) -> Result<Subjects<'b>> {
+        let polling = self.spins(depth).then_some(("floor-spin", Waiting::Polling));
+        let own = match self.options.wait {
+            Wait::Adaptive => ("floor", Waiting::Spinning),
+            Wait::Sleep => ("floor", Waiting::Blocking),
+        };
+        let reads = |(path, waiting)| {
+            let label = Label { path, block: offsets.block() as u64, depth, clients: 1 };
+            let parts = whole(offsets.block());
+            self.peer.reads(label, parts, offsets.clone(), waiting, self.stop)
+        };
+        [Some(own), polling].into_iter().flatten().map(reads).collect()
+    }
+
+    /// Whether there are floors that spin: where the client may spin as well and has a CPU of its
+    /// own to do so.
+    fn spins(&self, depth: u64) -> bool {
+        let Self { options, placement, .. } = self;
+        options.wait == Wait::Adaptive && placement.place == Place::Cross && depth == 1
     }
 
     /// The block size that was asked for, or the experiment's own. Reads are of whole pages.

@@ -12,6 +12,7 @@
 //! | `experiments` | the experiments, one file each |
 //! | `lab` | what every experiment needs |
 //! | `crypto` | what guards pages and messages, by itself |
+//! | `registration`, `layouts` | what an RDMA device does, by itself |
 //! | `server` | the server's process |
 //! | `access` | who the bench is to the server |
 //! | `session` | the client, and its reads and writes as rows |
@@ -33,10 +34,12 @@ pub mod error;
 mod experiments;
 mod floor;
 mod lab;
+mod layouts;
 pub mod machine;
 mod measure;
 pub mod placement;
 mod process;
+mod registration;
 pub mod report;
 mod server;
 mod session;
@@ -44,7 +47,7 @@ mod signals;
 
 pub use floor::Transport;
 
-use cli::{Cli, Command, Options, Timing};
+use cli::{Cli, Command, DeviceOptions, Options, Timing};
 use error::{Context, Result};
 use experiments::{Experiment, Finding};
 use placement::{Place, Placement};
@@ -65,8 +68,10 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Write(options) => one(Experiment::Write, options),
         Command::All(options) => all(options),
         Command::Crypto(timing) => crypto(timing),
-        Command::FloorPeer { transport, path, memory } => {
-            floor::serve(*transport, path.as_deref(), *memory)
+        Command::Registration(options) => alone(options, registration::run),
+        Command::Layouts(options) => alone(options, layouts::run),
+        Command::FloorPeer { transport, path, address, memory } => {
+            floor::serve(*transport, path.as_deref(), *address, *memory)
         }
         Command::Launch { parent, cpu, command } => placement::launch(*parent, *cpu, command),
         Command::Spin { parent, cpu } => placement::spin(*parent, *cpu),
@@ -106,6 +111,18 @@ fn crypto(timing: &Timing) -> Result<()> {
     let finding = crypto::run(timing, &placement, &stop)?;
     print!("{}", finding.to_table());
     write(timing, &finding.report)
+}
+
+/// What needs an RDMA device and no server: one CPU.
+fn alone(
+    options: &DeviceOptions,
+    run: fn(&DeviceOptions, &Placement, &Stop) -> Result<Finding>,
+) -> Result<()> {
+    let stop = Stop::install()?;
+    let placement = Placement::choose(Some(Place::Same))?;
+    let finding = run(options, &placement, &stop)?;
+    print!("{}", finding.to_table());
+    write(&options.timing, &finding.report)
 }
 
 /// Writes the JSON file, if one is wanted.

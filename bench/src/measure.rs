@@ -263,6 +263,7 @@ fn row(label: &Label, blocks: &[Block]) -> Row {
         ratio: None,
         ratio_spin: None,
         ratio_open: None,
+        ratio_direct: None,
     }
 }
 

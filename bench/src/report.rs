@@ -65,6 +65,9 @@ pub struct Row {
     /// The row divided by the opening of the same pages alone; in the table only.
     #[serde(skip)]
     pub ratio_open: Option<f64>,
+    /// A row of one-sided reads divided by that of direct ones; in the table only.
+    #[serde(skip)]
+    pub ratio_direct: Option<f64>,
 }
 
 /// Rounds to a thousandth, which no measurement here exceeds in accuracy.
@@ -128,7 +131,8 @@ impl Report {
     }
 
     fn cells(&self, of: &str) -> Vec<Vec<String>> {
-        let [floor, spin, open] = ["floor", "spin", "open"].map(|floor| format!("{of}/{floor}"));
+        let [floor, spin, open, direct] =
+            ["floor", "spin", "open", "direct"].map(|other| format!("{of}/{other}"));
         let head = [
             "path",
             "block",
@@ -145,6 +149,7 @@ impl Report {
             &floor,
             &spin,
             &open,
+            &direct,
         ];
         let mut cells = vec![head.map(str::to_owned).to_vec()];
         for row in &self.rows {
@@ -164,6 +169,7 @@ impl Report {
                 real(row.ratio, 2),
                 real(row.ratio_spin, 2),
                 real(row.ratio_open, 2),
+                real(row.ratio_direct, 2),
             ]);
         }
         cells

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -30,6 +31,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Server {
     /// Taken when it has been stopped.
     process: Option<Child>,
+    /// Where it listens with TCP, or with verbs where that is the engine.
     address: String,
     socket: PathBuf,
     /// What the locations of its export end with: the protection level, and by what it is known.
@@ -75,6 +77,14 @@ impl Server {
         option(&mut command, "--export", &export);
         option(&mut command, "--listen", "tcp:127.0.0.1:0");
         option(&mut command, "--listen", &format!("shm:{}", text(&socket)?));
+        let awaited = match options.engine {
+            Engine::Verbs => {
+                let address = SocketAddr::new(options.device.address, 0);
+                option(&mut command, "--listen", &format!("verbs:{address}"));
+                "verbs"
+            }
+            Engine::Tcp | Engine::Shm => "tcp",
+        };
         option(&mut command, "--memory", &format!("{memory}B"));
         option(&mut command, "--page-size", &format!("{PAGE}B"));
         option(&mut command, "--protection", protection.name());
@@ -90,7 +100,7 @@ impl Server {
             identity,
             directory,
         };
-        server.address = match output.and_then(listen_for_address) {
+        server.address = match output.and_then(|output| listen_for_address(output, awaited)) {
             Some(address) => address,
             None => {
                 let ended = server.end();
@@ -135,6 +145,7 @@ impl Server {
                 let socket = self.socket.display();
                 format!("dafs://{address}/{EXPORT}?engine=shm&socket={socket}&{guard}")
             }
+            Engine::Verbs => format!("dafs://{address}/{EXPORT}?engine=verbs&{guard}"),
         }
     }
 
@@ -216,8 +227,8 @@ fn beside() -> Result<PathBuf> {
     Ok(this.with_file_name("dafsd"))
 }
 
-/// Waits until the server is ready; where it listens with TCP.
-fn listen_for_address(output: ChildStdout) -> Option<String> {
+/// Waits until the server is ready; where it listens with an engine.
+fn listen_for_address(output: ChildStdout, engine: &str) -> Option<String> {
     let (sender, lines) = mpsc::channel();
     // Reads on to the end, so that the server never waits for a reader.
     std::thread::spawn(move || {
@@ -231,11 +242,29 @@ fn listen_for_address(output: ChildStdout) -> Option<String> {
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) if line == "dafsd: ready" => return address,
-            Ok(line) => {
-                let at = line.strip_prefix("dafsd: listening on tcp:").map(str::to_owned);
-                address = at.or(address);
-            }
+            Ok(line) => address = address_in(&line, engine).map(str::to_owned).or(address),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
         }
+    }
+}
+
+/// The address in a line that says where an engine listens.
+fn address_in<'a>(line: &'a str, engine: &str) -> Option<&'a str> {
+    let (of, address) = line.strip_prefix("dafsd: listening on ")?.split_once(':')?;
+    (of == engine).then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_that_of_the_engine() {
+        let line = "dafsd: listening on verbs:10.9.9.1:4567";
+        assert_eq!(address_in(line, "verbs"), Some("10.9.9.1:4567"));
+        assert_eq!(address_in(line, "tcp"), None);
+        let line = "dafsd: listening on tcp:[::1]:4567";
+        assert_eq!(address_in(line, "tcp"), Some("[::1]:4567"));
+        assert_eq!(address_in("dafsd: ready", "tcp"), None);
     }
 }

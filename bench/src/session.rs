@@ -17,6 +17,7 @@ use dafs_client::blocking::{Client, File};
 use dafs_client::ordma::Engine as _;
 use dafs_client::ordma::shm::Shm;
 use dafs_client::ordma::tcp::{Settings, Tcp};
+use dafs_client::ordma::verbs::Verbs;
 use dafs_client::{Connectors, Location, OpenOptions, Options, Path, Snapshot};
 use std::fmt;
 use std::path::Path as FilePath;
@@ -106,15 +107,7 @@ impl Session {
         server: Option<u32>,
     ) -> Result<Self> {
         let parsed = location.parse::<Location>().context(|| format!("location {location}"))?;
-        let connectors = match wait {
-            Wait::Adaptive => Connectors::default(),
-            Wait::Sleep => Connectors {
-                tcp: |address| Tcp::new(sleeping()).connector(address),
-                shm: |socket| Shm::new(sleeping()).connector(socket),
-                ..Connectors::default()
-            },
-        };
-        let client = Client::connect_with(&parsed, options(identity), connectors)
+        let client = Client::connect_with(&parsed, options(identity), connectors(wait))
             .context(|| format!("connecting to {location}"))?;
         let file = client.open(FILE).context(|| format!("opening {FILE}"))?;
         let size = file.attr().context(|| format!("attributes of {FILE}"))?.size;
@@ -203,6 +196,19 @@ fn options(identity: Option<&FilePath>) -> Options {
         directory_entries: 1 << 24,
         slots: 1024,
         ..Options::default()
+    }
+}
+
+/// Where connections come from that wait like that.
+fn connectors(wait: Wait) -> Connectors {
+    match wait {
+        Wait::Adaptive => Connectors::default(),
+        Wait::Sleep => Connectors {
+            tcp: |address| Tcp::new(sleeping()).connector(address),
+            shm: |socket| Shm::new(sleeping()).connector(socket),
+            verbs: |address| Verbs::new(sleeping()).connector(address),
+            ..Connectors::default()
+        },
     }
 }
 

@@ -1,5 +1,7 @@
-//! Every experiment, over every engine and at every protection level it has, with tiny sizes: that it runs to its end, gives the rows it
-//! should, and leaves nothing behind. How long things take is not looked at.
+//! Every experiment, over every engine and at every protection level it has, with tiny sizes: that
+//! it runs to its end, gives the rows it should, and leaves nothing behind. How long things take is
+//! not looked at. What needs an RDMA device, at the address in DAFS_RDMA_ADDRESS (10.9.9.1 unless
+//! set), is behind the feature `device-tests`.
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -102,6 +104,8 @@ fn paths(rows: &[Value]) -> Vec<&str> {
 fn floors(at: At, reads: bool) -> Vec<&'static str> {
     let mut floors = match (at.engine, reads) {
         ("tcp", _) => vec!["floor"],
+        ("verbs", true) => vec!["floor", "floor-send"],
+        ("verbs", false) => vec!["floor-send"],
         (_, true) => vec!["floor", "floor-socket"],
         (_, false) => vec!["floor-socket"],
     };
@@ -180,26 +184,69 @@ every_experiment!(
     tcp_sealed: "tcp" "sealed",
     shm_sealed: "shm" "sealed",
 );
+#[cfg(feature = "device-tests")]
+every_experiment!(
+    verbs: "verbs" "none",
+    verbs_sealed: "verbs" "sealed",
+);
+
+/// What an experiment without a server says, and its rows.
+fn alone(line: &str) -> (String, Vec<Value>) {
+    let json = tempfile::NamedTempFile::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
+    command.args(line.split_ascii_whitespace()).args(["--blocks", "1", "--json"]).arg(json.path());
+    let output = command.output().unwrap();
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{out}{err}");
+    let report: Value = serde_json::from_slice(&std::fs::read(json.path()).unwrap()).unwrap();
+    let experiment = line.split_ascii_whitespace().next().unwrap();
+    assert_eq!(report["experiment"], experiment);
+    let rows = report["rows"].as_array().unwrap().clone();
+    assert!(rows.iter().all(|row| row["p50_us"].as_f64().unwrap() > 0.0), "{out}");
+    (out, rows)
+}
+
+#[cfg(feature = "device-tests")]
+#[test]
+fn registration_needs_no_server() {
+    let (out, rows) = alone("registration --seconds 0.001");
+    assert!(out.starts_with("registration: engine verbs"), "{out}");
+    assert!(out.contains("\n16384 pages: "), "{out}");
+    assert_eq!(paths(&rows)[..3], ["take", "register", "deregister"]);
+    assert_eq!(rows.len(), 1 + 2 * 8);
+    assert_eq!(rows.last().unwrap()["block"], 16384 * 4096);
+}
+
+#[cfg(feature = "device-tests")]
+#[test]
+fn layouts_need_no_server() {
+    let (out, rows) = alone("layouts --seconds 0.001");
+    assert!(out.starts_with("layouts: engine verbs"), "{out}");
+    let expected = ["floor", "apart", "behind", "floor", "apart", "behind", "page by page"];
+    assert_eq!(paths(&rows), expected);
+    assert_eq!((&rows[0]["block"], &rows[6]["block"]), (&4096.into(), &65536.into()));
+}
+
+#[test]
+fn where_there_is_no_device_it_is_said_so() {
+    for experiment in ["registration", "layouts"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
+        let output = command.args([experiment, "--address", "127.0.0.1"]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains("--address"), "{error}");
+    }
+}
 
 #[test]
 fn crypto_needs_no_server() {
-    let json = tempfile::NamedTempFile::new().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
-    command.args(["crypto", "--seconds", "0.001", "--blocks", "1", "--json"]).arg(json.path());
-    let output = command.output().unwrap();
-    let (out, err) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}{err}");
+    let (out, rows) = alone("crypto --seconds 0.001");
     assert!(out.starts_with("crypto: place same"), "{out}");
     assert!(out.trim_end().ends_with("Pages are sealed by aws-lc-rs."), "{out}");
-    let report: Value = serde_json::from_slice(&std::fs::read(json.path()).unwrap()).unwrap();
-    assert_eq!((&report["experiment"], &report["engine"]), (&"crypto".into(), &Value::Null));
-    let rows = report["rows"].as_array().unwrap();
     for path in ["seal aws-lc-rs", "open aws-lc-rs", "seal ring", "open ring", "copy"] {
         let blocks = rows.iter().filter(|row| row["path"] == path).map(|row| &row["block"]);
         assert!(blocks.eq(&[4096, 8192, 16384, 32768, 65536]), "{path}: {out}");
     }
-    assert!(rows.iter().all(|row| row["p50_us"].as_f64().unwrap() > 0.0), "{out}");
 }
 
 #[test]
@@ -222,7 +269,8 @@ fn all_gives_an_array_and_every_experiment_the_same_placement() {
 fn what_cannot_be_is_refused_with_a_reason() {
     let bench = Bench::new();
     for (line, reason) in [
-        ("response-time --engine shm --protection keyed", "--protection keyed"),
+        ("response-time --engine shm --protection keyed", "engine shm has sealed"),
+        ("response-time --engine verbs --protection keyed", "engine verbs has sealed"),
         ("response-time --block 100", "whole pages"),
         ("response-time --file-size 1MiB --block 2MiB", "not more than the file's"),
         ("write --block 8", "writes are of"),

@@ -1,57 +1,58 @@
-//! The other side of a ping-pong: a process that reads requests and writes replies.
+//! The other side of floors: a process that reads requests and writes replies, or has memory that
+//! is read.
 
-use super::Exchange;
-use super::socket::{Address, Listening, Stream, Transport, Waiting};
+use super::hello::{HELLO, Hello};
+use super::socket::{Address, Listening, Stream, Transport};
+use super::{Exchange, PLACE, verbs};
 use crate::data::Aligned;
 use crate::error::{Context, Error, Result};
 use crate::placement::{Placement, placed, this_program};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 
-/// What a connection begins with: the lengths of its requests and replies, and whether to spin.
-pub(super) const HELLO: usize = 12;
-
-/// A request begins with the place in the peer's memory that its reply comes from, if it is long
-/// enough: what is sent from memory takes longer than what lies in the CPU's cache.
-pub(super) const PLACE: usize = 8;
-
-pub(super) fn hello(exchange: Exchange, waiting: Waiting) -> [u8; HELLO] {
-    let number = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
-    let mut bytes = [0; HELLO];
-    bytes[..4].copy_from_slice(&number(exchange.request));
-    bytes[4..8].copy_from_slice(&number(exchange.reply));
-    bytes[8..].copy_from_slice(&u32::from(waiting == Waiting::Spinning).to_le_bytes());
-    bytes
-}
-
-fn understand(bytes: [u8; HELLO]) -> (Exchange, Waiting) {
-    let number = |i: usize| {
-        u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]) as usize
-    };
-    let waiting = if number(8) == 1 { Waiting::Spinning } else { Waiting::Blocking };
-    (Exchange { request: number(0), reply: number(4) }, waiting)
-}
-
 /// The helper `floor-peer`: listens, says where, and serves connections until its input ends, out
 /// of so many bytes of memory.
-pub(crate) fn serve(transport: Transport, path: Option<&Path>, memory: usize) -> Result<()> {
-    let what = || "listening for ping-pongs".to_owned();
-    let (listening, address) = match (transport, path) {
-        (Transport::Tcp, _) => {
+pub(crate) fn serve(
+    transport: Transport,
+    path: Option<&Path>,
+    address: Option<IpAddr>,
+    memory: usize,
+) -> Result<()> {
+    match (transport, path, address) {
+        (Transport::Tcp, ..) => {
+            let what = || "listening for ping-pongs".to_owned();
             let listener = TcpListener::bind("127.0.0.1:0").context(what)?;
             let address = listener.local_addr().context(what)?.to_string();
-            (Listening::Tcp(listener), address)
+            serve_sockets(Listening::Tcp(listener), &address, memory);
         }
-        (Transport::Unix, Some(path)) => {
-            let listener = UnixListener::bind(path).context(what)?;
-            (Listening::Unix(listener), path.display().to_string())
+        (Transport::Unix, Some(path), _) => {
+            let listener = UnixListener::bind(path);
+            let listener = listener.context(|| "listening for ping-pongs".into())?;
+            serve_sockets(Listening::Unix(listener), &path.display().to_string(), memory);
         }
-        (Transport::Unix, None) => return Err(Error::Usage("a Unix socket needs --path".into())),
-    };
+        (Transport::Verbs, _, Some(address)) => {
+            let (listening, address) = verbs::Listening::new(address, memory)?;
+            println!("{address}");
+            std::thread::spawn(move || {
+                if let Err(error) = listening.serve() {
+                    eprintln!("dafs-bench: the peer: {error}");
+                }
+            });
+        }
+        (Transport::Unix, None, _) => return Err(Error::Usage("unix needs --path".into())),
+        (Transport::Verbs, _, None) => return Err(Error::Usage("verbs needs --address".into())),
+    }
+    let mut rest = Vec::new();
+    std::io::stdin().read_to_end(&mut rest).context(|| "waiting for the end".into())?;
+    Ok(())
+}
+
+/// Says where it listens, and serves connections in the background.
+fn serve_sockets(listening: Listening, address: &str, memory: usize) {
     let mut replies = Aligned::new(memory);
     // Memory that was never written is one page of zeroes, wherever it is read.
     replies.get_mut().fill(0x5A);
@@ -63,16 +64,13 @@ pub(crate) fn serve(transport: Transport, path: Option<&Path>, memory: usize) ->
             std::thread::spawn(move || answer(stream, replies.get()));
         }
     });
-    let mut rest = Vec::new();
-    std::io::stdin().read_to_end(&mut rest).context(|| "waiting for the end".into())?;
-    Ok(())
 }
 
 /// Answers one connection until it ends, in whatever way: the other side says what went wrong.
 fn answer(mut stream: Stream, replies: &[u8]) -> std::io::Result<()> {
     let mut bytes = [0; HELLO];
     stream.read_exact(&mut bytes)?;
-    let (exchange, waiting) = understand(bytes);
+    let Hello { exchange, waiting, .. } = Hello::decode(&bytes);
     stream.set_waiting(waiting)?;
     let mut request = vec![0; exchange.request];
     loop {
@@ -84,50 +82,60 @@ fn answer(mut stream: Stream, replies: &[u8]) -> std::io::Result<()> {
     }
 }
 
+/// Where a peer is to listen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Where<'a> {
+    /// On the loopback interface.
+    Tcp,
+    /// At a socket in this directory.
+    Unix(&'a Path),
+    /// At an address of an RDMA device.
+    Verbs(IpAddr),
+}
+
 /// A peer that runs.
 #[derive(Debug)]
 pub(crate) struct Peer {
     process: Child,
     pub(super) address: Address,
-    pub(crate) transport: Transport,
 }
 
 impl Peer {
-    /// Starts a peer on the server's CPU, with memory for replies as large as a file of this size;
-    /// a Unix socket comes to lie in `directory`.
-    pub(crate) fn start(
-        transport: Transport,
-        directory: &Path,
-        file_size: u64,
-        placement: &Placement,
-    ) -> Result<Self> {
-        let path = directory.join("floor.sock");
+    /// Starts a peer on the server's CPU, with memory as large as a file of this size and the
+    /// footers of its pages.
+    pub(crate) fn start(at: Where<'_>, file_size: u64, placement: &Placement) -> Result<Self> {
         let mut command = placed(placement.server, &this_program()?)?;
         // The longest reply brings the whole file.
         let memory = Exchange::read(usize::try_from(file_size).unwrap_or(usize::MAX)).reply;
         command.args(["floor-peer", "--memory", &memory.to_string()]);
-        match transport {
-            Transport::Tcp => command.arg("tcp"),
-            Transport::Unix => command.arg("unix").arg("--path").arg(&path),
+        match at {
+            Where::Tcp => command.arg("tcp"),
+            Where::Unix(directory) => {
+                command.arg("unix").arg("--path").arg(directory.join("floor.sock"))
+            }
+            Where::Verbs(address) => command.args(["verbs", "--address", &address.to_string()]),
         };
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().context(|| "starting the ping-pong's peer".into())?;
+        let mut process = command.spawn().context(|| "starting the floors' peer".into())?;
         let mut line = String::new();
         if let Some(output) = process.stdout.take() {
             BufReader::new(output)
                 .read_line(&mut line)
-                .context(|| "hearing from the ping-pong's peer".into())?;
+                .context(|| "hearing from the floors' peer".into())?;
         }
-        let address = match transport {
-            Transport::Tcp => line.trim().parse().ok().map(Address::Tcp),
-            Transport::Unix => (!line.trim().is_empty()).then_some(Address::Unix(path)),
+        let line = line.trim();
+        let address = match at {
+            Where::Tcp => line.parse().ok().map(Address::Tcp),
+            Where::Unix(_) => (!line.is_empty()).then(|| Address::Unix(line.into())),
+            Where::Verbs(_) => line.parse().ok().map(Address::Verbs),
         };
         let Some(address) = address else {
             let _ = process.kill();
             let _ = process.wait();
-            return Err(Error::Peer(format!("the ping-pong's peer said {line:?}, no address")));
+            // Where it said nothing it has said why on its error output.
+            return Err(Error::Peer(format!("the floors' peer said {line:?}, no address")));
         };
-        Ok(Self { process, address, transport })
+        Ok(Self { process, address })
     }
 }
 
@@ -137,23 +145,10 @@ impl Drop for Peer {
         drop(self.process.stdin.take());
         match self.process.kill() {
             Err(error) if error.kind() != ErrorKind::InvalidInput => {
-                eprintln!("dafs-bench: ending the ping-pong's peer: {error}");
+                eprintln!("dafs-bench: ending the floors' peer: {error}");
             }
             _ => {}
         }
         let _ = self.process.wait();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hello_is_understood() {
-        let exchange = Exchange { request: 56, reply: 4176 };
-        for waiting in [Waiting::Blocking, Waiting::Spinning] {
-            assert_eq!(understand(hello(exchange, waiting)), (exchange, waiting));
-        }
     }
 }

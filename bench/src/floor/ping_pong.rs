@@ -1,8 +1,8 @@
 //! The bench's side of a ping-pong.
 
-use super::peer::{PLACE, Peer, hello};
-use super::socket::Stream;
-use super::{Exchange, Transport, Waiting};
+use super::hello::Hello;
+use super::socket::{Address, Stream};
+use super::{Exchange, PLACE, Waiting};
 use crate::data::{Aligned, Offsets};
 use crate::error::{Context, Result};
 use crate::measure::{Block, Label, Recorder, Subject, one_by_one};
@@ -28,16 +28,17 @@ impl<'a> PingPong<'a> {
     /// Connects to the peer. The row counts `label.block` bytes for each round trip, and keeps
     /// `label.depth` of them under way.
     pub(crate) fn connect(
-        peer: &Peer,
+        address: &Address,
         label: Label,
         exchange: Exchange,
         waiting: Waiting,
         offsets: Option<&Offsets>,
         stop: &'a Stop,
     ) -> Result<Self> {
+        let depth = usize::try_from(label.depth).unwrap_or(1);
         let connect = || -> io::Result<Stream> {
-            let mut stream = Stream::connect(&peer.address)?;
-            stream.write_all(&hello(exchange, waiting))?;
+            let mut stream = Stream::connect(address)?;
+            stream.write_all(&Hello { exchange, depth, waiting }.encode())?;
             stream.set_waiting(waiting)?;
             Ok(stream)
         };
@@ -48,16 +49,6 @@ impl<'a> PingPong<'a> {
         }
         let replies = (0..label.depth).map(|_| Aligned::new(exchange.reply)).collect();
         Ok(Self { label, stop, stream, request, offsets: offsets.cloned(), replies })
-    }
-
-    /// The name of a row that holds such a ping-pong.
-    pub(crate) fn name(transport: Transport, waiting: Waiting) -> &'static str {
-        match (transport, waiting) {
-            (Transport::Tcp, Waiting::Blocking) => "floor",
-            (Transport::Tcp, Waiting::Spinning) => "floor-spin",
-            (Transport::Unix, Waiting::Blocking) => "floor-socket",
-            (Transport::Unix, Waiting::Spinning) => "floor-socket-spin",
-        }
     }
 
     fn send(&mut self) -> io::Result<()> {

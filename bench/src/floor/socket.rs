@@ -18,15 +18,30 @@ pub enum Transport {
     Tcp,
     /// A Unix stream socket.
     Unix,
+    /// Raw verbs.
+    Verbs,
 }
 
-/// How a side of a ping-pong waits.
+/// How a side of a ping-pong, or one that reads, waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiting {
     /// In a blocking call.
     Blocking,
     /// Spinning for a short time, then in a blocking call.
     Spinning,
+    /// Spinning for as long as it takes, within reason.
+    Polling,
+}
+
+impl Waiting {
+    /// How long to spin before a blocking call.
+    pub(super) fn spin(self) -> Duration {
+        match self {
+            Self::Blocking => Duration::ZERO,
+            Self::Spinning => SPIN,
+            Self::Polling => Duration::from_secs(1),
+        }
+    }
 }
 
 /// An address to connect to.
@@ -34,6 +49,7 @@ pub(crate) enum Waiting {
 pub(crate) enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    Verbs(SocketAddr),
 }
 
 /// Where the peer listens.
@@ -78,12 +94,13 @@ impl Stream {
         match address {
             Address::Tcp(address) => Self::tcp(TcpStream::connect(address)?),
             Address::Unix(path) => Ok(Self::new(Socket::Unix(UnixStream::connect(path)?))),
+            Address::Verbs(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
     pub(super) fn set_waiting(&mut self, waiting: Waiting) -> io::Result<()> {
         self.waiting = waiting;
-        let nonblocking = waiting == Waiting::Spinning;
+        let nonblocking = waiting != Waiting::Blocking;
         match &self.socket {
             Socket::Tcp(socket) => socket.set_nonblocking(nonblocking),
             Socket::Unix(socket) => socket.set_nonblocking(nonblocking),
@@ -114,7 +131,7 @@ impl Stream {
             match call(&mut self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let begun = *since.get_or_insert_with(Instant::now);
-                    if begun.elapsed() > SPIN {
+                    if begun.elapsed() > self.waiting.spin() {
                         self.poll(flags, Duration::from_secs(1))?;
                     }
                 }
@@ -150,7 +167,9 @@ impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.waiting {
             Waiting::Blocking => self.socket.read(buffer),
-            Waiting::Spinning => self.spin(PollFlags::IN, |socket| socket.read(buffer)),
+            Waiting::Spinning | Waiting::Polling => {
+                self.spin(PollFlags::IN, |socket| socket.read(buffer))
+            }
         }
     }
 }
@@ -159,7 +178,9 @@ impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.waiting {
             Waiting::Blocking => self.socket.write(bytes),
-            Waiting::Spinning => self.spin(PollFlags::OUT, |socket| socket.write(bytes)),
+            Waiting::Spinning | Waiting::Polling => {
+                self.spin(PollFlags::OUT, |socket| socket.write(bytes))
+            }
         }
     }
 

@@ -102,6 +102,45 @@ unsafe impl Memory for Mapping {
     }
 }
 
+/// Memory of this process that can be registered, as often as one likes and for whatever the peer
+/// is to be allowed.
+#[derive(Debug)]
+pub struct Buffer(Mapping);
+
+impl Buffer {
+    /// So many zero bytes, which take no memory before something is copied in.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(len: usize) -> Result<Arc<Self>> {
+        let mapping = Mapping::anonymous(len.max(1));
+        Ok(Arc::new(Self(mapping.map_err(|error| super::Error::new("mmap", error))?)))
+    }
+
+    /// Copies bytes in, from `offset` on.
+    ///
+    /// # Panics
+    /// Where they lie outside of it.
+    pub fn copy_in(&self, offset: usize, from: &[u8]) {
+        self.0.copy_in(offset, from);
+    }
+
+    /// Copies bytes out, from `offset` on, that the peer may be changing meanwhile.
+    ///
+    /// # Panics
+    /// Where they lie outside of it.
+    pub fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        self.0.copy_out(offset, into);
+    }
+}
+
+// SAFETY: it holds its mapping, and gives out no references to the bytes.
+unsafe impl Memory for Buffer {
+    fn range(&self) -> (*const u8, usize) {
+        self.0.range()
+    }
+}
+
 /// A memory region: memory that the device may use, which stays pinned in place.
 pub struct Region {
     region: NonNull<sys::ibv_mr>,
@@ -369,5 +408,27 @@ unsafe impl Local for Part {
 impl Drop for Block {
     fn drop(&mut self) {
         self.slab.free().push(self.index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_keeps_what_is_copied_in() {
+        let buffer = Buffer::new(8192).unwrap();
+        buffer.copy_in(4090, b"across pages");
+        let mut found = [0; 13];
+        buffer.copy_out(4089, &mut found);
+        assert_eq!(&found, b"\0across pages");
+        let (base, len) = buffer.range();
+        assert_eq!((base.align_offset(4096), len), (0, 8192));
+    }
+
+    #[test]
+    #[should_panic(expected = "end <= self.len")]
+    fn nothing_is_copied_past_a_buffers_end() {
+        Buffer::new(4096).unwrap().copy_in(4090, &[0; 7]);
     }
 }

@@ -14,7 +14,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `device` | devices, their ports and limits |
-//! | `memory` | protection domains, memory regions, slabs of registered buffers |
+//! | `memory` | protection domains, memory that can be registered, regions, slabs |
 //! | `completion` | completion queues and the channels that tell of them |
 //! | `work` | work requests: what they name, and how their completions are told apart |
 //! | `pair` | reliable connected queue pairs |
@@ -30,7 +30,7 @@ mod work;
 pub use cm::{ConnectionParameters, Event, EventChannel, EventKind, Id, IdKey, MAX_HELLO};
 pub use completion::{Channel, Completion, CompletionQueue, Status};
 pub use device::{Device, DeviceInfo, devices};
-pub use memory::{Access, Block, Domain, Memory, Part, Region, Slab};
+pub use memory::{Access, Block, Buffer, Domain, Memory, Part, Region, Slab};
 pub use pair::{Cap, Flushed, QueuePair, Tuning};
 pub use work::{Kind, Local, Op, Parts, Remote, Work, WrId};
 
