@@ -4,7 +4,7 @@
 use crate::engine::LinkError;
 use crate::wait::Waiter;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,6 +50,28 @@ pub(crate) struct Handled {
 
 /// The lanes of a client; the second is `None` where reads need none.
 pub(crate) type Lanes<'a> = [Option<&'a dyn Lane>; LANES];
+
+/// The end of a wait, which begins when it is first asked for: what is there at once takes no look at
+/// the clock.
+struct Deadline {
+    timeout: Duration,
+    at: OnceCell<Option<Instant>>,
+}
+
+impl Deadline {
+    fn new(timeout: Duration) -> Self {
+        Self { timeout, at: OnceCell::new() }
+    }
+
+    /// `None` where it is further away than the clock goes.
+    fn get(&self) -> Option<Instant> {
+        *self.at.get_or_init(|| Instant::now().checked_add(self.timeout))
+    }
+
+    fn left(&self) -> Option<Duration> {
+        self.get().map(|at| at.saturating_duration_since(Instant::now()))
+    }
+}
 
 /// The order of those who wait.
 #[derive(Debug)]
@@ -106,7 +128,7 @@ impl Turn {
         wanted: [bool; LANES],
         timeout: Duration,
     ) -> Result<(), LinkError> {
-        let deadline = Instant::now().checked_add(timeout);
+        let deadline = Deadline::new(timeout);
         let seen = self.seen();
         let mut state = self.lock();
         let mut news;
@@ -118,7 +140,7 @@ impl Turn {
                 break mine;
             }
             state.followers += 1;
-            let (again, late) = self.wait(state, deadline);
+            let (again, late) = self.wait(state, &deadline);
             state = again;
             state.followers -= 1;
             if late {
@@ -139,7 +161,7 @@ impl Turn {
             // No wait, but a look: who comes with news each time must not starve.
             self.look_at(lanes, mine).map(|_| ())
         } else {
-            self.lead(lanes, mine, wanted, &seen, deadline)
+            self.lead(lanes, mine, wanted, &seen, &deadline)
         };
         drop(leading);
         self.see();
@@ -195,24 +217,24 @@ impl Turn {
         mine: [bool; LANES],
         wanted: [bool; LANES],
         seen: &[u64; LANES + 1],
-        deadline: Option<Instant>,
+        deadline: &Deadline,
     ) -> Result<(), LinkError> {
         let first = if mine[MESSAGES] { MESSAGES } else { READS };
         let budget = self.waiter(first).budget();
         if !budget.is_zero() {
+            // What is there at once says nothing of what spinning is worth, and takes no clock.
+            if self.look_at(lanes, mine)? {
+                return Ok(());
+            }
             let start = Instant::now();
-            let mut spun = false;
             loop {
-                if self.look_at(lanes, mine)? {
-                    // What was there at once says nothing of what spinning is worth.
-                    if spun {
-                        self.waiter(first).hit();
-                    }
+                let now = Instant::now();
+                if self.news(wanted, seen) || deadline.get().is_some_and(|deadline| now >= deadline)
+                {
                     return Ok(());
                 }
-                spun = true;
-                let now = Instant::now();
-                if self.news(wanted, seen) || deadline.is_some_and(|deadline| now >= deadline) {
+                if self.look_at(lanes, mine)? {
+                    self.waiter(first).hit();
                     return Ok(());
                 }
                 if now - start >= budget {
@@ -238,7 +260,7 @@ impl Turn {
         mine: [bool; LANES],
         wanted: [bool; LANES],
         seen: &[u64; LANES + 1],
-        deadline: Option<Instant>,
+        deadline: &Deadline,
     ) -> Result<Option<[bool; LANES]>, LinkError> {
         let first = if mine[MESSAGES] { MESSAGES } else { READS };
         {
@@ -271,7 +293,7 @@ impl Turn {
         let idle = || PollFd::new(&self.kicks[first], PollFlags::empty());
         let [a, b] = fds;
         let mut fds = [a.unwrap_or_else(idle), b.unwrap_or_else(idle), kick];
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = deadline.left();
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         let result = poll(&mut fds, timeout.as_ref());
         self.lock().asleep[first] = false;
@@ -365,12 +387,11 @@ impl Turn {
     fn wait<'a>(
         &self,
         state: MutexGuard<'a, State>,
-        deadline: Option<Instant>,
+        deadline: &Deadline,
     ) -> (MutexGuard<'a, State>, bool) {
-        let Some(deadline) = deadline else {
+        let Some(left) = deadline.left() else {
             return (self.changed.wait(state).unwrap_or_else(PoisonError::into_inner), false);
         };
-        let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return (state, true);
         }
