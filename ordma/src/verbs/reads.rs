@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 /// READs under way on a queue pair, as far as both devices can.
 pub(super) const READ_DEPTH: u8 = 64;
 /// Payload bytes of a run.
-const RUN: usize = 64 << 10;
+const RUN: usize = 256 << 10;
 /// Work requests of the queue pair.
 const SENDS: u32 = 256;
 /// Payload bytes that are under way at a time.
