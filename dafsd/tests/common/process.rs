@@ -96,12 +96,20 @@ impl Daemon {
 
     pub fn client(&self, engine: &str) -> Client {
         let options = self.options();
+        Client::connect(&self.at(engine), options).expect("connect")
+    }
+
+    fn at(&self, engine: &str) -> String {
         let address = self.address(engine);
-        let location = match engine {
+        match engine {
             "shm" => format!("dafs://{}/data?engine=shm&socket={address}", self.tcp),
             engine => format!("dafs://{address}/data?engine={engine}"),
-        };
-        Client::connect(&location, options).expect("connect")
+        }
+    }
+
+    /// Where an engine reaches the server with this key.
+    pub fn location(&self, engine: &str, key: &str) -> String {
+        format!("{}&server_key={key}", self.at(engine))
     }
 
     /// Resident memory in bytes.

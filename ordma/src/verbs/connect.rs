@@ -19,7 +19,7 @@ use crate::rdma::{
 use crate::stream::Settings;
 use crate::stream::frame::Limits;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -34,6 +34,8 @@ pub(super) struct VerbsConnector {
 struct Attempt {
     events: Arc<EventChannel>,
     deadline: Instant,
+    /// The address of this host to come from.
+    from: Option<IpAddr>,
 }
 
 impl Attempt {
@@ -69,6 +71,9 @@ impl Attempt {
     fn resolve(&self, address: SocketAddr) -> Result<Id, String> {
         let text = |error: rdma::Error| error.to_string();
         let id = Id::new(&self.events).map_err(text)?;
+        if let Some(from) = self.from {
+            id.bind(SocketAddr::new(from, 0)).map_err(text)?;
+        }
         id.resolve_address(address, self.left()?).map_err(text)?;
         let EventKind::AddressResolved = self.event(&id)?.kind else {
             return Err("an address that is not resolved".to_owned());
@@ -117,11 +122,18 @@ impl VerbsConnector {
         receiver: Arc<dyn Receiver>,
         deadline: Instant,
     ) -> Result<VerbsEndpoint, String> {
-        let addresses = self.address.to_socket_addrs().map_err(|error| error.to_string())?;
+        let (address, from) = match self.address.split_once('@') {
+            Some((address, from)) => {
+                let wrong = |_| format!("{from:?} is no address of this host");
+                (address, Some(from.parse().map_err(wrong)?))
+            }
+            None => (&*self.address, None),
+        };
+        let addresses = address.to_socket_addrs().map_err(|error| error.to_string())?;
         let mut last = "the name has no address".to_owned();
         for address in addresses {
             let events = EventChannel::new().map_err(|error| error.to_string())?;
-            let attempt = Attempt { events, deadline };
+            let attempt = Attempt { events, deadline, from };
             match self.connect_to(&attempt, address, Arc::clone(&receiver)) {
                 Ok(endpoint) => return Ok(endpoint),
                 Err(why) => last = why,

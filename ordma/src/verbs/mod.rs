@@ -57,7 +57,8 @@ const READ_BATCH: usize = 1024;
 const BACKLOG: i32 = 1024;
 
 /// The engine. Addresses are `host:port`, of an address that belongs to an RDMA device's port; port
-/// 0 listens on any free one.
+/// 0 listens on any free one. To connect from a certain address of this host, where it has several
+/// devices, add `@` and that address: `10.0.0.2:20490@10.0.0.1`.
 #[derive(Clone, Debug, Default)]
 pub struct Verbs {
     settings: Settings,

@@ -30,6 +30,8 @@ struct Connection {
     tuning: Tuning,
     /// Completions that were found and not looked at yet.
     found: RefCell<VecDeque<Completion>>,
+    /// Packets that came while something else was waited for.
+    packets: RefCell<VecDeque<Vec<u8>>>,
 }
 
 /// A client without an engine behind it.
@@ -111,8 +113,8 @@ impl Rogue {
         }
         pair.connect(&id, &tuning).unwrap();
         id.establish().unwrap();
-        let found = RefCell::default();
-        Ok(Connection { id, pair, queue, slab, answer: event.private, tuning, found })
+        let (found, packets) = (RefCell::default(), RefCell::default());
+        Ok(Connection { id, pair, queue, slab, answer: event.private, tuning, found, packets })
     }
 
     fn connect(&self, receives: usize) -> Connection {
@@ -167,9 +169,18 @@ impl Connection {
             if let Some(last) = done.pop() {
                 return last;
             }
-            // A receive: what the server says is of no interest here.
-            self.pair.received(&completion);
+            self.keep(&completion);
             assert!(Instant::now() < deadline);
+        }
+    }
+
+    /// Keeps a packet that has come.
+    fn keep(&self, completion: &Completion) {
+        if let Some(mut block) = self.pair.received(completion)
+            && completion.status.is_success()
+        {
+            block.set_len(completion.len as usize);
+            self.packets.borrow_mut().push_back(block.bytes().to_vec());
         }
     }
 
@@ -182,12 +193,11 @@ impl Connection {
     fn packet(&self) -> Vec<u8> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let completion = self.completion(PATIENCE).expect("a packet");
-            if let Some(mut block) = self.pair.received(&completion) {
-                assert_eq!(completion.status, Status::Success);
-                block.set_len(completion.len as usize);
-                return block.bytes().to_vec();
+            if let Some(packet) = self.packets.borrow_mut().pop_front() {
+                return packet;
             }
+            let completion = self.completion(PATIENCE).expect("a packet");
+            self.keep(&completion);
             self.pair.sent(&completion, &mut Vec::new());
             assert!(Instant::now() < deadline);
         }

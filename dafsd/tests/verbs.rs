@@ -1,0 +1,329 @@
+//! What happens to a network of RDMA devices, and to those at its ends: every read brings right data,
+//! or fails with an error that says why, in bounded time.
+//!
+//! `links` takes two devices with a cable between them: the server is at DAFS_RDMA_ADDRESS, and
+//! clients come from DAFS_RDMA_FROM, an address on the interface DAFS_RDMA_INTERFACE.
+
+mod common;
+
+use common::process::Daemon;
+use common::{PAGE, create, pattern, read_to_end, served};
+use dafs_client::blocking::{Client, File};
+use dafs_client::{Connectors, Error, Options};
+use ordma::Engine;
+use ordma::verbs::{Settings, Verbs};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const MIB: usize = 1 << 20;
+
+/// What came of reading for a while.
+#[derive(Debug, Default)]
+struct Told {
+    good: u64,
+    failed: u64,
+    slowest: Duration,
+    last_error: String,
+}
+
+/// Reads pages at random, and holds each against what it should be.
+fn read_until(file: &File, content: &[u8], done: &AtomicBool, seed: u64) -> Told {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut told = Told::default();
+    let mut page = vec![0; PAGE];
+    while !done.load(Ordering::Relaxed) {
+        let block = random.usize(..content.len() / PAGE);
+        let begun = Instant::now();
+        match file.read_exact_at(&mut page, (block * PAGE) as u64) {
+            Ok(()) => {
+                assert!(page == content[block * PAGE..][..PAGE], "block {block}");
+                told.good += 1;
+            }
+            Err(error @ (Error::Timeout { .. } | Error::Link(_))) => {
+                told.failed += 1;
+                told.last_error = error.to_string();
+            }
+            Err(other) => panic!("{other}"),
+        }
+        told.slowest = told.slowest.max(begun.elapsed());
+    }
+    told
+}
+
+/// A server with a file, and what is in it.
+fn server(flags: &[&str]) -> (Daemon, Vec<u8>) {
+    let daemon = Daemon::start(flags);
+    let content = pattern(4 * MIB, 7);
+    std::fs::write(daemon.tree().join("file"), &content).unwrap();
+    (daemon, content)
+}
+
+/// Waits until reads are one-sided again.
+fn becomes_one_sided(client: &Client, file: &File, within: Duration) {
+    let deadline = Instant::now() + within;
+    loop {
+        let mut buffer = vec![0; PAGE];
+        let (result, by) = served(client, || file.read_exact_at(&mut buffer, 0));
+        if result.is_ok() && by.rpcs == 0 && by.ordma == 1 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not one-sided within {within:?}: {by:?} {result:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Memory that shrinks while it is read: chunks go, with READs of them under way.
+#[test]
+fn chunks_are_deregistered_under_reads() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let daemon = Daemon::start(&["--memory", "8MiB"]);
+    let content = pattern(3 * MIB, 7);
+    std::fs::write(daemon.tree().join("file"), &content).unwrap();
+    let (reader, writer) = (daemon.client("verbs"), daemon.client("verbs"));
+    let file = reader.open("file").unwrap();
+    assert!(read_to_end(&file, MIB) == content);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read_until(&file, &content, &done, seed));
+        // Far more than there is memory for, so that pages move, again and again.
+        for round in 0..6 {
+            let other = create(&writer, &format!("other-{round}"));
+            other.write_all_at(&pattern(4 * MIB, round), 0).unwrap();
+            other.sync().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        let told = reading.join().unwrap();
+        println!("{told:?}");
+        assert!(told.good > 0 && told.failed == 0, "{told:?}");
+    });
+    assert!(read_to_end(&file, MIB) == content);
+}
+
+#[test]
+fn a_server_that_is_killed_and_started_again_goes_on() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let (mut daemon, content) = server(&[]);
+    let client = daemon.client("verbs");
+    let file = client.open("file").unwrap();
+    assert!(read_to_end(&file, MIB) == content);
+    becomes_one_sided(&client, &file, Duration::from_secs(10));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read_until(&file, &content, &done, seed));
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(500));
+            daemon.kill();
+            std::thread::sleep(Duration::from_millis(300));
+            daemon.restart();
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        done.store(true, Ordering::Relaxed);
+        let told = reading.join().unwrap();
+        println!("{told:?}");
+        assert!(told.good > 0 && told.slowest < Duration::from_secs(30), "{told:?}");
+    });
+    becomes_one_sided(&client, &file, Duration::from_secs(20));
+}
+
+/// What the kernel keeps for queue pairs.
+fn queue_pairs() -> usize {
+    let output = Command::new("rdma").args(["resource", "show"]).output();
+    let output = output.expect("the command rdma (package iproute2)");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut words = text.split_whitespace();
+    let mut count = 0;
+    while let Some(word) = words.next() {
+        if word == "qp" {
+            count += words.next().and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
+        }
+    }
+    count
+}
+
+const CHILD: &str = "DAFS_TEST_READER";
+
+/// Not a test of its own: reads for ever, in a process that gets killed.
+#[test]
+fn reading_process() {
+    let Ok(location) = std::env::var(CHILD) else { return };
+    let (location, identity) = location.split_once(' ').unwrap();
+    let options = Options { identity: Some(identity.into()), ..Options::default() };
+    let client = Client::connect(location, options).unwrap();
+    let file = client.open("file").unwrap();
+    let size = usize::try_from(file.attr().unwrap().size).unwrap();
+    let mut buffer = vec![0; size];
+    for round in 0.. {
+        file.read_exact_at(&mut buffer, 0).unwrap();
+        if round == 1 {
+            println!("reading");
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_client_had_is_gone() {
+    let (daemon, content) = server(&["--lease", "2s"]);
+    let client = daemon.client("verbs");
+    let file = client.open("file").unwrap();
+    assert!(read_to_end(&file, MIB) == content);
+    let before = queue_pairs();
+    let options = daemon.options();
+    let identity = options.identity.unwrap();
+    let location = format!(
+        "{} {}",
+        daemon.location("verbs", &options.server_key.unwrap().to_string()),
+        identity.display()
+    );
+    for _ in 0..2 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "reading_process", "--nocapture"])
+            .env(CHILD, &location)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let reading = lines.map_while(Result::ok).any(|line| line.contains("reading"));
+        assert!(reading, "the child reads");
+        assert!(queue_pairs() > before);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while queue_pairs() != before {
+            assert!(Instant::now() < deadline, "{} queue pairs, {before} before", queue_pairs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(read_to_end(&file, MIB) == content, "others go on");
+    }
+}
+
+mod links {
+    use super::*;
+
+    fn variable(name: &str) -> String {
+        std::env::var(name)
+            .unwrap_or_else(|_| panic!("{name} is not set: see the head of this file"))
+    }
+
+    /// A client at the other end of the cable.
+    fn client(daemon: &Daemon, timeout: Duration) -> Client {
+        let options = Options {
+            timeout,
+            connect_timeout: Duration::from_secs(3).min(timeout),
+            ..daemon.options()
+        };
+        let key = options.server_key.unwrap().to_string();
+        let location = daemon.location("verbs", &key).parse().unwrap();
+        let connectors = Connectors {
+            verbs: |address| {
+                let from = variable("DAFS_RDMA_FROM");
+                Verbs::new(Settings::default()).connector(&format!("{address}@{from}"))
+            },
+            ..Connectors::default()
+        };
+        Client::connect_with(&location, options, connectors).unwrap()
+    }
+
+    fn run(program: &str, args: &[&str]) {
+        let status = Command::new(program).args(args).status();
+        assert!(status.unwrap_or_else(|error| panic!("{program}: {error}")).success(), "{args:?}");
+    }
+
+    fn link(state: &str) {
+        run("ip", &["link", "set", &variable("DAFS_RDMA_INTERFACE"), state]);
+    }
+
+    /// Packets that came in at the client's end.
+    fn packets() -> u64 {
+        let path =
+            format!("/sys/class/net/{}/statistics/rx_packets", variable("DAFS_RDMA_INTERFACE"));
+        std::fs::read_to_string(path).unwrap().trim().parse().unwrap()
+    }
+
+    fn down_for(time: Duration, timeout: Duration) -> Told {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let (daemon, content) = server(&[]);
+        let client = client(&daemon, timeout);
+        let file = client.open("file").unwrap();
+        let before = packets();
+        assert!(read_to_end(&file, MIB) == content);
+        assert!(packets() > before + 100, "the cable is not used");
+        becomes_one_sided(&client, &file, Duration::from_secs(10));
+        let done = AtomicBool::new(false);
+        let told = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| read_until(&file, &content, &done, seed));
+            std::thread::sleep(Duration::from_millis(300));
+            link("down");
+            std::thread::sleep(time);
+            link("up");
+            std::thread::sleep(Duration::from_secs(3));
+            done.store(true, Ordering::Relaxed);
+            reading.join().unwrap()
+        });
+        println!("down for {time:?}: {told:?}");
+        becomes_one_sided(&client, &file, Duration::from_secs(30));
+        assert!(read_to_end(&file, MIB) == content);
+        told
+    }
+
+    #[test]
+    fn a_link_that_is_down_for_a_second_costs_no_read() {
+        let told = down_for(Duration::from_secs(1), Duration::from_secs(30));
+        assert!(told.good > 0 && told.failed == 0, "{told:?}");
+    }
+
+    #[test]
+    fn a_link_that_is_down_for_long_is_an_error_that_says_so() {
+        let told = down_for(Duration::from_secs(30), Duration::from_secs(8));
+        assert!(told.good > 0 && told.failed > 0, "{told:?}");
+        assert!(told.slowest < Duration::from_secs(20), "{told:?}");
+        assert!(told.last_error.contains("gave up on") || told.last_error.contains("connect"));
+    }
+
+    fn losing(percent: &str, time: Duration) {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let (daemon, content) = server(&[]);
+        let client = client(&daemon, Duration::from_secs(30));
+        let file = client.open("file").unwrap();
+        assert!(read_to_end(&file, MIB) == content);
+        let interface = variable("DAFS_RDMA_INTERFACE");
+        let netem = |action: &str| {
+            run("tc", &["qdisc", action, "dev", &interface, "root", "netem", "loss", percent]);
+        };
+        netem("add");
+        let done = AtomicBool::new(false);
+        let (told, written) = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| read_until(&file, &content, &done, seed));
+            let other = create(&client, "other");
+            let (begun, mut written) = (Instant::now(), Vec::new());
+            while begun.elapsed() < time {
+                let block = pattern(3 * PAGE, written.len() as u8);
+                other.write_all_at(&block, written.len() as u64).unwrap();
+                written.extend(block);
+            }
+            other.sync().unwrap();
+            done.store(true, Ordering::Relaxed);
+            (reading.join().unwrap(), written)
+        });
+        println!("{percent} lost: {told:?}, {} bytes written", written.len());
+        run("tc", &["qdisc", "del", "dev", &interface, "root"]);
+        assert!(told.good > 0 && told.failed == 0, "{told:?}");
+        assert!(told.slowest < Duration::from_secs(30), "{told:?}");
+        assert!(std::fs::read(daemon.tree().join("other")).unwrap() == written);
+    }
+
+    #[test]
+    fn one_packet_in_a_hundred_is_lost() {
+        losing("1%", Duration::from_secs(8));
+    }
+
+    #[test]
+    fn one_packet_in_twenty_is_lost() {
+        losing("5%", Duration::from_secs(8));
+    }
+}
