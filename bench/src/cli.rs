@@ -35,7 +35,7 @@ pub enum Command {
     ServerThroughput(Options),
     /// Writes that are not committed.
     Write(Options),
-    /// All experiments, one after the other; the JSON file holds an array then.
+    /// All of the above, one after the other; the JSON file holds an array then.
     All(Options),
     /// What guards pages and messages: seals, checks and tags. Starts no server.
     Crypto(Timing),

@@ -77,7 +77,11 @@ pub(super) fn against_direct(experiment: Experiment, rows: &[Row]) -> Option<Str
         .filter_map(|row| {
             let ratio = row.ratio_direct?;
             let clients = row.clients.filter(|_| experiment == Experiment::ServerThroughput);
-            let clients = clients.map_or(String::new(), |clients| format!("{clients} clients "));
+            let clients = match clients {
+                None => String::new(),
+                Some(1) => "1 client ".into(),
+                Some(clients) => format!("{clients} clients "),
+            };
             Some(format!("{clients}{ratio:.2} of the {of}"))
         })
         .collect();
