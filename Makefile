@@ -5,13 +5,14 @@ CARGO ?= cargo
 SOAK ?= 300
 FUZZ ?= 60
 
-.PHONY: all build demo test check unit nonces fuzz interleavings end-to-end soak bench deps clean help
+.PHONY: all build demo test check unit nonces test-verbs rxe-vm fuzz interleavings soak bench deps clean help
 
 all: build
 
 help:
 	@echo "make demo           start a server, copy a tree out and back, read one-sidedly"
 	@echo "make test           everything: lints, unit, interleavings, end to end"
+	@echo "make test-verbs     the engine verbs, on an RDMA device or in a machine with soft-RoCE"
 	@echo "make fuzz FUZZ=60   each fuzz target that many seconds"
 	@echo "make soak SOAK=300  two clients at full speed on each engine, that many seconds each"
 	@echo "make bench          the experiments, over tcp and shm, on this machine"
@@ -25,7 +26,7 @@ build: deps
 demo: build
 	demo/demo.sh
 
-test: deps check unit nonces interleavings fuzz
+test: deps check unit nonces rxe-vm test-verbs interleavings fuzz
 
 # Formatting and lints, warnings denied.
 check: deps
@@ -46,6 +47,15 @@ unit: deps
 # No nonce is used twice under a page key, whatever happens.
 nonces: deps
 	$(CARGO) test -p dafsd --lib --features count-nonces $(CARGOFLAGS) -- --nocapture nonces
+
+# The virtual machine with soft-RoCE keeps its promises.
+rxe-vm: deps
+	docker/rxe-vm-test
+
+# The engine verbs: on this host where it has an RDMA device, else in a virtual machine with soft-RoCE.
+test-verbs: deps
+	@if [ -n "$$(ls -A /sys/class/infiniband 2>/dev/null)" ]; then set -x; scripts/test-verbs.sh --here; \
+	else set -x; scripts/test-verbs.sh; fi
 
 # Whatever a peer or a slot holds: handshakes, frames, footers, handles.
 fuzz: deps

@@ -62,7 +62,7 @@ runs=(
 )
 
 # Server and client on either end of the cable.
-two_ports='DAFS_RDMA_ADDRESS=10.9.9.2 DAFS_RDMA_FROM=10.9.9.1 DAFS_RDMA_INTERFACE=rxa'
+two_ports='DAFS_RDMA_ADDRESS=10.9.9.2 DAFS_RDMA_FROM=10.9.9.1 DAFS_RDMA_INTERFACE=rxa DAFS_RDMA_PEER=rxb'
 
 # The commands for a topology. All run, and the first failure is what counts.
 commands() {

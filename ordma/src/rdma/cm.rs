@@ -11,7 +11,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Most bytes that a client can say when it connects.
@@ -223,6 +223,7 @@ impl Id {
     /// # Errors
     /// When descriptors or memory are short.
     pub fn new(channel: &Arc<EventChannel>) -> Result<Self> {
+        destroy_parked();
         let mut id = std::ptr::null_mut();
         // SAFETY: the channel lives, and the id holds it from now on.
         let returned = unsafe {
@@ -375,11 +376,14 @@ impl Id {
         check("rdma_reject", returned)
     }
 
-    /// Ends the connection, of which the peer is told.
+    /// Ends the connection, of which the peer is told where the port is up.
     ///
     /// # Errors
     /// There is none.
     pub fn disconnect(&self) -> Result<()> {
+        if self.device().and_then(|device| device.info().ok()).is_some_and(|info| !info.active) {
+            return Ok(());
+        }
         // SAFETY: the id lives.
         check("rdma_disconnect", unsafe { sys::rdma_disconnect(self.id.as_ptr()) })
     }
@@ -401,10 +405,51 @@ impl Id {
     }
 }
 
-impl Drop for Id {
-    fn drop(&mut self) {
+/// Connections that are over, and whose peer cannot be told now.
+static PARKED: Mutex<Vec<Parked>> = Mutex::new(Vec::new());
+
+/// A connection that is to be destroyed, and its channel.
+struct Parked(NonNull<sys::rdma_cm_id>, #[expect(dead_code, reason = "kept")] Arc<EventChannel>);
+
+// SAFETY: librdmacm may be called from any thread.
+unsafe impl Send for Parked {}
+
+impl Parked {
+    fn can_be_told(&self) -> bool {
+        // SAFETY: the id lives.
+        let context = NonNull::new(unsafe { (*self.0.as_ptr()).verbs });
+        // SAFETY: librdmacm's.
+        let device = context.map(|context| unsafe { Device::of(context) });
+        device.and_then(|device| device.info().ok()).is_none_or(|info| info.active)
+    }
+
+    fn destroy(self) {
         // SAFETY: created once, destroyed once; all its events are acknowledged.
-        tell("rdma_destroy_id", unsafe { sys::rdma_destroy_id(self.id.as_ptr()) });
+        tell("rdma_destroy_id", unsafe { sys::rdma_destroy_id(self.0.as_ptr()) });
+    }
+}
+
+/// Destroys parked connections whose port is up again.
+fn destroy_parked() {
+    let ready: Vec<_> = {
+        let mut parked = PARKED.lock().unwrap_or_else(PoisonError::into_inner);
+        parked.extract_if(.., |parked| parked.can_be_told()).collect()
+    };
+    ready.into_iter().for_each(Parked::destroy);
+}
+
+impl Drop for Id {
+    /// Destroys the connection, of which the kernel tells the peer. Where the port is down it waits
+    /// until there is another one to be made with the port up: on soft-RoCE, a message of the
+    /// connection manager that cannot be sent fails the queue pair that carries them all, for good
+    /// (rxe_req.c, `rxe_requester`).
+    fn drop(&mut self) {
+        let parked = Parked(self.id, Arc::clone(&self.channel));
+        if parked.can_be_told() {
+            parked.destroy();
+        } else {
+            PARKED.lock().unwrap_or_else(PoisonError::into_inner).push(parked);
+        }
     }
 }
 

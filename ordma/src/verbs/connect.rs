@@ -24,6 +24,11 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// How long an attempt may take before another is begun. The kernel's connection manager says again
+/// what was lost, but not before four seconds have passed (cma.c, `CMA_CM_RESPONSE_TIMEOUT`).
+const PATIENCE: Duration = Duration::from_millis(1500);
+const NO_ANSWER: &str = "no answer in time";
+
 #[derive(Debug)]
 pub(super) struct VerbsConnector {
     pub(super) address: String,
@@ -41,7 +46,7 @@ struct Attempt {
 impl Attempt {
     fn left(&self) -> Result<Duration, String> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err("no answer in time".to_owned()) } else { Ok(left) }
+        if left.is_zero() { Err(NO_ANSWER.to_owned()) } else { Ok(left) }
     }
 
     /// The next event, which has to be of this connection.
@@ -132,11 +137,17 @@ impl VerbsConnector {
         let addresses = address.to_socket_addrs().map_err(|error| error.to_string())?;
         let mut last = "the name has no address".to_owned();
         for address in addresses {
-            let events = EventChannel::new().map_err(|error| error.to_string())?;
-            let attempt = Attempt { events, deadline, from };
-            match self.connect_to(&attempt, address, Arc::clone(&receiver)) {
-                Ok(endpoint) => return Ok(endpoint),
-                Err(why) => last = why,
+            loop {
+                let events = EventChannel::new().map_err(|error| error.to_string())?;
+                let until = deadline.min(Instant::now() + PATIENCE);
+                let attempt = Attempt { events, deadline: until, from };
+                match self.connect_to(&attempt, address, Arc::clone(&receiver)) {
+                    Ok(endpoint) => return Ok(endpoint),
+                    Err(why) => last = why,
+                }
+                if last != NO_ANSWER || Instant::now() >= deadline {
+                    break;
+                }
             }
         }
         Err(last)
