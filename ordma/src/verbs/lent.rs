@@ -125,8 +125,7 @@ pub(super) struct Lent {
     registration: Arc<Region>,
     /// Keeps the memory where it is.
     hold: Hold,
-    parts: [(usize, usize); Parts::MOST],
-    len: usize,
+    parts: Vec<(usize, usize)>,
 }
 
 impl Lent {
@@ -138,22 +137,20 @@ impl Lent {
         pages: impl Iterator<Item = (usize, usize)>,
         most: usize,
     ) -> Option<Self> {
-        let (mut parts, mut count) = ([(0, 0); Parts::MOST], 0);
+        let mut parts: Vec<(usize, usize)> = Vec::new();
         for (start, len) in pages {
             if start.checked_add(len).is_none_or(|end| end > hold.len()) {
                 return None;
             }
-            match parts[..count].last_mut() {
+            let count = parts.len();
+            match parts.last_mut() {
                 Some((at, before)) if *at + *before == start => *before += len,
                 _ if count == most.min(Parts::MOST) => return None,
-                _ => {
-                    parts[count] = (start, len);
-                    count += 1;
-                }
+                _ => parts.push((start, len)),
             }
         }
         let registration = registrations.get(&hold)?;
-        Some(Self { registration, hold, parts, len: count })
+        Some(Self { registration, hold, parts })
     }
 
     /// The registration that it was lent by.
@@ -166,7 +163,7 @@ impl Lent {
 // of its place until it is told that it is there.
 unsafe impl Local for Lent {
     fn parts(&self, parts: &mut Parts) {
-        for (start, len) in &self.parts[..self.len] {
+        for (start, len) in &self.parts {
             let key = self.registration.local_key();
             parts.push(self.hold.address(*start), *len as u32, key);
         }

@@ -477,7 +477,8 @@ impl Wire {
         works: &mut Vec<Work<(Block, Sent)>>,
     ) -> Result<Stall, LinkError> {
         loop {
-            if state.queue.is_empty() && !(flush && !state.records.is_empty()) {
+            let silent = !flush || state.records.is_empty();
+            if state.queue.is_empty() && silent {
                 return Ok(Stall::Done);
             }
             if works.len() >= room {
