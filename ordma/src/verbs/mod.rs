@@ -1,6 +1,6 @@
 //! The engine `verbs`: RDMA NICs, and soft-RoCE.
 //!
-//! A client has two queue pairs. One carries messages, under [credits], and the server's transfers
+//! A client has two queue pairs. One carries messages, under credits, and the server's transfers
 //! into and out of memory that the client lends. On the other the client reads pages from the
 //! server's chunks with one-sided READs, of which the server's CPU learns nothing. It lies in a
 //! protection domain of its own with the chunks; its peer gets the right to read when the session
@@ -13,12 +13,11 @@
 //! | module | what it does |
 //! |---|---|
 //! | `hello` | what is said when a connection is made |
-//! | `packet`, [credits] | what one SEND carries, and when one may be sent |
+//! | `packet`, `credits` | what one SEND carries, and when one may be sent |
 //! | `wire` | the sending half of a connection, on both sides |
 //! | `server`, `link`, `connection`, `adapter` | the server |
 //! | `connect`, `endpoint`, `reads`, `chunks`, `lent`, `adverts`, `keeper` | the client |
 //!
-//! [credits]: self::credits
 
 mod adapter;
 mod adverts;
