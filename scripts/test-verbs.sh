@@ -55,7 +55,7 @@ runs=(
     "one end_of_file verbs"
     "one two_clients verbs"
     "one rights verbs"
-    "one process"
+    "one process second_pass a_crash_loses a_graceful_stop"
     "one cli devices::"
     "one verbs --skip links"
     "two verbs links"

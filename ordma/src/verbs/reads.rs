@@ -436,6 +436,8 @@ impl Reads {
                 self.begin_runs(&mut posting)
             };
             self.judge(receiving.done.drain(..), &mut ended);
+            // Runs that waited for the buffers of those that were judged just now.
+            let begun = begun.and_then(|()| self.begin_runs(&mut lock(&self.posting)));
             if let Err(error) = begun {
                 ended.extend(self.down(AccessFault::Unreachable, &error));
                 return Ok(ended);
