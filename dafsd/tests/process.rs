@@ -30,8 +30,11 @@ fn second_pass_costs_the_server_nothing() {
         assert!(by.ordma >= (8 * MIB / PAGE) as u64, "{engine}: {by:?}");
         assert_eq!(Daemon::counter(&client, "handler_calls"), calls, "{engine}: handler calls");
         if engine != "tcp" {
-            // Its housekeeping alone; 2 048 pages by RPC would take it milliseconds.
-            assert!(cpu < Duration::from_millis(2), "{engine}: the server used {cpu:?}");
+            // Its housekeeping alone; 2 048 pages by RPC would take it milliseconds, and where the CPU
+            // is emulated (docker/rxe-vm) seconds.
+            let emulated = std::env::var_os("RXE_VM").is_some();
+            let most = Duration::from_millis(if emulated { 100 } else { 2 });
+            assert!(cpu < most, "{engine}: the server used {cpu:?}");
         }
     }
 }
