@@ -119,8 +119,9 @@ fn the_first_contact_with_a_server_takes_a_yes() {
     }
     assert!(!known.exists());
 
-    // A key given beforehand is the only right one.
-    let other = Identity::generate().unwrap().public().to_string();
+    // A key given beforehand is the only right one, even if it looks like a flag.
+    let mut keys = std::iter::repeat_with(|| Identity::generate().unwrap().public().to_string());
+    let other = keys.find(|key| key.starts_with('-')).unwrap();
     let error = server.fails(1, ["--server-key", &other, "cat", &url]);
     assert!(error.contains(&format!("shows the key {key}, but the one given for it is {other}")));
     assert!(error.contains("may be an attack"), "{error}");

@@ -25,7 +25,9 @@ pub struct Global {
     pub protection: Option<ProtectionArg>,
     /// The key that the server must have, as `dafsd key` prints it there; known_servers is not looked
     /// at then
+    // One key of 64 begins with a hyphen.
     #[arg(long, global = true, value_name = "KEY", conflicts_with = "accept_new")]
+    #[arg(allow_hyphen_values = true)]
     pub server_key: Option<PublicKey>,
     /// Remember the key of a server that is not known yet without asking whether it is the right one
     #[arg(long, global = true)]
