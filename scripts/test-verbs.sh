@@ -86,7 +86,14 @@ if [[ -n $here ]]; then
     exit
 fi
 docker/rxe-vm-deps
+# The machine has a /tmp, /run and /dev/shm of its own.
+shares=()
+for directory in "$PWD" "${CARGO_TARGET_DIR:-$PWD}"; do
+    case $(realpath "$directory") in
+    /tmp/* | /run/* | /dev/shm/*) shares+=(--share "$directory") ;;
+    esac
+done
 status=0
-docker/rxe-vm -m 4G -t 2400 bash -c "$(commands one)" || status=$?
-docker/rxe-vm -m 3G -t 900 --two-ports bash -c "$(commands two)" || status=$?
+docker/rxe-vm "${shares[@]}" -m 4G -t 2400 bash -c "$(commands one)" || status=$?
+docker/rxe-vm "${shares[@]}" -m 3G -t 900 --two-ports bash -c "$(commands two)" || status=$?
 exit "$status"
