@@ -334,6 +334,14 @@ impl Client {
         self.link.allow_reads(Some(self.access.clone()));
     }
 
+    /// Lends memory to be read as it is: what is offered after a handshake is sealed.
+    pub fn lend(&self, data: Vec<Segment>) -> ordma::Tag {
+        match self.endpoint.channel() {
+            None => self.endpoint.offer(data).0,
+            Some(_) => self.endpoint.advertise(data),
+        }
+    }
+
     /// Returns when all that the server has said so far, permissions and chunks included, is known.
     pub fn catch_up(&self) {
         self.echo(b"e", &[]);

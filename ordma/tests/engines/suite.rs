@@ -101,7 +101,7 @@ pub fn fetching_from_advertised_memory(row: &Row) {
     let client = world.client();
     let data = pattern((1 << 20) + 100);
     let region = Region::owned(data.clone());
-    let (tag, _) = client.endpoint.offer(vec![region.segment(0, data.len())]);
+    let tag = client.lend(vec![region.segment(0, data.len())]);
     for (offset, len) in [(0, 0), (0, 1), (7, 5000), (100, 1 << 20), (0, 300_000)] {
         let got = client.transfer(client.link.read_from(tag, offset as u64, vec![0; len])).unwrap();
         assert!(got == data[offset..offset + len], "{len} bytes from {offset}");
@@ -111,7 +111,7 @@ pub fn fetching_from_advertised_memory(row: &Row) {
     client.endpoint.withdraw(tag);
 
     let pieces = (0..1000).map(|i| region.segment(i * 1000, 300)).collect();
-    let (tag, _) = client.endpoint.offer(pieces);
+    let tag = client.lend(pieces);
     let got = client.transfer(client.link.read_from(tag, 150, vec![0; 299_000])).unwrap();
     let expected: Vec<u8> = data.chunks(1000).take(1000).flat_map(|c| &c[..300]).copied().collect();
     assert!(got == expected[150..299_150]);
@@ -138,7 +138,7 @@ pub fn transfers_of_a_withdrawn_buffer(row: &Row) {
     client.echo(b"e still there", &[]);
     // What was offered may have been copied before its region ended, or is not to be had.
     let region = Region::owned(vec![1; 100_000]);
-    let (tag, _) = client.endpoint.offer(vec![region.segment(0, 100_000)]);
+    let tag = client.lend(vec![region.segment(0, 100_000)]);
     assert!(region.take().is_some());
     let fetched = client.transfer(client.link.read_from(tag, 0, vec![0; 100_000]));
     assert!(fetched.is_err() || fetched.unwrap() == [1; 100_000]);
@@ -152,7 +152,7 @@ pub fn transfers_end_with_the_link(row: &Row) {
     let world = World::new(row);
     let client = world.client();
     let region = Region::owned(vec![1; 100]);
-    let (tag, _) = client.endpoint.offer(vec![region.segment(0, 100)]);
+    let tag = client.lend(vec![region.segment(0, 100)]);
     // The client is not driven, so this one cannot be done.
     let pending = client.link.read_from(tag, 0, vec![0; 100]);
     client.link.close("the test says so");

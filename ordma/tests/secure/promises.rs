@@ -121,7 +121,8 @@ pub fn refused_clients_are_told_why(row: &Row) {
     let counts = guarded.gate().counts();
     assert_eq!((counts.secured, counts.refused, counts.busy), (0, 1, 0));
     world.client().echo(b"e", &[]);
-    world.service.0.wait("the name and the echo", |seen| (seen.calls == 2).then_some(()));
+    // Its name, the echo by which it knows what it may do, and this one.
+    world.service.0.wait("the name and the echoes", |seen| (seen.calls == 3).then_some(()));
 }
 
 pub fn sends_of_many_threads_keep_their_order(row: &Row) {
