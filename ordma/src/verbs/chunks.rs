@@ -45,10 +45,11 @@ impl Chunks {
         if self.chunks.len() >= MOST {
             return Err(format!("chunk {id} is too many"));
         }
-        match self.chunks.insert(id, remote) {
-            None => Ok(()),
-            Some(_) => Err(format!("chunk {id} is handed over twice")),
+        if self.chunks.contains_key(&id) {
+            return Err(format!("chunk {id} is handed over twice"));
         }
+        self.chunks.insert(id, remote);
+        Ok(())
     }
 
     pub(super) fn retire(&mut self, id: ChunkId) {
