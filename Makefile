@@ -5,7 +5,7 @@ CARGO ?= cargo
 SOAK ?= 300
 FUZZ ?= 60
 
-.PHONY: all build demo test check unit nonces test-verbs rxe-vm fuzz interleavings soak bench deps clean help
+.PHONY: all build demo test check unit nonces test-verbs rxe-vm containers fuzz interleavings soak bench deps clean help
 
 all: build
 
@@ -13,6 +13,7 @@ help:
 	@echo "make demo           start a server, copy a tree out and back, read one-sidedly"
 	@echo "make test           everything: lints, unit, interleavings, end to end"
 	@echo "make test-verbs     the engine verbs, on an RDMA device or in a machine with soft-RoCE"
+	@echo "make containers     docker/compose.yaml with real containers, in a machine with soft-RoCE"
 	@echo "make fuzz FUZZ=60   each fuzz target that many seconds"
 	@echo "make soak SOAK=300  two clients at full speed on each engine, that many seconds each"
 	@echo "make bench          the experiments, over tcp and shm, on this machine"
@@ -56,6 +57,10 @@ rxe-vm: deps
 test-verbs: deps
 	@if [ -n "$$(ls -A /sys/class/infiniband 2>/dev/null)" ]; then set -x; scripts/test-verbs.sh --here; \
 	else set -x; scripts/test-verbs.sh; fi
+
+# Server and client in containers over soft-RoCE, in the same virtual machine. Takes root.
+containers: deps
+	CARGO="$(CARGO)" docker/containers-test
 
 # Whatever a peer or a slot holds: handshakes, frames, footers, handles.
 fuzz: deps
