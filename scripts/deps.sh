@@ -16,6 +16,7 @@ need c++ g++
 need git git
 # What the bindings to rdma-core are made with. libclang is a library, and no command tells of it.
 need cmake cmake
+need make make
 [ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null ||
     compgen -G '/usr/lib*/libclang*.so*' >/dev/null || missing+=(libclang-dev)
 # The C library's headers and start files, without which nothing links.
