@@ -121,7 +121,9 @@ pub(super) struct Rearm {
 pub(super) struct Reads {
     channel: Arc<Channel>,
     pair: ReadPair,
-    id: Mutex<Option<Id>>,
+    /// The connection, and what was agreed upon with the server when it was made.
+    id: Mutex<Option<(Id, Tuning)>>,
+    /// What this side can do.
     tuning: Tuning,
     geometry: Geometry,
     run: usize,
@@ -252,7 +254,7 @@ impl Reads {
         self.pair.init(&id, &tuning)?;
         self.pair.connect(&id, &tuning)?;
         id.establish()?;
-        *lock(&self.id) = Some(id);
+        *lock(&self.id) = Some((id, tuning));
         lock(&self.posting).phase = Phase::Ready;
         Ok(())
     }
@@ -325,13 +327,8 @@ impl Reads {
         posting.begun += (posting.queue.len() - before) as u64;
         let none = state.left == 0;
         drop(state);
-        let begun = if none { Ok(()) } else { self.begin_runs(&mut posting) };
+        let ended = if none { vec![flight] } else { self.begin_runs(&mut posting) };
         drop(posting);
-        let ended = match begun {
-            Ok(()) if none => vec![flight],
-            Ok(()) => Vec::new(),
-            Err(error) => self.down(AccessFault::Unreachable, &error),
-        };
         end(ended);
         batch
     }
@@ -360,8 +357,16 @@ impl Reads {
             && place.footer == offset(run.place.footer, FOOTER_LEN)
     }
 
-    /// Posts the runs that wait, as many as there is room for.
-    fn begin_runs(&self, posting: &mut Posting) -> rdma::Result<()> {
+    /// Posts the runs that wait, as many as there is room for; the batches that are done with it,
+    /// where that fails.
+    fn begin_runs(&self, posting: &mut Posting) -> Vec<Arc<Flight>> {
+        match self.try_begin_runs(posting) {
+            Ok(()) => Vec::new(),
+            Err(error) => self.down(posting, &error),
+        }
+    }
+
+    fn try_begin_runs(&self, posting: &mut Posting) -> rdma::Result<()> {
         let mut room = self.pair.room();
         while let Some(run) = posting.queue.front()
             && room >= 2
@@ -405,43 +410,34 @@ impl Reads {
         Lent::new(&self.registrations, hold, places, self.parts)
     }
 
-    /// Takes what has completed; the batches that are done with it. Runs are judged while no lock of
-    /// those who post is held.
+    /// Takes what has completed; the batches that are done with it.
     fn take(&self, receiving: &mut Receiving) -> Result<Vec<Arc<Flight>>, LinkError> {
         let mut ended = Vec::new();
         loop {
-            receiving.completions.clear();
-            let polled = self.pair.send_queue().poll(&mut receiving.completions);
-            let found = polled.map_err(|error| LinkError::Closed(error.to_string()))?;
-            if found == 0 {
+            let Receiving { completions, done, .. } = receiving;
+            completions.clear();
+            // What completes is counted by who takes it: here, or where the queue pair is reset.
+            let mut posting = lock(&self.posting);
+            let polled = self.pair.send_queue().poll(completions);
+            if polled.map_err(|error| LinkError::Closed(error.to_string()))? == 0 {
                 return Ok(ended);
             }
-            for completion in &receiving.completions {
-                self.pair.sent(completion, &mut receiving.done);
-            }
-            let failed = receiving.done.iter().find(|(_, status)| !status.is_success());
-            if let Some(status) = failed.map(|(_, status)| *status) {
-                // What had been read before is good.
-                let (good, bad): (Vec<_>, Vec<_>) =
-                    receiving.done.drain(..).partition(|(_, status)| status.is_success());
-                self.judge(good, &mut ended);
-                ended.extend(self.fail_runs(bad, status));
-                return Ok(ended);
-            }
-            let begun = {
-                let mut posting = lock(&self.posting);
-                let runs = receiving.done.iter().filter(|(item, _)| is_run(item)).count();
-                posting.done += runs as u64;
+            completions.iter().for_each(|completion| self.pair.sent(completion, done));
+            let failed = done.iter().position(|(_, status)| !status.is_success());
+            // What had been read before a failure is good.
+            let bad = done.split_off(failed.unwrap_or(done.len()));
+            posting.done += done.iter().filter(|(item, _)| is_run(item)).count() as u64;
+            if failed.is_some() {
+                ended.extend(self.fail_runs(&mut posting, bad));
+            } else {
                 self.tell_left(&mut posting);
-                self.begin_runs(&mut posting)
-            };
-            self.judge(receiving.done.drain(..), &mut ended);
-            // Runs that waited for the buffers of those that were judged just now.
-            let begun = begun.and_then(|()| self.begin_runs(&mut lock(&self.posting)));
-            if let Err(error) = begun {
-                ended.extend(self.down(AccessFault::Unreachable, &error));
-                return Ok(ended);
+                ended.extend(self.begin_runs(&mut posting));
             }
+            drop(posting);
+            // Those who post do not wait for this.
+            self.judge(done.drain(..), &mut ended);
+            // Runs that waited for the buffers of those that were judged just now.
+            ended.extend(self.begin_runs(&mut lock(&self.posting)));
         }
     }
 
@@ -497,11 +493,11 @@ impl Reads {
     }
 
     /// Runs that failed, and all that is under way: the queue pair is down.
-    fn fail_runs(&self, bad: Vec<Done>, status: Status) -> Vec<Arc<Flight>> {
-        let mut posting = lock(&self.posting);
+    fn fail_runs(&self, posting: &mut Posting, bad: Vec<Done>) -> Vec<Arc<Flight>> {
+        let status = bad.first().map_or(Status::Flushed, |(_, status)| *status);
         let mut runs: Vec<Run> =
             bad.into_iter().filter_map(|(item, _)| item.and_then(|(_, run)| run)).collect();
-        runs.extend(self.drain(&mut posting, Phase::Down));
+        runs.extend(self.drain(posting));
         // What fails first is the first run: either of its two READs.
         let first = runs.first().map(|run| run.flight.batch.pages[run.first].reference.chunk);
         let fault = match status {
@@ -513,7 +509,6 @@ impl Reads {
             Status::RemoteInvalid => AccessFault::Revoked,
             _ => AccessFault::Unreachable,
         };
-        drop(posting);
         tracing::debug!(%status, runs = runs.len(), "one-sided reads failed");
         let others = runs.split_off(runs.len().min(1));
         let mut ended = fail(runs, fault);
@@ -522,23 +517,22 @@ impl Reads {
     }
 
     /// The queue pair is of no use at the moment.
-    fn down(&self, fault: AccessFault, error: &rdma::Error) -> Vec<Arc<Flight>> {
+    fn down(&self, posting: &mut Posting, error: &rdma::Error) -> Vec<Arc<Flight>> {
         tracing::warn!(%error, "one-sided reads are down");
-        let runs = self.drain(&mut lock(&self.posting), Phase::Down);
-        fail(runs, fault)
+        fail(self.drain(posting), AccessFault::Unreachable)
     }
 
     /// Takes all back that is queued and under way. The device writes to none of its buffers any
     /// more.
-    fn drain(&self, posting: &mut Posting, phase: Phase) -> Vec<Run> {
+    fn drain(&self, posting: &mut Posting) -> Vec<Run> {
         if posting.phase != Phase::Closed {
-            posting.phase = phase;
+            posting.phase = Phase::Down;
         }
         let now = Instant::now();
         let soon = posting.failed.is_some_and(|last| now - last < 2 * posting.pause);
         posting.pause = if soon { (posting.pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
         posting.failed = Some(now);
-        let mut runs: Vec<Run> = posting.queue.drain(..).collect();
+        let mut runs = Vec::new();
         match self.pair.reset() {
             Ok(flushed) => {
                 let sends = flushed.sends.into_iter().flatten();
@@ -546,6 +540,9 @@ impl Reads {
             }
             Err(error) => tracing::error!(%error, "a queue pair that cannot be reset"),
         }
+        // Those that were about to be posted, and those behind them.
+        runs.extend(posting.works.drain(..).filter_map(|work| work.local.1));
+        runs.extend(posting.queue.drain(..));
         posting.done = posting.begun;
         self.tell_left(posting);
         self.keeper.kick();
@@ -576,8 +573,8 @@ impl Reads {
             return Ok(());
         }
         let id = lock(&self.id);
-        let Some(id) = &*id else { return Ok(()) };
-        let tuning = Tuning { packets: Some((posting.packet, theirs & 0xFF_FFFF)), ..self.tuning };
+        let Some((id, agreed)) = &*id else { return Ok(()) };
+        let tuning = Tuning { packets: Some((posting.packet, theirs & 0xFF_FFFF)), ..*agreed };
         let begun = self.pair.init(id, &tuning).and_then(|()| self.pair.connect(id, &tuning));
         begun.map_err(|error| format!("READs cannot be brought back: {error}"))?;
         posting.phase = Phase::Ready;
@@ -634,7 +631,8 @@ impl Release for Reads {
         }
         let gone = std::io::Error::from_raw_os_error(libc::ECANCELED);
         let error = rdma::Error::new("ibv_post_send", gone);
-        end(self.down(AccessFault::Unreachable, &error));
+        let ended = self.down(&mut lock(&self.posting), &error);
+        end(ended);
     }
 }
 
@@ -685,15 +683,13 @@ impl ReadLane for Reads {
     fn lose(&self) {
         let mut posting = lock(&self.posting);
         posting.phase = Phase::Closed;
-        let runs = self.drain(&mut posting, Phase::Closed);
+        let runs = self.drain(&mut posting);
         drop(posting);
         // Whoever is judging runs holds this lock; those are done or taken back.
         drop(lock(&self.receiving));
         end(fail(runs, AccessFault::Unreachable));
+        // The server is told, where it was not first.
         let id = lock(&self.id).take();
-        if let Some(id) = id {
-            // Fails only where the server was first.
-            let _ = id.disconnect();
-        }
+        drop(id);
     }
 }
