@@ -15,6 +15,7 @@ pub use replacement::Replacement;
 use index::{Chained, Index};
 use ordma::{AccessFault, ChunkId, RemoteRef};
 use replacement::{Linked, Node, Policy};
+use std::ops::Range;
 
 /// A reference that the directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,8 +127,37 @@ impl Directory {
     /// The reference of a page, which counts as used.
     pub fn lookup(&mut self, file: u64, block: u64) -> Option<Known> {
         let place = self.index.find(&mut self.slab, (file, block))?;
+        Some(self.used(place))
+    }
+
+    /// [Looks up](Self::lookup) neighbouring pages, in their order. References that were installed
+    /// one after the other lie side by side, where each is found without the index.
+    pub fn lookup_run(
+        &mut self,
+        file: u64,
+        blocks: Range<u64>,
+    ) -> impl Iterator<Item = Option<Known>> {
+        let mut beside = None;
+        blocks.map(move |block| {
+            let key = (file, block);
+            let place = match beside {
+                Some(place) if self.holds(place, key) => place,
+                _ => self.index.find(&mut self.slab, key)?,
+            };
+            beside = Some(place + 1);
+            Some(self.used(place))
+        })
+    }
+
+    /// Whether the entry at `place`, where there is one, is in the directory and of this page.
+    fn holds(&self, place: u32, key: (u64, u64)) -> bool {
+        let entry = self.slab.get(place as usize);
+        entry.is_some_and(|entry| entry.generation != 0 && entry.key() == key)
+    }
+
+    fn used(&mut self, place: u32) -> Known {
         self.policy.touch(&mut self.slab, place);
-        Some(self.slab[place as usize].known())
+        self.slab[place as usize].known()
     }
 
     /// The reference of a page; does not count as a use.

@@ -104,6 +104,7 @@ fn lru_order_decides_who_goes() {
 #[derive(Clone, Debug)]
 enum Step {
     Lookup(u64, u64),
+    LookupRun(u64, u64, u64),
     Install(u64, u64, u64, Option<u64>),
     Saw(u64, u64, u64, u64),
     Fault(u64, u64, u64, usize),
@@ -115,6 +116,8 @@ fn step() -> impl Strategy<Value = Step> {
     let (file, block) = (0u64..3, 0u64..6);
     prop_oneof![
         6 => (file.clone(), block.clone()).prop_map(|(f, b)| Step::Lookup(f, b)),
+        6 => (file.clone(), block.clone(), 0u64..6)
+            .prop_map(|(f, b, n)| Step::LookupRun(f, b, n)),
         6 => (file.clone(), block.clone(), 0u64..5, proptest::option::of(0u64..6))
             .prop_map(|(f, b, g, v)| Step::Install(f, b, g, v)),
         3 => (file.clone(), block.clone(), 0u64..5, 0u64..6)
@@ -150,6 +153,9 @@ impl Model {
                 if self.entries.contains_key(&(f, b)) {
                     self.touch((f, b));
                 }
+            }
+            Step::LookupRun(f, b, n) => {
+                (b..b + n).for_each(|block| self.apply(&Step::Lookup(f, block), capacity));
             }
             Step::Install(_, _, 0, _) => {}
             Step::Install(f, b, g, v) => match self.entries.get_mut(&(f, b)) {
@@ -193,6 +199,10 @@ impl Model {
 fn apply(directory: &mut Directory, step: &Step) {
     match *step {
         Step::Lookup(f, b) => drop(directory.lookup(f, b)),
+        Step::LookupRun(f, b, n) => {
+            let held: Vec<_> = (b..b + n).map(|block| directory.peek(f, block)).collect();
+            assert!(directory.lookup_run(f, b..b + n).eq(held));
+        }
         Step::Install(f, b, g, v) => directory.install(reference(f, b, g), v),
         Step::Saw(f, b, g, v) => directory.saw(f, b, g, v),
         Step::Fault(f, b, g, k) => directory.faulted(&reference(f, b, g), AccessFault::ALL[k]),

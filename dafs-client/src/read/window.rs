@@ -117,10 +117,12 @@ impl Window<'_> {
     fn look_up(&mut self) {
         let session = self.file.session();
         let number = self.file.number();
+        let (Some(first), Some(last)) = (self.pages.first(), self.pages.last()) else { return };
+        let blocks = first.block..last.block + 1;
         let (mut hits, mut misses) = (0, 0);
         let mut table = lock(&session.table);
-        for page in &mut self.pages {
-            page.known = table.directory.lookup(number, page.block);
+        for (page, known) in self.pages.iter_mut().zip(table.directory.lookup_run(number, blocks)) {
+            page.known = known;
             if page.known.is_some() {
                 page.state = State::Ordma;
                 // A page that was torn was counted when it was first looked up.
