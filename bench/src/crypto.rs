@@ -7,10 +7,10 @@
 
 mod ring_keys;
 
-use crate::cli::{Switch, Timing};
+use crate::cli::Timing;
 use crate::data::{Aligned, fill_any};
 use crate::error::{Error, Result};
-use crate::machine::{Machine, commit, date};
+use crate::machine::date;
 use crate::measure::{Block, Label, Plan, Subject, measure, prepared};
 use crate::placement::{Awake, Placement, bind};
 use crate::report::{Report, Row};
@@ -64,18 +64,8 @@ pub(crate) fn run(timing: &Timing, placement: &Placement, stop: &Stop) -> Result
         rows.extend(measure(&mut pages(size, stop)?, Plan::of(timing), &mut awake)?);
     }
     rows.extend(measure(&mut others(stop)?, Plan::of(timing), &mut awake)?);
-    let report = Report {
-        experiment: "crypto".into(),
-        engine: None,
-        protection: None,
-        machine: Machine::this(),
-        commit: commit(),
-        place: placement.place.name().into(),
-        keep_awake: timing.keep_awake == Switch::On,
-        date,
-        command: format!("dafs-bench crypto{}", timing.command()),
-        rows,
-    };
+    let command = format!("dafs-bench crypto{}", timing.command());
+    let report = Report { rows, ..Report::of("crypto", command, date, timing, placement) };
     Ok(Finding { verdict: verdict(&report.rows), report })
 }
 

@@ -12,16 +12,16 @@ pub(crate) use ratios::{Measure, hold_against_floors};
 pub(crate) use server_throughput::work;
 
 use crate::cli::{Engine, Options, name};
+use crate::data::Offsets;
 use crate::error::Result;
 use crate::floor::{CopyCheck, Exchange, Memory, Open};
 use crate::lab::{Lab, Subjects};
-use crate::machine::{Machine, commit, date};
+use crate::machine::date;
 use crate::measure::Label;
 use crate::placement::Placement;
 use crate::report::Report;
 use crate::session::{PATHS, Reads, Session};
 use crate::signals::Stop;
-use crate::{cli::Switch, data::Offsets};
 use dafs_client::keys::Protection;
 
 /// An experiment.
@@ -116,17 +116,12 @@ impl Experiment {
         if options.engine == Engine::Verbs {
             notes.extend(ratios::against_direct(self, &rows));
         }
+        let command = options.command(self.name(), placement.place);
         let report = Report {
-            experiment: self.name().into(),
             engine: Some(name(&options.engine)),
             protection: Some(options.protection.to_string()),
-            machine: Machine::this(),
-            commit: commit(),
-            place: placement.place.name().into(),
-            keep_awake: options.timing.keep_awake == Switch::On,
-            date,
-            command: options.command(self.name(), placement.place),
             rows,
+            ..Report::of(self.name(), command, date, &options.timing, placement)
         };
         Ok(Finding { report, notes, measure })
     }

@@ -3,14 +3,14 @@
 //!
 //! The floor of either is a READ of the payloads without footers.
 
-use crate::cli::{DeviceOptions, Switch};
+use crate::cli::DeviceOptions;
 use crate::data::Offsets;
 use crate::error::Result;
 use crate::experiments::{Finding, Measure, hold_against_floors};
 use crate::floor::verbs::Part;
 use crate::floor::{FOOTER, PAGE, Peer, Waiting, Where};
 use crate::lab::Subjects;
-use crate::machine::{Machine, commit, date};
+use crate::machine::date;
 use crate::measure::{Label, Plan, measure};
 use crate::placement::{Awake, Placement, bind};
 use crate::report::Report;
@@ -40,17 +40,11 @@ pub(crate) fn run(options: &DeviceOptions, placement: &Placement, stop: &Stop) -
     }
     drop((peer, awake));
     hold_against_floors(&mut rows, Measure::Time);
+    let command = options.command("layouts");
     let report = Report {
-        experiment: "layouts".into(),
         engine: Some("verbs".into()),
-        protection: None,
-        machine: Machine::this(),
-        commit: commit(),
-        place: placement.place.name().into(),
-        keep_awake: timing.keep_awake == Switch::On,
-        date,
-        command: options.command("layouts"),
         rows,
+        ..Report::of("layouts", command, date, timing, placement)
     };
     let notes = vec![
         "apart: footers behind all payloads, two READs under one doorbell; behind: each footer \

@@ -1,13 +1,13 @@
 //! What registering memory with an RDMA device costs, and what it saves to take a block of memory
 //! that is registered already: the dissertation's table 13.
 
-use crate::cli::{DeviceOptions, Switch};
+use crate::cli::DeviceOptions;
 use crate::error::{Context, Result};
 use crate::experiments::{Finding, Measure};
 use crate::floor::PAGE;
 use crate::floor::verbs::device;
 use crate::lab::Subjects;
-use crate::machine::{Machine, commit, date};
+use crate::machine::date;
 use crate::measure::{Block, Label, Plan, Subject, measure, prepared};
 use crate::placement::{Awake, Placement, bind};
 use crate::report::{Report, Row};
@@ -38,17 +38,11 @@ pub(crate) fn run(options: &DeviceOptions, placement: &Placement, stop: &Stop) -
         }
     }
     let rows = measure(&mut subjects, Plan::of(timing), &mut awake)?;
+    let command = options.command("registration");
     let report = Report {
-        experiment: "registration".into(),
         engine: Some("verbs".into()),
-        protection: None,
-        machine: Machine::this(),
-        commit: commit(),
-        place: placement.place.name().into(),
-        keep_awake: timing.keep_awake == Switch::On,
-        date,
-        command: options.command("registration"),
         rows,
+        ..Report::of("registration", command, date, timing, placement)
     };
     let notes = sums(&report.rows);
     Ok(Finding { report, notes, measure: Measure::Time })

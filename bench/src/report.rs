@@ -1,6 +1,8 @@
 //! Results, as JSON and as a table.
 
-use crate::machine::Machine;
+use crate::cli::{Switch, Timing};
+use crate::machine::{Machine, commit};
+use crate::placement::Placement;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -77,6 +79,29 @@ pub fn round(value: f64) -> f64 {
 }
 
 impl Report {
+    /// The result of an experiment on this machine, begun at `date`, without rows yet, and without
+    /// a transport.
+    pub(crate) fn of(
+        experiment: &str,
+        command: String,
+        date: String,
+        timing: &Timing,
+        placement: &Placement,
+    ) -> Self {
+        Self {
+            experiment: experiment.into(),
+            engine: None,
+            protection: None,
+            machine: Machine::this(),
+            commit: commit(),
+            place: placement.place.name().into(),
+            keep_awake: timing.keep_awake == Switch::On,
+            date,
+            command,
+            rows: Vec::new(),
+        }
+    }
+
     /// The result as one JSON object.
     ///
     /// # Panics
