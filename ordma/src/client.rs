@@ -1,13 +1,29 @@
-//! What the client's sides of all engines with real connections share: who drives, and the end.
+//! What the client's sides of all engines with real connections share: the attempt to connect, who
+//! drives, and the end.
 
-use crate::engine::{Interest, LinkError, Receiver};
+use crate::engine::{Endpoint, Interest, LinkError, Receiver};
 use crate::lock;
 use crate::region::Segment;
 use crate::turn::{LANES, Lane, Lanes, MESSAGES, READS, Turn};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Connects to `target` within `timeout`, by what `connect` does until a deadline or says why not.
+pub(crate) fn connect_by<E: Endpoint + 'static>(
+    target: &str,
+    timeout: Duration,
+    connect: impl FnOnce(Instant) -> Result<E, String>,
+) -> Result<Arc<dyn Endpoint>, LinkError> {
+    let now = Instant::now();
+    // A timeout beyond what the clock can tell is none.
+    let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86400));
+    match connect(deadline) {
+        Ok(endpoint) => Ok(Arc::new(endpoint)),
+        Err(reason) => Err(LinkError::Connect { target: target.to_owned(), reason }),
+    }
+}
 
 /// The lane of messages.
 pub(crate) trait MessageLane: Lane + fmt::Debug {

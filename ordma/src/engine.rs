@@ -107,7 +107,8 @@ pub trait Link: Send + Sync + fmt::Debug {
     /// queue exceeds the engine's limit.
     fn send(&self, head: &[u8], data: &[u8]);
     /// Places `data` into the client's advertised buffer, from its start. Ordered before messages
-    /// that are sent later, the next of which also tells the client what was placed. Done when the engine no longer needs the server's memory.
+    /// that are sent later, the next of which also tells the client what was placed. Done when the
+    /// engine no longer needs the server's memory.
     fn write_to(&self, tag: Tag, data: Vec<u8>) -> Transfer;
     /// Fetches `buffer.len()` bytes from the client's advertised buffer at `offset`; the buffer
     /// comes back filled.

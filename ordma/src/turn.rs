@@ -33,10 +33,14 @@ pub(crate) trait Lane: Send + Sync {
     fn arm(&self) -> Result<bool, LinkError> {
         Ok(false)
     }
-    /// Whether something waits to be sent.
-    fn wants_to_write(&self) -> bool;
+    /// Whether something waits to be sent, once the descriptor takes it.
+    fn wants_to_write(&self) -> bool {
+        false
+    }
     /// Sends what waits, as far as it goes.
-    fn flush(&self) -> Result<(), LinkError>;
+    fn flush(&self) -> Result<(), LinkError> {
+        Ok(())
+    }
 }
 
 /// What a look at a lane brought.

@@ -15,7 +15,7 @@ mod path;
 use crate::AccessFault;
 use crate::ChunkId;
 use crate::arena::{Arena, Chunk, Geometry};
-use crate::client::Core;
+use crate::client::{Core, connect_by};
 use crate::engine::{
     Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageRead, ReadBatch,
     Receiver, Service, Tag,
@@ -231,12 +231,7 @@ impl Connector for ShmConnector {
         receiver: Arc<dyn Receiver>,
         timeout: Duration,
     ) -> Result<Arc<dyn Endpoint>, LinkError> {
-        let now = Instant::now();
-        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86400));
-        match self.try_connect(receiver, deadline) {
-            Ok(endpoint) => Ok(Arc::new(endpoint)),
-            Err(reason) => Err(LinkError::Connect { target: self.path.clone(), reason }),
-        }
+        connect_by(&self.path, timeout, |deadline| self.try_connect(receiver, deadline))
     }
 
     fn target(&self) -> String {

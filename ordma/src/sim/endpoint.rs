@@ -100,9 +100,7 @@ impl Endpoint for SimEndpoint {
                 bytes.resize(bytes.len() + segment.len, 0);
             }
         }
-        if let Some(reason) = super::too_long(head.len(), bytes.len()) {
-            return Err(LinkError::Closed(reason));
-        }
+        super::LIMITS.check(head.len(), bytes.len()).map_err(LinkError::Closed)?;
         let what = What::ToServer { head: head.to_vec(), data: bytes };
         if self.core.with(|state| state.send_up(self.id, what)) {
             return Ok(());

@@ -80,7 +80,7 @@ impl State {
         let Some(conn) = self.conns.get(&id).filter(|conn| conn.server_open()) else {
             return;
         };
-        if let Some(reason) = super::too_long(head.len(), data.len()) {
+        if let Err(reason) = super::LIMITS.check(head.len(), data.len()) {
             return self.close_server(id, &reason);
         }
         if conn.queued.saturating_add(head.len() + data.len()) > limit {

@@ -55,6 +55,7 @@ pub use faults::Faults;
 pub use world::{Outstanding, PumpId, World};
 
 use crate::arena::Geometry;
+use crate::stream::frame::Limits;
 use crate::{Arena, Capabilities, Connector, Engine, LinkError, Listener, Service};
 use endpoint::SimConnector;
 use listener::SimListener;
@@ -118,11 +119,8 @@ pub const MOST_HEAD: usize = (64 << 10) + crate::secure::OVERHEAD;
 /// Most bytes of a message's data.
 pub const MOST_DATA: usize = 2 << 20;
 
-/// Why a message of this size is not sent, if it is not: what passes here must pass everywhere.
-fn too_long(head: usize, data: usize) -> Option<String> {
-    let long = head > MOST_HEAD || data > MOST_DATA;
-    long.then(|| format!("a message of {head} and {data} bytes exceeds the limits"))
-}
+/// What passes here must pass everywhere.
+const LIMITS: Limits = Limits { head: MOST_HEAD, data: MOST_DATA };
 
 /// Set in the ids of this engine's links, so that they are those of no other engine's. Ids are the
 /// same in each run of a seed; those of two worlds are not distinct.

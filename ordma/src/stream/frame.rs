@@ -52,6 +52,19 @@ pub(crate) struct Limits {
     pub(crate) data: usize,
 }
 
+impl Limits {
+    /// Whether a message is within them. The error says what exceeds what.
+    pub(crate) fn check(&self, head: usize, data: usize) -> Result<(), String> {
+        if head <= self.head && data <= self.data {
+            return Ok(());
+        }
+        let Self { head: most, data: most_data } = self;
+        Err(format!(
+            "a message of {head} and {data} bytes exceeds the limits of {most} and {most_data}"
+        ))
+    }
+}
+
 impl Header {
     /// A message's header.
     pub(crate) fn message(head: usize, data: usize) -> Self {

@@ -146,10 +146,7 @@ impl StreamLink {
         let over = out.held() > self.server.settings.send_queue;
         drop(out);
         if over {
-            let held = self.server.settings.send_queue;
-            self.fail(self.lost(format_args!(
-                "the client does not take its replies: more than {held} bytes wait for it"
-            )));
+            self.fail(self.lost(self.server.settings.not_taken()));
         }
         result.unwrap_or_else(|error| {
             self.fail(self.lost(error));
@@ -204,12 +201,8 @@ impl Link for StreamLink {
     }
 
     fn send(&self, head: &[u8], data: &[u8]) {
-        let limits = self.server.settings.limits();
-        if head.len() > limits.head || data.len() > limits.data {
-            let (head, data) = (head.len(), data.len());
-            self.fail(LinkError::Closed(format!(
-                "a message of {head} and {data} bytes exceeds the limits"
-            )));
+        if let Err(over) = self.server.settings.limits().check(head.len(), data.len()) {
+            self.fail(LinkError::Closed(over));
             return;
         }
         let header = Header::message(head.len(), data.len()).encode();

@@ -302,13 +302,7 @@ impl MessageLane for Rpc {
     /// Begins a message.
     fn outgoing<'a>(&self, head: &'a [u8], data: &'a [Segment]) -> Result<Outgoing<'a>, LinkError> {
         let data_len = data.iter().map(|segment| segment.len).sum::<usize>();
-        if head.len() > self.limits.head || data_len > self.limits.data {
-            let (head, limits) = (head.len(), self.limits);
-            return Err(LinkError::Closed(format!(
-                "a message of {head} and {data_len} bytes exceeds the server's limits of {} and {}",
-                limits.head, limits.data
-            )));
-        }
+        self.limits.check(head.len(), data_len).map_err(LinkError::Closed)?;
         let header = Header::message(head.len(), data_len).encode();
         Ok(Outgoing { header, head, data, data_len: data_len as u64, sent: 0, busy: false })
     }

@@ -54,4 +54,10 @@ impl Settings {
         let most = u32::MAX as usize;
         Limits { head: self.max_head.min(most), data: self.max_data.min(most) }
     }
+
+    /// Why a client is cut off for which more is queued than may be.
+    pub(crate) fn not_taken(&self) -> String {
+        let most = self.send_queue;
+        format!("the client does not take its replies: more than {most} bytes wait for it")
+    }
 }

@@ -13,7 +13,7 @@ pub(crate) mod wire;
 
 use crate::ChunkId;
 use crate::arena::{Arena, Chunk, Geometry};
-use crate::client::Core;
+use crate::client::{Core, connect_by};
 use crate::engine::{
     Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageRead, ReadBatch,
     Receiver, Service, Tag,
@@ -254,12 +254,7 @@ impl Connector for TcpConnector {
         receiver: Arc<dyn Receiver>,
         timeout: Duration,
     ) -> Result<Arc<dyn Endpoint>, LinkError> {
-        let now = Instant::now();
-        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86400));
-        match self.try_connect(receiver, deadline) {
-            Ok(endpoint) => Ok(Arc::new(endpoint)),
-            Err(reason) => Err(LinkError::Connect { target: self.address.clone(), reason }),
-        }
+        connect_by(&self.address, timeout, |deadline| self.try_connect(receiver, deadline))
     }
 
     fn target(&self) -> String {

@@ -10,7 +10,7 @@ use super::pool::Pool;
 use super::reads::{READ_DEPTH, Reads};
 use super::server::{WINDOW, tuning};
 use super::wire::{INLINE, MessagePair, SENDS, Wire};
-use crate::client::Core;
+use crate::client::{Core, connect_by};
 use crate::engine::{Connector, Endpoint, LinkError, Receiver};
 use crate::rdma::{
     self, Access, Cap, Channel, CompletionQueue, ConnectionParameters, Domain, Event, EventChannel,
@@ -266,12 +266,7 @@ impl Connector for VerbsConnector {
         receiver: Arc<dyn Receiver>,
         timeout: Duration,
     ) -> Result<Arc<dyn Endpoint>, LinkError> {
-        let now = Instant::now();
-        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86400));
-        match self.try_connect(receiver, deadline) {
-            Ok(endpoint) => Ok(Arc::new(endpoint)),
-            Err(reason) => Err(LinkError::Connect { target: self.address.clone(), reason }),
-        }
+        connect_by(&self.address, timeout, |deadline| self.try_connect(receiver, deadline))
     }
 
     fn target(&self) -> String {

@@ -223,14 +223,6 @@ impl Lane for Messages {
         receiving.early = handled;
         Ok(handled.progress || handled.more || stall == Stall::Buffers)
     }
-
-    fn wants_to_write(&self) -> bool {
-        false
-    }
-
-    fn flush(&self) -> Result<(), LinkError> {
-        Ok(())
-    }
 }
 
 /// A message on its way out.
@@ -244,14 +236,7 @@ impl MessageLane for Messages {
 
     fn outgoing<'a>(&self, head: &'a [u8], data: &'a [Segment]) -> Result<Outgoing<'a>, LinkError> {
         let len: usize = data.iter().map(|segment| segment.len).sum();
-        if head.len() > self.limits.head || len > self.limits.data {
-            return Err(LinkError::Closed(format!(
-                "a message of {} and {len} bytes exceeds the server's limits of {} and {}",
-                head.len(),
-                self.limits.head,
-                self.limits.data
-            )));
-        }
+        self.limits.check(head.len(), len).map_err(LinkError::Closed)?;
         Ok(Outgoing { head, data })
     }
 

@@ -609,11 +609,8 @@ impl Link for VerbsLink {
     }
 
     fn send(&self, head: &[u8], data: &[u8]) {
-        if head.len() > self.limits.head || data.len() > self.limits.data {
-            let (head, data) = (head.len(), data.len());
-            self.fail(LinkError::Closed(format!(
-                "a message of {head} and {data} bytes exceeds the limits"
-            )));
+        if let Err(over) = self.limits.check(head.len(), data.len()) {
+            self.fail(LinkError::Closed(over));
             return;
         }
         if self.is_closing() {
@@ -629,10 +626,7 @@ impl Link for VerbsLink {
         };
         match sent {
             Ok(queued) if queued > self.server.settings.send_queue => {
-                let held = self.server.settings.send_queue;
-                self.fail(self.lost(format_args!(
-                    "the client does not take its replies: more than {held} bytes wait for it"
-                )));
+                self.fail(self.lost(self.server.settings.not_taken()));
             }
             Ok(0) => {}
             Ok(_) => self.want(),

@@ -313,9 +313,7 @@ impl Assembly {
         if self.under_way.is_some() {
             return Err("a message begins within another".to_owned());
         }
-        if head > limits.head || data > limits.data {
-            return Err(format!("a message of {head} and {data} bytes exceeds the limits"));
-        }
+        limits.check(head, data)?;
         let total = head + data;
         if bytes.len() > total {
             return Err("more bytes than the message has".to_owned());

@@ -669,14 +669,6 @@ impl Lane for Reads {
         end(ended);
         Ok(any)
     }
-
-    fn wants_to_write(&self) -> bool {
-        false
-    }
-
-    fn flush(&self) -> Result<(), LinkError> {
-        Ok(())
-    }
 }
 
 impl ReadLane for Reads {
