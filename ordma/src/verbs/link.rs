@@ -88,8 +88,6 @@ struct ReadState {
     held: BTreeSet<ChunkId>,
     side: Option<ReadSide>,
     rearmed: Option<Instant>,
-    /// Receives that it got when it was first let in.
-    extra: u32,
 }
 
 /// The queue pair of a client's READs.
@@ -145,7 +143,6 @@ impl VerbsLink {
                 held: BTreeSet::new(),
                 side: None,
                 rearmed: None,
-                extra: 0,
             }),
         });
         // Known before it is asked what it may read, so that no export is missed in between.
@@ -493,26 +490,6 @@ impl VerbsLink {
         }
     }
 
-    /// Lets the client have more under way, where it has just been let in.
-    fn grow(&self) {
-        let Some(pair) = lock(&self.pair).clone() else { return };
-        let mut reads = lock(&self.reads);
-        if reads.extra > 0 {
-            return;
-        }
-        let more = self.server.more_receives();
-        let posted = (0..more)
-            .take_while(|_| {
-                let posted = buffer(&self.adapter).and_then(|block| pair.post_receive(block));
-                posted.is_ok()
-            })
-            .count() as u32;
-        self.server.give(more - posted);
-        reads.extra = posted;
-        drop(reads);
-        self.wire.grow(posted);
-    }
-
     /// Lets go of everything: the connection is over.
     pub(super) fn tear_down(&self) {
         self.closing.store(true, Ordering::Release);
@@ -532,11 +509,7 @@ impl VerbsLink {
                 }
             }
         }
-        let (side, extra) = {
-            let mut reads = lock(&self.reads);
-            (reads.side.take(), std::mem::take(&mut reads.extra))
-        };
-        self.server.give(extra);
+        let side = lock(&self.reads).side.take();
         let connection = lock(&self.connection).take();
         let ids = [connection.as_ref(), side.as_ref().and_then(|side| side.id.as_ref())];
         self.server.forget(&self.ticket, ids.into_iter().flatten().map(Id::key));
@@ -558,7 +531,7 @@ impl ReadSide {
     /// From RESET to connected, with the receive that tells of a failure.
     fn begin(&self, id: &Id, tuning: &Tuning, adapter: &Adapter) -> rdma::Result<()> {
         self.pair.init(id, tuning)?;
-        self.pair.post_receive(buffer(adapter)?)?;
+        self.pair.post_receive(buffer(&adapter.canaries)?)?;
         self.pair.connect(id, tuning)?;
         self.queue.arm()
     }
@@ -666,15 +639,11 @@ impl Link for VerbsLink {
 
     fn allow_reads(&self, access: Option<ReadAccess>) {
         let access = access.map(Arc::new);
-        let trusted = access.is_some();
         let mut reads = lock(&self.reads);
         reads.access.clone_from(&access);
         let judged = reads.gate.as_mut().map_or(Ok(()), |gate| gate.allow(access));
         drop(reads);
         self.stale.store(true, Ordering::Release);
-        if trusted {
-            self.grow();
-        }
         match judged {
             // Before this returns where it can be.
             Ok(()) if self.is_here() => self.refresh(),

@@ -330,9 +330,9 @@ impl Wire {
         });
     }
 
-    /// A packet has come that says this of credits; its receive was posted again.
-    pub(super) fn told(&self, told: Told, content: bool) -> Result<(), BadCredits> {
-        lock(&self.state).credits.told(told, content)
+    /// A packet has come that says this of credits; whether its receive was posted again.
+    pub(super) fn told(&self, told: Told, content: bool, again: bool) -> Result<(), BadCredits> {
+        lock(&self.state).credits.told(told, content, again)
     }
 
     /// So many receives more were posted.
