@@ -1,6 +1,6 @@
 //! The event loop's side of a client's connection: what arrives.
 
-use super::link::VerbsLink;
+use super::link::{MOST_ADVERTS, VerbsLink};
 use super::packet::{Assembled, Assembly, Packet};
 use super::server::buffer;
 use super::wire::{MessagePair, Stall};
@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 const LINGER: Duration = Duration::from_millis(500);
 /// How often it is looked whether it has.
 const LOOK: Duration = Duration::from_millis(1);
+/// Records that may wait for a client besides those that tell of chunks: one for each buffer that it can
+/// have advertised.
+const MOST_UNSAID: usize = MOST_ADVERTS;
 /// When to try again where others have all buffers.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 
@@ -166,6 +169,13 @@ impl MessageConnection {
             self.link.hear(record.map_err(|bad| bad.to_string())?)?;
         }
         let server = self.link.server();
+        if packet.header.records > 0 {
+            let unsaid = self.link.wire.unsaid();
+            let most = || MOST_UNSAID + server.exports.lock().chunks().count();
+            if unsaid > MOST_UNSAID && unsaid > most() {
+                return Err("it asks for much and takes no answers".to_owned());
+            }
+        }
         match self.assembly.take(packet, server.settings.limits())? {
             Assembled::Nothing => {}
             Assembled::Here(head, data) => server.service.message(&self.shown, head, data),

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Most buffers that a client may have advertised at a time.
-const MOST_ADVERTS: usize = 4096;
+pub(super) const MOST_ADVERTS: usize = 4096;
 /// Transfers that wait for the client to say where a buffer is.
 const MOST_EARLY: usize = 1024;
 /// Queue pairs for READs are brought back no more often than this.

@@ -251,6 +251,11 @@ impl Wire {
         }
     }
 
+    /// Records that are queued.
+    pub(super) fn unsaid(&self) -> usize {
+        lock(&self.state).records.len()
+    }
+
     /// Sends all that is queued, as far as it goes.
     pub(super) fn flush(&self) -> Result<Stall, LinkError> {
         self.with(|state| self.pump(state, true))

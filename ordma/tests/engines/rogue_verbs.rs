@@ -595,6 +595,28 @@ fn who_takes_all_receives_starves_nobody() {
     works(&world);
 }
 
+/// What is to be said to one who gives no credits is kept for it, but not without end.
+#[test]
+fn who_asks_and_takes_no_answers_is_cut_off() {
+    let world = World::new(&Row::verbs());
+    let client = world.client();
+    let rogue = Rogue::new(&world);
+    let messages = rogue.connect(40);
+    let link = link_of(&world, &messages);
+    let withdrawals: Vec<u8> =
+        (1..800u64).flat_map(|tag| [&[2][..], &tag.to_le_bytes()].concat()).collect();
+    for _ in 0..40 {
+        if !messages.say(&packet(0, &withdrawals, None)).is_success() {
+            break;
+        }
+    }
+    let reason = world.wait_closed(link.id());
+    assert!(matches!(reason, LinkError::Protocol { .. }), "{reason}");
+    assert!(reason.to_string().contains("takes no answers"), "{reason}");
+    client.echo(b"e", &[1; 100]);
+    works(&world);
+}
+
 /// Failing and asking for the queue pair back, again and again.
 #[test]
 fn who_fails_too_often_is_thrown_out() {
