@@ -55,7 +55,7 @@ runs=(
     "one end_of_file verbs"
     "one two_clients verbs"
     "one rights verbs"
-    "one process second_pass a_crash_loses a_graceful_stop"
+    "one process second_pass a_crash_loses a_graceful_stop memory_stays idle_verbs"
     "one cli devices::"
     "one verbs --skip links"
     "two verbs links"

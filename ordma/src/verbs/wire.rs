@@ -27,8 +27,10 @@ pub(super) enum Sent {
 
 /// Requests that are posted at a time.
 const AT_ONCE: usize = 32;
-/// Work requests of a queue pair for messages.
-pub(super) const SENDS: u32 = 128;
+/// Work requests of a queue pair for messages. Each takes half a KiB of soft-RoCE's queue as long as the
+/// connection lasts, and queues are rounded up to one less than a power of two, that of completions,
+/// which is longer by one, too.
+pub(super) const SENDS: u32 = 62;
 /// Packets up to this length are sent from where they are.
 pub(super) const INLINE: u32 = 256;
 
