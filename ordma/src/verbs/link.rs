@@ -62,7 +62,7 @@ pub(super) struct VerbsLink {
 /// Buffers of the client. Tags count up, so that one that is not there was withdrawn or is still to
 /// come.
 #[derive(Debug, Default)]
-struct Adverts {
+pub(super) struct Adverts {
     there: BTreeMap<Tag, Arc<[Piece]>>,
     last: Tag,
     /// Transfers to or from buffers that are still to come.
@@ -71,9 +71,29 @@ struct Adverts {
 }
 
 #[derive(Debug)]
-enum Early {
+pub(super) enum Early {
     Place(Vec<u8>, Transfer),
     Fetch(u64, Vec<u8>, Transfer),
+}
+
+impl Adverts {
+    /// A buffer is there; the transfers that waited for it. The error says what is wrong with it.
+    pub(super) fn add(&mut self, tag: Tag, pieces: &Arc<[Piece]>) -> Result<Vec<Early>, String> {
+        if tag <= self.last {
+            return Err(format!("buffer {tag} is advertised after {}", self.last));
+        }
+        if self.there.len() >= MOST_ADVERTS {
+            return Err(format!("more than {MOST_ADVERTS} buffers are advertised at a time"));
+        }
+        self.last = tag;
+        self.there.insert(tag, Arc::clone(pieces));
+        Ok(self.early.extract_if(.., |(of, _)| *of == tag).map(|(_, early)| early).collect())
+    }
+
+    /// It is not any more; whether it was.
+    pub(super) fn remove(&mut self, tag: Tag) -> bool {
+        self.there.remove(&tag).is_some()
+    }
 }
 
 /// What is known of the client's READs.
@@ -340,7 +360,7 @@ impl VerbsLink {
         match record {
             Record::Advert(tag, pieces) => self.advertised(tag, pieces),
             Record::Withdraw(tag) => {
-                lock(&self.adverts).there.remove(&tag);
+                lock(&self.adverts).remove(tag);
                 self.wire.withdraw(tag);
                 self.wire.record(Record::Withdrawn(tag));
                 Ok(())
@@ -368,19 +388,9 @@ impl VerbsLink {
     }
 
     fn advertised(&self, tag: Tag, pieces: Vec<Piece>) -> Result<(), String> {
-        let mut adverts = lock(&self.adverts);
-        if tag <= adverts.last {
-            return Err(format!("buffer {tag} is advertised after {}", adverts.last));
-        }
-        if adverts.there.len() >= MOST_ADVERTS {
-            return Err(format!("more than {MOST_ADVERTS} buffers are advertised at a time"));
-        }
         let pieces: Arc<[Piece]> = pieces.into();
-        adverts.last = tag;
-        adverts.there.insert(tag, Arc::clone(&pieces));
-        let early: Vec<_> = adverts.early.extract_if(.., |(of, _)| *of == tag).collect();
-        drop(adverts);
-        for (_, early) in early {
+        let early = lock(&self.adverts).add(tag, &pieces)?;
+        for early in early {
             match early {
                 Early::Place(data, transfer) => self.place(tag, &pieces, data, &transfer),
                 Early::Fetch(offset, buffer, transfer) => {
@@ -537,7 +547,8 @@ impl ReadSide {
     }
 }
 
-fn room(pieces: &[Piece]) -> u64 {
+/// Bytes of a buffer.
+pub(super) fn room(pieces: &[Piece]) -> u64 {
     pieces.iter().map(|piece| u64::from(piece.len)).sum()
 }
 

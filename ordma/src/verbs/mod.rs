@@ -26,6 +26,8 @@ mod connect;
 mod connection;
 mod credits;
 mod endpoint;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod hello;
 mod keeper;
 mod lent;

@@ -56,7 +56,7 @@ impl Target {
     }
 
     /// Takes the next stretch, at most so long.
-    fn next(&mut self, most: usize) -> Option<(Remote, usize)> {
+    pub(super) fn next(&mut self, most: usize) -> Option<(Remote, usize)> {
         let mut skip = self.offset;
         for piece in self.pieces.iter() {
             let len = u64::from(piece.len);
