@@ -94,6 +94,6 @@ for directory in "$PWD" "${CARGO_TARGET_DIR:-$PWD}"; do
     esac
 done
 status=0
-docker/rxe-vm "${shares[@]}" -m 4G -t 2400 bash -c "$(commands one)" || status=$?
+docker/rxe-vm "${shares[@]}" -m 4G -t 3000 bash -c "$(commands one)" || status=$?
 docker/rxe-vm "${shares[@]}" -m 3G -t 900 --two-ports bash -c "$(commands two)" || status=$?
 exit "$status"

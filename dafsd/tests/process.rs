@@ -32,11 +32,15 @@ fn second_pass_costs_the_server_nothing() {
         if engine != "tcp" {
             // Its housekeeping alone; 2 048 pages by RPC would take it milliseconds, and where the CPU
             // is emulated (docker/rxe-vm) seconds.
-            let emulated = std::env::var_os("RXE_VM").is_some();
-            let most = Duration::from_millis(if emulated { 100 } else { 2 });
+            let most = Duration::from_millis(if emulated() { 100 } else { 2 });
             assert!(cpu < most, "{engine}: the server used {cpu:?}");
         }
     }
+}
+
+/// Whether this may be docker/rxe-vm, on a CPU that is emulated.
+fn emulated() -> bool {
+    std::env::var_os("RXE_VM").is_some()
 }
 
 /// Time on a CPU of all threads of a process, to the nanosecond.
@@ -113,7 +117,7 @@ fn a_graceful_stop_makes_everything_stable() {
 #[test]
 fn memory_stays_within_the_budget() {
     // A smaller one where each byte is checked and sealed by an emulated CPU.
-    let budget = if std::env::var_os("RXE_VM").is_some() { 32 * MIB } else { 128 * MIB };
+    let budget = if emulated() { 32 * MIB } else { 128 * MIB };
     let daemon = Daemon::start(&["--memory", &format!("{}MiB", budget / MIB)]);
     for &engine in ENGINES {
         // Two clients at a time, each of which writes and reads one and a half times the budget.
@@ -202,17 +206,25 @@ fn idle_verbs_clients_hold_bounded_memory() {
     file.write_all_at(&pattern(PAGE, 1), 0).unwrap();
     let first = daemon.resident();
     let (mut before, mut idle) = (first, Vec::new());
+    // Each takes a handshake, for which an emulated CPU is slow.
+    let part = if emulated() { 15 } else { 40 };
     // Those who come first are given more, while there is plenty.
-    for part in 0..4 {
-        idle.extend((0..40).map(|_| daemon.client("verbs")));
+    for i in 0..4 {
+        idle.extend((0..part).map(|_| daemon.client("verbs")));
         let now = daemon.resident();
-        let each = now.saturating_sub(before) / 40;
-        println!("clients {} to {}: {} KiB each", part * 40 + 1, part * 40 + 40, each >> 10);
+        let each = now.saturating_sub(before) / part;
+        println!("clients {} to {}: {} KiB each", i * part + 1, (i + 1) * part, each >> 10);
         before = now;
     }
     let grown = before.saturating_sub(first);
     println!("{} idle clients: {} KiB each", idle.len(), (grown >> 10) / idle.len());
-    assert!(grown < 32 * MIB, "{} idle clients cost {} MiB", idle.len(), grown / MIB);
+    // 200 KiB each, and the 4 MiB that are shared.
+    assert!(
+        grown < idle.len() * (200 << 10) + 4 * MIB,
+        "{} idle clients cost {} MiB",
+        idle.len(),
+        grown / MIB
+    );
     // Nobody is slow for it.
     let begin = Instant::now();
     for client in [&client, &idle[0], &idle[idle.len() - 1]] {
