@@ -62,7 +62,7 @@ test-verbs: deps
 containers: deps
 	CARGO="$(CARGO)" docker/containers-test
 
-# Whatever a peer or a slot holds: handshakes, frames, footers, handles.
+# Whatever a peer or a slot holds: handshakes, frames, footers, handles, packets of verbs.
 fuzz: deps
 	scripts/fuzz.sh $(FUZZ)
 

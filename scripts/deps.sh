@@ -14,11 +14,12 @@ need cc gcc
 # The fuzzer is C++.
 need c++ g++
 need git git
-# What the bindings to rdma-core are made with. libclang is a library, and no command tells of it.
+# What the bindings to rdma-core are made with. libclang is a library, and no command tells of it;
+# libclang-cpp is another one.
 need cmake cmake
 need make make
-[ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null ||
-    compgen -G '/usr/lib*/libclang*.so*' >/dev/null || missing+=(libclang-dev)
+[ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib/llvm-*/lib/libclang[.-][s0-9]*' >/dev/null ||
+    compgen -G '/usr/lib*/libclang[.-][s0-9]*' >/dev/null || missing+=(libclang-dev)
 # The C library's headers and start files, without which nothing links.
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 

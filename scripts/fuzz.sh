@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:?usage: scripts/fuzz.sh SECONDS [TARGET...]}
 shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(handshake frames footers handles)
+[ ${#targets[@]} -gt 0 ] || targets=(handshake frames footers handles verbs)
 
 # Coverage counters in all code of ours and below, by the stable compiler. `--target` keeps them out
 # of build scripts.

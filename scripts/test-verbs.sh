@@ -55,7 +55,7 @@ runs=(
     "one end_of_file verbs"
     "one two_clients verbs"
     "one rights verbs"
-    "one process second_pass a_crash_loses a_graceful_stop"
+    "one process second_pass a_crash_loses a_graceful_stop memory_stays idle_verbs"
     "one cli devices::"
     "one verbs --skip links"
     "two verbs links"
@@ -94,6 +94,6 @@ for directory in "$PWD" "${CARGO_TARGET_DIR:-$PWD}"; do
     esac
 done
 status=0
-docker/rxe-vm "${shares[@]}" -m 4G -t 2400 bash -c "$(commands one)" || status=$?
+docker/rxe-vm "${shares[@]}" -m 4G -t 3000 bash -c "$(commands one)" || status=$?
 docker/rxe-vm "${shares[@]}" -m 3G -t 900 --two-ports bash -c "$(commands two)" || status=$?
 exit "$status"

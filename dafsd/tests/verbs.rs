@@ -10,7 +10,7 @@ mod common;
 use common::process::Daemon;
 use common::{PAGE, create, pattern, read_to_end, served};
 use dafs_client::blocking::{Client, File};
-use dafs_client::{Connectors, Error, Options};
+use dafs_client::{Connectors, Error, Options, Path};
 use ordma::Engine;
 use ordma::verbs::{Settings, Verbs};
 use std::io::{BufRead, BufReader};
@@ -31,14 +31,19 @@ struct Told {
 
 /// Reads pages at random, and holds each against what it should be.
 fn read_until(file: &File, content: &[u8], done: &AtomicBool, seed: u64) -> Told {
+    read_until_by(file, content, done, seed, Path::Auto)
+}
+
+fn read_until_by(file: &File, content: &[u8], done: &AtomicBool, seed: u64, path: Path) -> Told {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut told = Told::default();
     let mut page = vec![0; PAGE];
     while !done.load(Ordering::Relaxed) {
         let block = random.usize(..content.len() / PAGE);
         let begun = Instant::now();
-        match file.read_exact_at(&mut page, (block * PAGE) as u64) {
-            Ok(()) => {
+        match file.read_at_by(&mut page, (block * PAGE) as u64, path) {
+            Ok(report) => {
+                assert_eq!(report.bytes, PAGE);
                 assert!(page == content[block * PAGE..][..PAGE], "block {block}");
                 told.good += 1;
             }
@@ -130,19 +135,32 @@ fn a_server_that_is_killed_and_started_again_goes_on() {
     becomes_one_sided(&client, &file, Duration::from_secs(20));
 }
 
-/// What the kernel keeps for queue pairs.
-fn queue_pairs() -> usize {
-    let output = Command::new("rdma").args(["resource", "show"]).output();
+/// What the kernel keeps of a queue pair.
+struct Kept {
+    number: u32,
+    /// That of the one that it is connected with.
+    theirs: Option<u32>,
+    /// The thread that made it; `None` where that is gone, or it is the kernel's own.
+    thread: Option<u32>,
+}
+
+fn queue_pair_list() -> Vec<Kept> {
+    let output = Command::new("rdma").args(["resource", "show", "qp"]).output();
     let output = output.expect("the command rdma (package iproute2)");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut words = text.split_whitespace();
-    let mut count = 0;
-    while let Some(word) = words.next() {
-        if word == "qp" {
-            count += words.next().and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
-        }
-    }
-    count
+    assert!(output.status.success());
+    let kept = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let field = |name: &str| {
+            let at = words.iter().position(|word| *word == name)?;
+            words.get(at + 1)?.parse().ok()
+        };
+        Some(Kept { number: field("lqpn")?, theirs: field("rqpn"), thread: field("pid") })
+    };
+    String::from_utf8_lossy(&output.stdout).lines().filter_map(kept).collect()
+}
+
+fn queue_pairs() -> usize {
+    queue_pair_list().len()
 }
 
 const CHILD: &str = "DAFS_TEST_READER";
@@ -351,5 +369,186 @@ mod links {
     #[test]
     fn one_packet_in_twenty_is_lost() {
         losing("5%", Duration::from_secs(8));
+    }
+
+    /// A queue pair, and the one that it is connected with, by their numbers.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Pair {
+        ours: u32,
+        theirs: u32,
+    }
+
+    /// The queue pairs of a server's only client: that of messages, which is made first, and that of
+    /// READs.
+    fn pairs(daemon: &Daemon) -> [Pair; 2] {
+        let of_server = |thread: u32| {
+            let task = format!("/proc/{}/task/{thread}", daemon.pid());
+            std::path::Path::new(&task).exists()
+        };
+        let mut pairs: Vec<_> = queue_pair_list()
+            .into_iter()
+            .filter(|pair| !pair.thread.is_some_and(of_server))
+            .filter_map(|pair| Some(Pair { ours: pair.number, theirs: pair.theirs? }))
+            .collect();
+        pairs.sort_by_key(|pair| pair.ours);
+        pairs.try_into().expect("two queue pairs")
+    }
+
+    /// Whether either of the two is still there.
+    fn is_there(pair: Pair) -> bool {
+        let numbers = [pair.ours, pair.theirs];
+        queue_pair_list().iter().any(|of| numbers.contains(&of.number))
+    }
+
+    /// Nothing reaches either of two queue pairs any more, until this is dropped. What retries in vain
+    /// is failed by its device; all others on the same cable go on.
+    struct Silence;
+
+    impl Silence {
+        fn of(pair: Pair) -> Self {
+            let silence = Self;
+            let ends = [("DAFS_RDMA_INTERFACE", pair.theirs), ("DAFS_RDMA_PEER", pair.ours)];
+            for (end, number) in ends {
+                let end = variable(end);
+                let tc = |args: &str| {
+                    let args = args.replace("END", &end);
+                    run("tc", &args.split(' ').collect::<Vec<_>>());
+                };
+                // Three bands for all there is, and one that leads nowhere.
+                tc("qdisc add dev END root handle 1: prio bands 4");
+                tc("qdisc add dev END parent 1:4 handle 4: netem loss 100%");
+                // The queue pair that a packet is for stands in its transport header, after the headers
+                // of IP and UDP: bytes 5 to 7 of that.
+                tc(&format!(
+                    "filter add dev END parent 1: protocol ip u32 \
+                     match u32 {number:#x} 0xffffff at 32 flowid 1:4"
+                ));
+            }
+            silence
+        }
+    }
+
+    impl Drop for Silence {
+        fn drop(&mut self) {
+            for end in ["DAFS_RDMA_INTERFACE", "DAFS_RDMA_PEER"] {
+                // Also where it was set up by half.
+                let args = ["qdisc", "del", "dev", &variable(end), "root"];
+                let _ = Command::new("tc").args(args).status();
+            }
+        }
+    }
+
+    /// A client under reads of both kinds, one of whose queue pairs is killed, and what came of them.
+    struct Killed {
+        daemon: Daemon,
+        client: Client,
+        file: File,
+        content: Vec<u8>,
+    }
+
+    impl Killed {
+        fn new() -> Self {
+            let (daemon, content) = server(&[]);
+            let client = client(&daemon, Duration::from_secs(30));
+            let file = client.open("file").unwrap();
+            assert!(read_to_end(&file, MIB) == content);
+            becomes_one_sided(&client, &file, Duration::from_secs(10));
+            Self { daemon, client, file, content }
+        }
+
+        /// Runs `meanwhile` under one-sided reads and under reads by RPC; what came of either.
+        fn under_reads(&self, meanwhile: impl FnOnce()) -> [Told; 2] {
+            let seed = fastrand::u64(..);
+            println!("seed {seed}");
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let _stop = common::Stop(&done);
+                let reading = [Path::Auto, Path::Inline].map(|path| {
+                    let (file, content, done) = (&self.file, &self.content, &done);
+                    scope.spawn(move || read_until_by(file, content, done, seed, path))
+                });
+                std::thread::sleep(Duration::from_millis(300));
+                meanwhile();
+                done.store(true, Ordering::Relaxed);
+                reading.map(|reading| reading.join().unwrap())
+            })
+        }
+
+        /// Whether a page is read one-sidedly.
+        fn is_one_sided(&self) -> bool {
+            let report = self.file.read_at_by(&mut [0; PAGE], 0, Path::Auto);
+            report.is_ok_and(|report| report.ordma == 1)
+        }
+
+        /// All is as it was before.
+        fn is_well(&self) {
+            assert!(read_to_end(&self.file, MIB) == self.content);
+            let (bytes, by) = served(&self.client, || read_to_end(&self.file, MIB));
+            assert!(bytes == self.content && by.rpcs == 0 && by.faults == 0, "{by:?}");
+            let written = create(&self.client, "other");
+            written.write_all_at(&self.content, 0).unwrap();
+            written.sync().unwrap();
+            assert!(std::fs::read(self.daemon.tree().join("other")).unwrap() == self.content);
+        }
+    }
+
+    fn until(what: &str, within: Duration, done: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < within, "{what}: not within {within:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        println!("{what}: {:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_queue_pair_for_messages_is_killed_and_the_session_goes_on_with_another() {
+        let killed = Killed::new();
+        let [messages, reads] = pairs(&killed.daemon);
+        let told = killed.under_reads(|| {
+            let silence = Silence::of(messages);
+            until("what was killed is gone", Duration::from_secs(30), || {
+                !is_there(messages) && !is_there(reads)
+            });
+            until("reads are one-sided again", Duration::from_secs(30), || killed.is_one_sided());
+            drop(silence);
+        });
+        println!("{told:?}");
+        for told in &told {
+            assert!(told.good > 0 && told.failed == 0, "{told:?}");
+            assert!(told.slowest < Duration::from_secs(30), "{told:?}");
+        }
+        let counters = killed.client.counters();
+        assert_eq!((counters.reconnects, counters.sessions_lost), (1, 0));
+        assert!(pairs(&killed.daemon).iter().all(|pair| *pair != messages && *pair != reads));
+        killed.is_well();
+    }
+
+    #[test]
+    fn a_queue_pair_for_reads_is_killed_and_messages_go_on() {
+        let killed = Killed::new();
+        let [messages, reads] = pairs(&killed.daemon);
+        let before = killed.client.counters();
+        let told = killed.under_reads(|| {
+            let silence = Silence::of(reads);
+            until("reads go by RPC", Duration::from_secs(20), || {
+                let now = killed.client.counters();
+                now.rearming_pages > before.rearming_pages
+            });
+            // It is brought back in vain, and fails again.
+            std::thread::sleep(Duration::from_secs(5));
+            drop(silence);
+            until("reads are one-sided again", Duration::from_secs(20), || killed.is_one_sided());
+        });
+        println!("{told:?}");
+        for told in &told {
+            assert!(told.good > 0 && told.failed == 0, "{told:?}");
+        }
+        let [one_sided, by_rpc] = told;
+        assert!(one_sided.slowest < Duration::from_secs(20), "{one_sided:?}");
+        assert!(by_rpc.slowest < Duration::from_secs(2), "RPC goes on: {by_rpc:?}");
+        assert_eq!(killed.client.counters().reconnects, 0);
+        assert_eq!(pairs(&killed.daemon), [messages, reads], "the same, brought back");
+        killed.is_well();
     }
 }

@@ -1,7 +1,7 @@
 //! Ways in for the fuzzer, to what takes a peer's bytes apart and is not public.
 //!
-//! Each sends the bytes over a connection, `cut` at a time, and lets the other end make of them what
-//! it does in earnest. What must hold whatever comes is asserted.
+//! Each lets one end of a connection make of the bytes what it does in earnest; those of the stream
+//! engines send them over a connection, `cut` at a time. What must hold whatever comes is asserted.
 
 use crate::arena::Geometry;
 use crate::engine::{LinkError, PageRead, Receiver};
@@ -19,6 +19,8 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+
+pub use crate::verbs::fuzz::{from_client, from_server, private_data};
 
 const LIMITS: Limits = Limits { head: 1 << 10, data: 4 << 10 };
 const PAGE: usize = 4096;

@@ -119,6 +119,13 @@ impl Daemon {
         text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
     }
 
+    /// The most resident memory that it ever had, in bytes.
+    pub fn peak(&self) -> usize {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+    }
+
     /// One of the server's own counters.
     pub fn counter(client: &Client, name: &str) -> u64 {
         let stats = client.server_stats().unwrap();

@@ -1,6 +1,8 @@
 //! What a server has on one RDMA device.
 
 use super::pool::Pool;
+use super::server::{FIRST_WINDOW, WINDOW};
+use super::shares::Shares;
 use crate::ChunkId;
 use crate::arena::Chunk;
 use crate::lock;
@@ -14,9 +16,14 @@ pub(super) const PACKET: usize = 8 << 10;
 const TRANSFER: usize = 256 << 10;
 /// Bytes that are registered at a time.
 const SHARE: usize = 1 << 20;
-/// Most bytes of packets under way, and of transfers.
-const MOST_PACKETS: usize = 32 << 20;
+/// Most bytes of packets under way to clients, of receives posted for them, and of transfers. Receives
+/// have their own, so that clients that say nothing take none from the replies to others.
+const MOST_PACKETS: usize = 8 << 20;
+const MOST_RECEIVES: usize = 16 << 20;
 const MOST_TRANSFERS: usize = 16 << 20;
+/// Bytes of a receive that never comes, and most bytes of all of them.
+const CANARY: usize = 64;
+const MOST_CANARIES: usize = 4 << 20;
 
 /// A server's side of a device.
 #[derive(Debug)]
@@ -28,6 +35,10 @@ pub(super) struct Adapter {
     /// Of the chunks, and of the queue pairs for READs.
     pub(super) chunks: Arc<Domain>,
     pub(super) packets: Arc<Pool>,
+    pub(super) receives: Pool,
+    /// Receives beyond the first of each client: a quarter of all.
+    pub(super) shares: Shares,
+    pub(super) canaries: Pool,
     pub(super) transfers: Arc<Pool>,
     regions: Mutex<BTreeMap<ChunkId, Arc<Region>>>,
 }
@@ -42,18 +53,24 @@ unsafe impl Memory for Chunk {
 impl Adapter {
     pub(super) fn new(device: Device) -> Result<Self> {
         let messages = Domain::new(device)?;
-        let pool =
-            |block, limit| Arc::new(Pool::new(&messages, Access::Local, block, SHARE, limit));
+        let pool = |block, limit| Pool::new(&messages, Access::Local, block, SHARE, limit);
         let (packets, transfers) = (pool(PACKET, MOST_PACKETS), pool(TRANSFER, MOST_TRANSFERS));
+        let receives = pool(PACKET, MOST_RECEIVES);
+        let extra = MOST_RECEIVES / PACKET / 4;
+        let shares = Shares::new(extra as u32, WINDOW - FIRST_WINDOW);
+        let canaries = Pool::new(&messages, Access::Local, CANARY, 64 << 10, MOST_CANARIES);
         // Fails here, where it can be told, and not with the first client.
-        drop(packets.take()?);
+        drop((packets.take()?, receives.take()?));
         Ok(Self {
             info: device.info()?,
             device,
             chunks: Domain::new(device)?,
             messages,
-            packets,
-            transfers,
+            packets: Arc::new(packets),
+            receives,
+            shares,
+            canaries,
+            transfers: Arc::new(transfers),
             regions: Mutex::default(),
         })
     }
@@ -92,6 +109,8 @@ impl Adapter {
     /// Gives buffers back that are not in use.
     pub(super) fn trim(&self) {
         self.packets.trim();
+        self.receives.trim();
+        self.canaries.trim();
         self.transfers.trim();
     }
 

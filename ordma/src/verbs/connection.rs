@@ -1,7 +1,8 @@
 //! The event loop's side of a client's connection: what arrives.
 
-use super::link::VerbsLink;
+use super::link::{MOST_ADVERTS, VerbsLink};
 use super::packet::{Assembled, Assembly, Packet};
+use super::server::buffer;
 use super::wire::{MessagePair, Stall};
 use crate::engine::{Link, LinkError};
 use crate::lock;
@@ -19,6 +20,9 @@ use std::time::{Duration, Instant};
 const LINGER: Duration = Duration::from_millis(500);
 /// How often it is looked whether it has.
 const LOOK: Duration = Duration::from_millis(1);
+/// Records that may wait for a client besides those that tell of chunks: one for each buffer that it can
+/// have advertised.
+const MOST_UNSAID: usize = MOST_ADVERTS;
 /// When to try again where others have all buffers.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 
@@ -37,6 +41,8 @@ pub(super) struct MessageConnection {
     /// The channel will tell of the next receive.
     armed: bool,
     begun: bool,
+    /// Receives beyond the first, once the client was let in.
+    extra: Option<u32>,
     /// Since when it is to end.
     closing: Option<Instant>,
     _counted: Counted,
@@ -56,6 +62,7 @@ impl MessageConnection {
             gathering: Gathering::default(),
             armed: false,
             begun: false,
+            extra: None,
             closing: None,
             _counted: counted,
         }
@@ -79,17 +86,49 @@ impl MessageConnection {
                 let cause = self.link.wire.progress().err();
                 return Err(cause.unwrap_or_else(|| self.link.lost(completion.status)));
             }
-            // First, so that no credit is given for a receive that is not there.
-            if let Some(spare) = self.spare.take() {
-                pair.post_receive(spare).map_err(|error| self.link.lost(error))?;
-            }
             block.set_len(completion.len as usize);
-            let handled = self.handle(&block);
+            self.handle(&pair, &block)?;
             block.set_len(block.capacity());
-            self.spare = Some(block);
-            handled.map_err(|reason| self.link.broken(reason))?;
+            // Where the spare is still there, this is one that the client has too many.
+            self.spare.get_or_insert(block);
+        }
+        if any {
+            self.grow(&pair);
         }
         Ok(any)
+    }
+
+    /// Lets a client that was let in have its share of receives.
+    fn grow(&mut self, pair: &MessagePair) {
+        let adapter = self.link.adapter();
+        if self.extra.is_none() && self.link.reads_allowed() {
+            adapter.shares.join();
+            self.extra = Some(0);
+        }
+        let Some(extra) = &mut self.extra else { return };
+        let more = adapter.shares.take(*extra);
+        let posted = (0..more)
+            .take_while(|_| {
+                let buffer = buffer(&adapter.receives);
+                buffer.and_then(|buffer| pair.post_receive(buffer)).is_ok()
+            })
+            .count() as u32;
+        adapter.shares.give_back(more - posted);
+        *extra += posted;
+        if posted > 0 {
+            self.link.wire.grow(posted);
+        }
+    }
+
+    /// Whether the client has one receive too many, which it has no longer then.
+    fn shrink(&mut self) -> bool {
+        let shares = &self.link.adapter().shares;
+        let Some(extra) = self.extra.as_mut().filter(|extra| **extra > shares.share()) else {
+            return false;
+        };
+        *extra -= 1;
+        shares.give_back(1);
+        true
     }
 
     /// Whether the message that is arriving has the memory that it takes. Where not, its client gets
@@ -111,15 +150,33 @@ impl MessageConnection {
         }
     }
 
-    fn handle(&mut self, block: &Block) -> Result<(), String> {
-        let packet = Packet::decode(block.bytes()).map_err(|bad| bad.to_string())?;
-        let told = self.link.wire.told(packet.header.told, packet.has_content());
-        told.map_err(|bad| bad.to_string())?;
+    fn handle(&mut self, pair: &MessagePair, block: &Block) -> Result<(), LinkError> {
+        let packet = Packet::decode(block.bytes()).map_err(|bad| self.link.broken(bad))?;
+        let content = packet.has_content();
+        let again = !(content && self.shrink());
+        // First, so that no credit is given for a receive that is not there.
+        if again && let Some(spare) = self.spare.take() {
+            pair.post_receive(spare).map_err(|error| self.link.lost(error))?;
+        }
+        let told = self.link.wire.told(packet.header.told, content, again);
+        told.map_err(|bad| self.link.broken(bad))?;
+        self.act(&packet).map_err(|reason| self.link.broken(reason))
+    }
+
+    /// Acts upon what a packet says.
+    fn act(&mut self, packet: &Packet<'_>) -> Result<(), String> {
         for record in packet.records() {
             self.link.hear(record.map_err(|bad| bad.to_string())?)?;
         }
         let server = self.link.server();
-        match self.assembly.take(&packet, server.settings.limits())? {
+        if packet.header.records > 0 {
+            let unsaid = self.link.wire.unsaid();
+            let most = || MOST_UNSAID + server.exports.lock().chunks().count();
+            if unsaid > MOST_UNSAID && unsaid > most() {
+                return Err("it asks for much and takes no answers".to_owned());
+            }
+        }
+        match self.assembly.take(packet, server.settings.limits())? {
             Assembled::Nothing => {}
             Assembled::Here(head, data) => server.service.message(&self.shown, head, data),
             Assembled::Gathered(bytes, head) => {
@@ -249,6 +306,9 @@ impl Source for MessageConnection {
             self.link.fail(stops());
         }
         self.link.tear_down();
+        if let Some(extra) = self.extra.take() {
+            self.link.adapter().shares.leave(extra);
+        }
         (self.pair, self.spare) = (None, None);
         self.gathering = Gathering::default();
         self.link.adapter().trim();

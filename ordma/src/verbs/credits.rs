@@ -76,8 +76,15 @@ impl Credits {
         Told { granted, handled: self.handled }
     }
 
-    /// A packet has come that says this; its receive is posted again, or will be at once.
-    pub(super) fn told(&mut self, told: Told, content: bool) -> Result<(), BadCredits> {
+    /// A packet has come that says this; its receive is posted again, or will be at once. Where it had
+    /// content and is not `again`, there is one less from now on.
+    pub(super) fn told(
+        &mut self,
+        told: Told,
+        content: bool,
+        again: bool,
+    ) -> Result<(), BadCredits> {
+        debug_assert!(again || content && self.window > LEAST_WINDOW);
         self.out += u32::from(told.granted);
         if self.out > MOST {
             return Err(BadCredits::TooMany);
@@ -87,8 +94,10 @@ impl Credits {
             return Err(BadCredits::NotSent);
         }
         self.heard = told.handled;
-        if content {
+        if content && again {
             self.untold += 1;
+        } else if content {
+            self.window -= 1;
         } else {
             self.handled = self.handled.wrapping_add(1);
         }
@@ -137,10 +146,12 @@ mod tests {
         }
 
         /// Handles one packet; whether there was one.
-        fn handle(&mut self) -> bool {
+        fn handle(&mut self, shrink: bool) -> bool {
             let Some((told, content)) = self.arriving.pop_front() else { return false };
-            // The receive that it took is posted again.
-            self.credits.told(told, content).unwrap();
+            let shrink = shrink && content && self.credits.window > LEAST_WINDOW;
+            // The receive that it took is posted again, or not.
+            self.posted -= u32::from(shrink);
+            self.credits.told(told, content, !shrink).unwrap();
             self.got += u32::from(content);
             true
         }
@@ -150,7 +161,7 @@ mod tests {
     enum Step {
         Want(bool, u32),
         Pump(bool),
-        Handle(bool),
+        Handle(bool, bool),
         Grow(bool, u32),
     }
 
@@ -158,8 +169,8 @@ mod tests {
         prop_oneof![
             (any::<bool>(), 1u32..40).prop_map(|(a, n)| Step::Want(a, n)),
             any::<bool>().prop_map(Step::Pump),
-            any::<bool>().prop_map(Step::Handle),
-            any::<bool>().prop_map(Step::Handle),
+            any::<bool>().prop_map(|a| Step::Handle(a, false)),
+            any::<(bool, bool)>().prop_map(|(a, shrink)| Step::Handle(a, shrink)),
             (any::<bool>(), 1u32..8).prop_map(|(a, n)| Step::Grow(a, n)),
         ]
     }
@@ -179,8 +190,8 @@ mod tests {
                     Step::Want(false, n) => (b.to_send, from_b) = (b.to_send + n, from_b + n),
                     Step::Pump(true) => a.pump(&mut b),
                     Step::Pump(false) => b.pump(&mut a),
-                    Step::Handle(true) => drop(a.handle()),
-                    Step::Handle(false) => drop(b.handle()),
+                    Step::Handle(true, shrink) => drop(a.handle(shrink)),
+                    Step::Handle(false, shrink) => drop(b.handle(shrink)),
                     Step::Grow(true, n) => {
                         a.posted += n;
                         a.credits.grow(n);
@@ -196,7 +207,7 @@ mod tests {
             a.pump(&mut b);
             b.pump(&mut a);
             loop {
-                let (in_a, in_b) = (a.handle(), b.handle());
+                let (in_a, in_b) = (a.handle(false), b.handle(false));
                 a.pump(&mut b);
                 b.pump(&mut a);
                 if !in_a && !in_b && a.arriving.is_empty() && b.arriving.is_empty() {
@@ -214,8 +225,8 @@ mod tests {
     fn a_peer_that_grants_without_end_is_found_out() {
         let mut credits = Credits::new(4, 4);
         let told = Told { granted: u16::MAX, handled: 0 };
-        assert!((0..2).any(|_| credits.told(told, true) == Err(BadCredits::TooMany)));
+        assert!((0..2).any(|_| credits.told(told, true, true) == Err(BadCredits::TooMany)));
         let told = Told { granted: 0, handled: 1 };
-        assert_eq!(Credits::new(4, 4).told(told, true), Err(BadCredits::NotSent));
+        assert_eq!(Credits::new(4, 4).told(told, true, true), Err(BadCredits::NotSent));
     }
 }

@@ -165,7 +165,7 @@ impl Messages {
     /// Handles a packet; whether a message came with it.
     fn handle(&self, assembly: &mut Assembly, block: &Block) -> Result<bool, String> {
         let packet = Packet::decode(block.bytes()).map_err(|bad| bad.to_string())?;
-        let told = self.wire.told(packet.header.told, packet.has_content());
+        let told = self.wire.told(packet.header.told, packet.has_content(), true);
         told.map_err(|bad| bad.to_string())?;
         for record in packet.records() {
             self.hear(record.map_err(|bad| bad.to_string())?)?;

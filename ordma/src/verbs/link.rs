@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Most buffers that a client may have advertised at a time.
-const MOST_ADVERTS: usize = 4096;
+pub(super) const MOST_ADVERTS: usize = 4096;
 /// Transfers that wait for the client to say where a buffer is.
 const MOST_EARLY: usize = 1024;
 /// Queue pairs for READs are brought back no more often than this.
@@ -62,7 +62,7 @@ pub(super) struct VerbsLink {
 /// Buffers of the client. Tags count up, so that one that is not there was withdrawn or is still to
 /// come.
 #[derive(Debug, Default)]
-struct Adverts {
+pub(super) struct Adverts {
     there: BTreeMap<Tag, Arc<[Piece]>>,
     last: Tag,
     /// Transfers to or from buffers that are still to come.
@@ -71,9 +71,29 @@ struct Adverts {
 }
 
 #[derive(Debug)]
-enum Early {
+pub(super) enum Early {
     Place(Vec<u8>, Transfer),
     Fetch(u64, Vec<u8>, Transfer),
+}
+
+impl Adverts {
+    /// A buffer is there; the transfers that waited for it. The error says what is wrong with it.
+    pub(super) fn add(&mut self, tag: Tag, pieces: &Arc<[Piece]>) -> Result<Vec<Early>, String> {
+        if tag <= self.last {
+            return Err(format!("buffer {tag} is advertised after {}", self.last));
+        }
+        if self.there.len() >= MOST_ADVERTS {
+            return Err(format!("more than {MOST_ADVERTS} buffers are advertised at a time"));
+        }
+        self.last = tag;
+        self.there.insert(tag, Arc::clone(pieces));
+        Ok(self.early.extract_if(.., |(of, _)| *of == tag).map(|(_, early)| early).collect())
+    }
+
+    /// It is not any more; whether it was.
+    pub(super) fn remove(&mut self, tag: Tag) -> bool {
+        self.there.remove(&tag).is_some()
+    }
 }
 
 /// What is known of the client's READs.
@@ -88,8 +108,6 @@ struct ReadState {
     held: BTreeSet<ChunkId>,
     side: Option<ReadSide>,
     rearmed: Option<Instant>,
-    /// Receives that it got when it was first let in.
-    extra: u32,
 }
 
 /// The queue pair of a client's READs.
@@ -145,7 +163,6 @@ impl VerbsLink {
                 held: BTreeSet::new(),
                 side: None,
                 rearmed: None,
-                extra: 0,
             }),
         });
         // Known before it is asked what it may read, so that no export is missed in between.
@@ -343,7 +360,7 @@ impl VerbsLink {
         match record {
             Record::Advert(tag, pieces) => self.advertised(tag, pieces),
             Record::Withdraw(tag) => {
-                lock(&self.adverts).there.remove(&tag);
+                lock(&self.adverts).remove(tag);
                 self.wire.withdraw(tag);
                 self.wire.record(Record::Withdrawn(tag));
                 Ok(())
@@ -371,19 +388,9 @@ impl VerbsLink {
     }
 
     fn advertised(&self, tag: Tag, pieces: Vec<Piece>) -> Result<(), String> {
-        let mut adverts = lock(&self.adverts);
-        if tag <= adverts.last {
-            return Err(format!("buffer {tag} is advertised after {}", adverts.last));
-        }
-        if adverts.there.len() >= MOST_ADVERTS {
-            return Err(format!("more than {MOST_ADVERTS} buffers are advertised at a time"));
-        }
         let pieces: Arc<[Piece]> = pieces.into();
-        adverts.last = tag;
-        adverts.there.insert(tag, Arc::clone(&pieces));
-        let early: Vec<_> = adverts.early.extract_if(.., |(of, _)| *of == tag).collect();
-        drop(adverts);
-        for (_, early) in early {
+        let early = lock(&self.adverts).add(tag, &pieces)?;
+        for early in early {
             match early {
                 Early::Place(data, transfer) => self.place(tag, &pieces, data, &transfer),
                 Early::Fetch(offset, buffer, transfer) => {
@@ -493,26 +500,6 @@ impl VerbsLink {
         }
     }
 
-    /// Lets the client have more under way, where it has just been let in.
-    fn grow(&self) {
-        let Some(pair) = lock(&self.pair).clone() else { return };
-        let mut reads = lock(&self.reads);
-        if reads.extra > 0 {
-            return;
-        }
-        let more = self.server.more_receives();
-        let posted = (0..more)
-            .take_while(|_| {
-                let posted = buffer(&self.adapter).and_then(|block| pair.post_receive(block));
-                posted.is_ok()
-            })
-            .count() as u32;
-        self.server.give(more - posted);
-        reads.extra = posted;
-        drop(reads);
-        self.wire.grow(posted);
-    }
-
     /// Lets go of everything: the connection is over.
     pub(super) fn tear_down(&self) {
         self.closing.store(true, Ordering::Release);
@@ -532,11 +519,7 @@ impl VerbsLink {
                 }
             }
         }
-        let (side, extra) = {
-            let mut reads = lock(&self.reads);
-            (reads.side.take(), std::mem::take(&mut reads.extra))
-        };
-        self.server.give(extra);
+        let side = lock(&self.reads).side.take();
         let connection = lock(&self.connection).take();
         let ids = [connection.as_ref(), side.as_ref().and_then(|side| side.id.as_ref())];
         self.server.forget(&self.ticket, ids.into_iter().flatten().map(Id::key));
@@ -558,13 +541,14 @@ impl ReadSide {
     /// From RESET to connected, with the receive that tells of a failure.
     fn begin(&self, id: &Id, tuning: &Tuning, adapter: &Adapter) -> rdma::Result<()> {
         self.pair.init(id, tuning)?;
-        self.pair.post_receive(buffer(adapter)?)?;
+        self.pair.post_receive(buffer(&adapter.canaries)?)?;
         self.pair.connect(id, tuning)?;
         self.queue.arm()
     }
 }
 
-fn room(pieces: &[Piece]) -> u64 {
+/// Bytes of a buffer.
+pub(super) fn room(pieces: &[Piece]) -> u64 {
     pieces.iter().map(|piece| u64::from(piece.len)).sum()
 }
 
@@ -660,15 +644,11 @@ impl Link for VerbsLink {
 
     fn allow_reads(&self, access: Option<ReadAccess>) {
         let access = access.map(Arc::new);
-        let trusted = access.is_some();
         let mut reads = lock(&self.reads);
         reads.access.clone_from(&access);
         let judged = reads.gate.as_mut().map_or(Ok(()), |gate| gate.allow(access));
         drop(reads);
         self.stale.store(true, Ordering::Release);
-        if trusted {
-            self.grow();
-        }
         match judged {
             // Before this returns where it can be.
             Ok(()) if self.is_here() => self.refresh(),

@@ -15,7 +15,7 @@
 //! | `hello` | what is said when a connection is made |
 //! | `packet`, `credits` | what one SEND carries, and when one may be sent |
 //! | `wire` | the sending half of a connection, on both sides |
-//! | `server`, `link`, `connection`, `adapter` | the server |
+//! | `server`, `link`, `connection`, `adapter`, `shares` | the server |
 //! | `connect`, `endpoint`, `reads`, `chunks`, `lent`, `adverts`, `keeper` | the client |
 //!
 
@@ -26,6 +26,8 @@ mod connect;
 mod connection;
 mod credits;
 mod endpoint;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod hello;
 mod keeper;
 mod lent;
@@ -34,6 +36,7 @@ mod packet;
 mod pool;
 mod reads;
 mod server;
+mod shares;
 mod wire;
 
 use crate::ChunkId;

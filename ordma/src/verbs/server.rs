@@ -5,6 +5,7 @@ use super::connection::MessageConnection;
 use super::credits::{Credits, LEAST_WINDOW, SPARE};
 use super::hello::{ClientHello, Refusal, Welcome, Wish};
 use super::link::VerbsLink;
+use super::pool::Pool;
 use super::reads::READ_DEPTH;
 use super::wire::{INLINE, MessagePair, SENDS, Wire};
 use crate::arena::Arena;
@@ -27,8 +28,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, Weak};
 
 /// Receives that a client may use before it has a session.
-const FIRST_WINDOW: u32 = 4;
-/// Receives that a client may use once it may read, where there is memory for them.
+pub(super) const FIRST_WINDOW: u32 = 4;
+/// Receives that a client may use once it may read, where there are enough.
 pub(super) const WINDOW: u32 = 32;
 /// Connections that are asked for before others get their turn.
 const AT_ONCE: usize = 64;
@@ -51,8 +52,6 @@ pub(super) struct Server {
     links: Mutex<HashMap<IdKey, Weak<VerbsLink>>>,
     connections: Connections,
     pub(super) memory: Arc<ReceiveMemory>,
-    /// Receives posted for clients that may read, beyond those that everyone gets.
-    extra: Mutex<usize>,
 }
 
 impl fmt::Debug for Server {
@@ -81,7 +80,6 @@ impl Server {
             adapters: Mutex::default(),
             tickets: Mutex::default(),
             links: Mutex::default(),
-            extra: Mutex::default(),
         };
         for i in 0..server.settings.rpc_threads.max(1) {
             match Reactor::start(&format!("dafs-verbs-{i}"), server.settings.spin) {
@@ -125,23 +123,6 @@ impl Server {
     /// What there is on all devices that clients came by.
     pub(super) fn adapters(&self) -> Vec<Arc<Adapter>> {
         lock(&self.adapters).values().cloned().collect()
-    }
-
-    /// Receives that a client may use once it may read, beyond the first ones; 0 where there is no
-    /// memory for more. Given back by [`give`](Self::give).
-    pub(super) fn more_receives(&self) -> u32 {
-        let mut extra = lock(&self.extra);
-        let more = WINDOW - FIRST_WINDOW;
-        if (*extra + more as usize) * PACKET > self.settings.receive_memory {
-            return 0;
-        }
-        *extra += more as usize;
-        more
-    }
-
-    /// Gives receives back.
-    pub(super) fn give(&self, receives: u32) {
-        *lock(&self.extra) -= receives as usize;
     }
 
     /// Forgets what is kept of a link.
@@ -226,9 +207,9 @@ impl Server {
         };
         pair.init(id, &tuning)?;
         for _ in 0..FIRST_WINDOW + SPARE {
-            pair.post_receive(buffer(&adapter)?)?;
+            pair.post_receive(buffer(&adapter.receives)?)?;
         }
-        let spare = buffer(&adapter)?;
+        let spare = buffer(&adapter.receives)?;
         pair.connect(id, &tuning)?;
         let wire = Wire::new(
             Arc::clone(&pair),
@@ -296,13 +277,13 @@ impl Server {
     }
 }
 
-/// A buffer for a packet.
-pub(super) fn buffer(adapter: &Adapter) -> rdma::Result<Block> {
+/// A buffer for a receive.
+pub(super) fn buffer(pool: &Pool) -> rdma::Result<Block> {
     let short = || {
         let error = std::io::Error::from_raw_os_error(libc::ENOBUFS);
-        rdma::Error::new("buffers for packets", error)
+        rdma::Error::new("buffers for receives", error)
     };
-    adapter.packets.take()?.ok_or_else(short)
+    pool.take()?.ok_or_else(short)
 }
 
 /// How queue pairs are connected, but for rights and depths.

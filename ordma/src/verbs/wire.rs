@@ -27,8 +27,10 @@ pub(super) enum Sent {
 
 /// Requests that are posted at a time.
 const AT_ONCE: usize = 32;
-/// Work requests of a queue pair for messages.
-pub(super) const SENDS: u32 = 128;
+/// Work requests of a queue pair for messages. Each takes half a KiB of soft-RoCE's queue as long as the
+/// connection lasts, and queues are rounded up to one less than a power of two, that of completions,
+/// which is longer by one, too.
+pub(super) const SENDS: u32 = 62;
 /// Packets up to this length are sent from where they are.
 pub(super) const INLINE: u32 = 256;
 
@@ -54,7 +56,7 @@ impl Target {
     }
 
     /// Takes the next stretch, at most so long.
-    fn next(&mut self, most: usize) -> Option<(Remote, usize)> {
+    pub(super) fn next(&mut self, most: usize) -> Option<(Remote, usize)> {
         let mut skip = self.offset;
         for piece in self.pieces.iter() {
             let len = u64::from(piece.len);
@@ -251,6 +253,11 @@ impl Wire {
         }
     }
 
+    /// Records that are queued.
+    pub(super) fn unsaid(&self) -> usize {
+        lock(&self.state).records.len()
+    }
+
     /// Sends all that is queued, as far as it goes.
     pub(super) fn flush(&self) -> Result<Stall, LinkError> {
         self.with(|state| self.pump(state, true))
@@ -330,9 +337,9 @@ impl Wire {
         });
     }
 
-    /// A packet has come that says this of credits; its receive was posted again.
-    pub(super) fn told(&self, told: Told, content: bool) -> Result<(), BadCredits> {
-        lock(&self.state).credits.told(told, content)
+    /// A packet has come that says this of credits; whether its receive was posted again.
+    pub(super) fn told(&self, told: Told, content: bool, again: bool) -> Result<(), BadCredits> {
+        lock(&self.state).credits.told(told, content, again)
     }
 
     /// So many receives more were posted.

@@ -213,10 +213,14 @@ impl World {
 
     /// Connects a client that may not read yet.
     pub fn stranger(&self) -> Client {
+        self.try_stranger().unwrap()
+    }
+
+    pub fn try_stranger(&self) -> Result<Client, LinkError> {
         let known: Vec<_> = self.service.0.change(|s| s.connected.iter().map(|l| l.id()).collect());
         let connector = self.engine.connector(&self.listener.address());
         let receiver = Arc::new(Inbox::default());
-        let endpoint = connector.connect(receiver.clone(), PATIENCE).unwrap();
+        let endpoint = connector.connect(receiver.clone(), PATIENCE)?;
         // Others may connect at the same time: ours is the one that answers to its name.
         let name = format!("n{}", fastrand::u64(..));
         endpoint.send(name.as_bytes(), &[]).unwrap();
@@ -237,7 +241,7 @@ impl World {
                 session: (self.level == Protection::Keyed).then(|| self.session.keyed()),
             };
         }
-        Client { endpoint, receiver, link, key: Arc::clone(&self.key), access }
+        Ok(Client { endpoint, receiver, link, key: Arc::clone(&self.key), access })
     }
 
     /// Fills a slot with a page of this byte.
@@ -475,6 +479,14 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         assert!(!left.is_zero(), "waited in vain for a future");
         std::thread::park_timeout(left);
     }
+}
+
+/// Lets this process have as many descriptors as it can, for both ends of many connections; how many.
+pub fn raise_descriptors() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
+    limit
 }
 
 /// Bytes that are not all alike.

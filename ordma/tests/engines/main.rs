@@ -1,5 +1,7 @@
 //! One suite over every engine, through the traits alone, and tests of what is particular to each.
 
+#[cfg(feature = "device-tests")]
+mod crowd_verbs;
 mod harness;
 mod host_local;
 mod hostile;

@@ -88,7 +88,9 @@ impl Rogue {
         let queue = CompletionQueue::new(device, 512, None).unwrap();
         let cap = Cap { sends: 256, receives: 64, parts: 1, inline: 64 };
         let pair = Pair::new(&domain, &queue, &queue, cap).unwrap();
-        let slab = Slab::new(&domain, BLOCK, 80, Access::RemoteWrite).unwrap();
+        // Little for those that there are hundreds of.
+        let blocks = if receives == 0 { 8 } else { 80 };
+        let slab = Slab::new(&domain, BLOCK, blocks, Access::RemoteWrite).unwrap();
         let (reads_in, reads_out) = (16, 16);
         let number = pair.number();
         id.connect(ConnectionParameters { pair: number, reads_in, reads_out, private: hello })
@@ -557,6 +559,61 @@ fn hellos_that_make_no_sense_are_refused() {
         let refused = rogue.try_connect(&bytes, 1).err().expect("refused");
         assert!(matches!(refused.kind, EventKind::Rejected), "{refused:?}");
     }
+    works(&world);
+}
+
+/// Connections take receives of the server until there are none left.
+#[test]
+fn who_takes_all_receives_starves_nobody() {
+    raise_descriptors();
+    let world = World::new(&Row::verbs());
+    let client = world.client();
+    let rogue = Rogue::new(&world);
+    let mut taken = Vec::new();
+    let refused = loop {
+        match rogue.try_connect(&hello(1, &[]), 0) {
+            Ok(connection) => taken.push(connection),
+            Err(refused) => break refused,
+        }
+        assert!(taken.len() < 2000, "nobody is ever refused");
+    };
+    assert!(matches!(refused.kind, EventKind::Rejected), "{refused:?}");
+    // What is left over is too little for another one, but not for READs.
+    let rest = taken.iter().take(16);
+    let reads: Vec<_> =
+        rest.map(|connection| rogue.try_connect(&hello(2, &connection.ticket()), 0)).collect();
+    println!("{} connections, and {} for READs", taken.len(), reads.iter().flatten().count());
+    let (_slot, reference) = world.page(4);
+    for _ in 0..5 {
+        client.echo(b"e", &pattern(100_000));
+        assert_eq!(client.read_one(reference), Ok(4));
+    }
+    // Places that become free are taken.
+    let count = taken.len();
+    drop((taken, reads));
+    world.service.0.wait("the ends", |seen| (seen.closed.len() >= count).then_some(()));
+    works(&world);
+}
+
+/// What is to be said to one who gives no credits is kept for it, but not without end.
+#[test]
+fn who_asks_and_takes_no_answers_is_cut_off() {
+    let world = World::new(&Row::verbs());
+    let client = world.client();
+    let rogue = Rogue::new(&world);
+    let messages = rogue.connect(40);
+    let link = link_of(&world, &messages);
+    let withdrawals: Vec<u8> =
+        (1..800u64).flat_map(|tag| [&[2][..], &tag.to_le_bytes()].concat()).collect();
+    for _ in 0..40 {
+        if !messages.say(&packet(0, &withdrawals, None)).is_success() {
+            break;
+        }
+    }
+    let reason = world.wait_closed(link.id());
+    assert!(matches!(reason, LinkError::Protocol { .. }), "{reason}");
+    assert!(reason.to_string().contains("takes no answers"), "{reason}");
+    client.echo(b"e", &[1; 100]);
     works(&world);
 }
 
