@@ -11,8 +11,8 @@ use common::process::Daemon;
 use common::{PAGE, create, pattern, read_to_end, served};
 use dafs_client::blocking::{Client, File};
 use dafs_client::{Connectors, Error, Options, Path};
-use ordma::Engine;
 use ordma::verbs::{Settings, Verbs};
+use ordma::{AccessFault, Engine};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -535,8 +535,11 @@ mod links {
                 let now = killed.client.counters();
                 now.rearming_pages > before.rearming_pages
             });
-            // It is brought back in vain, and fails again.
-            std::thread::sleep(Duration::from_secs(5));
+            // It is brought back in vain, and fails again, less and less often: each time a read waits.
+            let before = killed.client.counters().fault(AccessFault::Unreachable);
+            std::thread::sleep(Duration::from_secs(12));
+            let faults = killed.client.counters().fault(AccessFault::Unreachable) - before;
+            assert!((1..=4).contains(&faults), "{faults} reads waited in 12 s");
             drop(silence);
             until("reads are one-sided again", Duration::from_secs(20), || killed.is_one_sided());
         });

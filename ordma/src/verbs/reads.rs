@@ -45,10 +45,13 @@ const MOST_UNDER_WAY: usize = 4 << 20;
 const LONG: usize = 32 << 10;
 /// How long someone who takes memory back waits for READs into it before they are cut off.
 const RELEASE: Duration = Duration::from_millis(2);
-/// The least time between two failures of the queue pair that it is brought back after; doubled with
-/// each that follows soon.
+/// How long after a failure the queue pair is brought back; doubled with each failure that follows soon,
+/// or before any READ has succeeded.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long at least where no answer came: to wait for one in vain takes seconds, and so long does the
+/// next read that tries.
+const SILENT_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 type ReadPair = QueuePair<Item, ()>;
 
@@ -159,6 +162,8 @@ struct Posting {
     packet: u32,
     failed: Option<Instant>,
     pause: Duration,
+    /// A READ has succeeded since the last failure.
+    proved: bool,
 }
 
 #[derive(Default)]
@@ -229,6 +234,7 @@ impl Reads {
                 packet: 0,
                 failed: None,
                 pause: FIRST_PAUSE,
+                proved: false,
             }),
             receiving: Mutex::default(),
             wire,
@@ -427,6 +433,7 @@ impl Reads {
             // What had been read before a failure is good.
             let bad = done.split_off(failed.unwrap_or(done.len()));
             posting.done += done.iter().filter(|(item, _)| is_run(item)).count() as u64;
+            posting.proved |= !done.is_empty();
             if failed.is_some() {
                 ended.extend(self.fail_runs(&mut posting, bad));
             } else {
@@ -507,6 +514,10 @@ impl Reads {
                 AccessFault::Gone
             }
             Status::RemoteInvalid => AccessFault::Revoked,
+            Status::NoAnswer => {
+                posting.pause = posting.pause.max(SILENT_PAUSE);
+                AccessFault::Unreachable
+            }
             _ => AccessFault::Unreachable,
         };
         tracing::debug!(%status, runs = runs.len(), "one-sided reads failed");
@@ -529,8 +540,9 @@ impl Reads {
             posting.phase = Phase::Down;
         }
         let now = Instant::now();
-        let soon = posting.failed.is_some_and(|last| now - last < 2 * posting.pause);
-        posting.pause = if soon { (posting.pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+        let proved = std::mem::take(&mut posting.proved);
+        let again = posting.failed.is_some_and(|last| !proved || now - last < 2 * posting.pause);
+        posting.pause = if again { (posting.pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
         posting.failed = Some(now);
         let mut runs = Vec::new();
         match self.pair.reset() {
