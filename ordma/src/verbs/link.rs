@@ -6,18 +6,19 @@
 //! threads want is queued, and the event loop told.
 
 use super::adapter::Adapter;
+use super::gather::Gather;
 use super::hello::{ClientHello, Welcome};
 use super::packet::{Piece, Record};
 use super::reads::READ_DEPTH;
 use super::server::{ReadPair, Server, buffer, tuning};
-use super::wire::{MessagePair, Stall, Target, Wire, withdrawn};
+use super::wire::{MessagePair, Source, Stall, Target, Wire, withdrawn};
 use crate::ChunkId;
-use crate::arena::Chunk;
+use crate::arena::{Chunk, Slot, copy_slots};
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
 use crate::exports::Holder;
 use crate::gate::{Gate, Proof};
 use crate::lock;
-use crate::rdma::{self, Cap, Channel, CompletionQueue, ConnectionParameters, Id, Tuning};
+use crate::rdma::{self, Cap, Channel, CompletionQueue, ConnectionParameters, Id, Region, Tuning};
 use crate::reactor::Registration;
 use crate::stream::frame::Limits;
 use crate::stream::hello::Ticket;
@@ -53,6 +54,8 @@ pub(super) struct VerbsLink {
     wanted: AtomicBool,
     /// Rights or chunks have changed.
     stale: AtomicBool,
+    /// Chunks that another thread wanted to place pages of, and that are not registered for it.
+    unregistered: Mutex<BTreeMap<ChunkId, Arc<Chunk>>>,
     closing: AtomicBool,
     reason: OnceLock<LinkError>,
     adverts: Mutex<Adverts>,
@@ -72,7 +75,7 @@ struct Adverts {
 
 #[derive(Debug)]
 enum Early {
-    Place(Vec<u8>, Transfer),
+    Place(Source, Transfer),
     Fetch(u64, Vec<u8>, Transfer),
 }
 
@@ -134,6 +137,7 @@ impl VerbsLink {
             registration: OnceLock::new(),
             wanted: AtomicBool::new(false),
             stale: AtomicBool::new(false),
+            unregistered: Mutex::default(),
             closing: AtomicBool::new(false),
             reason: OnceLock::new(),
             adverts: Mutex::default(),
@@ -224,6 +228,9 @@ impl VerbsLink {
         let wanted = self.wanted.swap(false, Ordering::AcqRel);
         if wanted {
             self.refresh();
+            for chunk in std::mem::take(&mut *lock(&self.unregistered)).into_values() {
+                self.make_source(&chunk);
+            }
             self.wire.flush()?;
         }
         Ok(wanted)
@@ -385,7 +392,7 @@ impl VerbsLink {
         drop(adverts);
         for (_, early) in early {
             match early {
-                Early::Place(data, transfer) => self.place(tag, &pieces, data, &transfer),
+                Early::Place(from, transfer) => self.place(tag, &pieces, from, &transfer),
                 Early::Fetch(offset, buffer, transfer) => {
                     self.fetch(tag, &pieces, offset, buffer, &transfer);
                 }
@@ -409,19 +416,65 @@ impl VerbsLink {
         drop(adverts);
         let why = if closed { self.reason() } else { withdrawn() };
         match early {
-            Early::Place(data, transfer) if !closed => transfer.complete(Ok(data)),
+            Early::Place(from, transfer) if !closed => transfer.complete(Ok(from.into_buffer())),
             Early::Place(_, transfer) | Early::Fetch(_, _, transfer) => transfer.complete(Err(why)),
         }
         None
     }
 
-    fn place(&self, tag: Tag, pieces: &Arc<[Piece]>, data: Vec<u8>, transfer: &Transfer) {
-        if room(pieces) < data.len() as u64 {
-            return transfer.complete(Err(too_small(tag, room(pieces), data.len())));
+    /// Begins to place something, or keeps it until the buffer is there.
+    fn begin_placing(&self, tag: Tag, from: Source) -> Transfer {
+        let transfer = Transfer::new();
+        if from.len() == 0 {
+            transfer.complete(Ok(from.into_buffer()));
+        } else if let Some((pieces, Early::Place(from, transfer))) =
+            self.find(tag, Early::Place(from, transfer.clone()))
+        {
+            self.place(tag, &pieces, from, &transfer);
+        }
+        transfer
+    }
+
+    /// The slots' bytes as the device reads them; `None` where a chunk is not registered for that.
+    fn gather(&self, slots: &[Slot]) -> Option<Gather> {
+        let mut last: Option<(ChunkId, Arc<Region>)> = None;
+        let mut found = Vec::with_capacity(slots.len());
+        for slot in slots {
+            let region = match &last {
+                Some((chunk, region)) if *chunk == slot.chunk.id() => Arc::clone(region),
+                _ => self.source(&slot.chunk)?,
+            };
+            last = Some((slot.chunk.id(), Arc::clone(&region)));
+            found.push((region, slot.index));
+        }
+        Some(Gather::new(self.server.arena.geometry(), &found))
+    }
+
+    /// The registration by which pages of a chunk are placed. Where there is none it is made, here or
+    /// by the event loop for the next time.
+    fn source(&self, chunk: &Arc<Chunk>) -> Option<Arc<Region>> {
+        let source = self.adapter.source(chunk.id());
+        if source.is_some() || self.is_here() {
+            return source.or_else(|| self.make_source(chunk));
+        }
+        lock(&self.unregistered).insert(chunk.id(), Arc::clone(chunk));
+        self.want();
+        None
+    }
+
+    fn make_source(&self, chunk: &Arc<Chunk>) -> Option<Arc<Region>> {
+        // Locked meanwhile, so that no chunk is registered that was retired before.
+        let registry = self.server.exports.lock();
+        if registry.has(chunk.id()) { self.adapter.make_source(chunk) } else { None }
+    }
+
+    fn place(&self, tag: Tag, pieces: &Arc<[Piece]>, from: Source, transfer: &Transfer) {
+        if room(pieces) < from.len() as u64 {
+            return transfer.complete(Err(too_small(tag, room(pieces), from.len())));
         }
         let target = Target::new(Arc::clone(pieces), 0);
         let here = self.is_here();
-        match self.wire.place(tag, target, data, transfer, here) {
+        match self.wire.place(tag, target, from, transfer, here) {
             Ok(()) if here => {}
             Ok(()) => self.want(),
             Err(error) => self.fail(error),
@@ -641,15 +694,12 @@ impl Link for VerbsLink {
     }
 
     fn write_to(&self, tag: Tag, data: Vec<u8>) -> Transfer {
-        let transfer = Transfer::new();
-        if data.is_empty() {
-            transfer.complete(Ok(data));
-        } else if let Some((pieces, Early::Place(data, transfer))) =
-            self.find(tag, Early::Place(data, transfer.clone()))
-        {
-            self.place(tag, &pieces, data, &transfer);
-        }
-        transfer
+        self.begin_placing(tag, Source::Bytes(data, 0))
+    }
+
+    fn place_slots(&self, tag: Tag, slots: &[Slot]) -> Transfer {
+        let from = self.gather(slots).map(Source::Slots);
+        self.begin_placing(tag, from.unwrap_or_else(|| Source::Bytes(copy_slots(slots), 0)))
     }
 
     fn read_from(&self, tag: Tag, offset: u64, buffer: Vec<u8>) -> Transfer {
