@@ -68,7 +68,11 @@ impl Adapter {
     /// Where clients read a chunk, which is registered the first time that it is asked for. The error
     /// is told in the log once a chunk.
     pub(super) fn export(&self, chunk: &Arc<Chunk>) -> Option<Remote> {
-        let register = || Region::new(&self.chunks, chunk.clone(), Access::RemoteRead);
+        let register = || {
+            let register = || Region::new(&self.chunks, chunk.clone(), Access::RemoteRead);
+            // Where memory for both may not be locked, what is read one-sidedly comes first.
+            register().or_else(|error| if self.sources.clear() { register() } else { Err(error) })
+        };
         let refused = |error| {
             tracing::error!(
                 %error, chunk = chunk.id(), device = self.info.name,

@@ -78,10 +78,12 @@ impl<R> Registered<R> {
         }
     }
 
-    /// Forgets and drops all.
-    pub(super) fn clear(&self) {
-        let chunks = std::mem::take(&mut *lock(&self.chunks));
-        drop(chunks);
+    /// Drops all registrations; whether there were any.
+    pub(super) fn clear(&self) -> bool {
+        let mut chunks = lock(&self.chunks);
+        let before = chunks.len();
+        chunks.retain(|_, state| matches!(state, State::Refused(_)));
+        chunks.len() < before
     }
 }
 
@@ -118,13 +120,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_in_the_end() {
-        let registered = Registered::new(PAUSE);
-        let chunk = Arc::new(());
-        let register = || Ok::<_, ()>(Arc::clone(&chunk));
-        registered.make(1, Instant::now(), register, |()| (), |_| ());
+    fn registrations_are_dropped_and_refusals_stay() {
+        let registered = Registered::new(Duration::ZERO);
+        let (chunk, now) = (Arc::new(()), Instant::now());
+        registered.make(1, now, || Ok::<_, ()>(Arc::clone(&chunk)), |()| (), |_| ());
+        registered.make(2, now, || Err(()), |()| (), |_| ());
         assert_eq!(Arc::strong_count(&chunk), 2);
-        registered.clear();
+        assert!(registered.clear() && !registered.clear());
         assert_eq!(Arc::strong_count(&chunk), 1);
+        let told = |()| panic!("it was told before");
+        assert!(registered.make(2, now, || Err(()), told, |_| ()).is_none());
     }
 }
