@@ -11,7 +11,7 @@ use super::hello::{ClientHello, Welcome};
 use super::packet::{Piece, Record};
 use super::reads::READ_DEPTH;
 use super::server::{ReadPair, Server, buffer, tuning};
-use super::wire::{MessagePair, Source, Stall, Target, Wire, withdrawn};
+use super::wire::{MessagePair, Offer, Stall, Target, Wire, withdrawn};
 use crate::ChunkId;
 use crate::arena::{Chunk, Slot, copy_slots};
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
@@ -75,7 +75,7 @@ struct Adverts {
 
 #[derive(Debug)]
 enum Early {
-    Place(Source, Transfer),
+    Place(Vec<u8>, Transfer),
     Fetch(u64, Vec<u8>, Transfer),
 }
 
@@ -392,7 +392,9 @@ impl VerbsLink {
         drop(adverts);
         for (_, early) in early {
             match early {
-                Early::Place(from, transfer) => self.place(tag, &pieces, from, &transfer),
+                Early::Place(data, transfer) => {
+                    self.place(tag, &pieces, Offer::Bytes(data), &transfer);
+                }
                 Early::Fetch(offset, buffer, transfer) => {
                     self.fetch(tag, &pieces, offset, buffer, &transfer);
                 }
@@ -416,23 +418,10 @@ impl VerbsLink {
         drop(adverts);
         let why = if closed { self.reason() } else { withdrawn() };
         match early {
-            Early::Place(from, transfer) if !closed => transfer.complete(Ok(from.into_buffer())),
+            Early::Place(data, transfer) if !closed => transfer.complete(Ok(data)),
             Early::Place(_, transfer) | Early::Fetch(_, _, transfer) => transfer.complete(Err(why)),
         }
         None
-    }
-
-    /// Begins to place something, or keeps it until the buffer is there.
-    fn begin_placing(&self, tag: Tag, from: Source) -> Transfer {
-        let transfer = Transfer::new();
-        if from.len() == 0 {
-            transfer.complete(Ok(from.into_buffer()));
-        } else if let Some((pieces, Early::Place(from, transfer))) =
-            self.find(tag, Early::Place(from, transfer.clone()))
-        {
-            self.place(tag, &pieces, from, &transfer);
-        }
-        transfer
     }
 
     /// The slots' bytes as the device reads them; `None` where a chunk is not registered for that.
@@ -468,13 +457,13 @@ impl VerbsLink {
         if registry.has(chunk.id()) { self.adapter.make_source(chunk) } else { None }
     }
 
-    fn place(&self, tag: Tag, pieces: &Arc<[Piece]>, from: Source, transfer: &Transfer) {
-        if room(pieces) < from.len() as u64 {
-            return transfer.complete(Err(too_small(tag, room(pieces), from.len())));
+    fn place(&self, tag: Tag, pieces: &Arc<[Piece]>, offer: Offer<'_>, transfer: &Transfer) {
+        if room(pieces) < offer.len() as u64 {
+            return transfer.complete(Err(too_small(tag, room(pieces), offer.len())));
         }
         let target = Target::new(Arc::clone(pieces), 0);
         let here = self.is_here();
-        match self.wire.place(tag, target, from, transfer, here) {
+        match self.wire.place(tag, target, offer, transfer, here) {
             Ok(()) if here => {}
             Ok(()) => self.want(),
             Err(error) => self.fail(error),
@@ -694,12 +683,27 @@ impl Link for VerbsLink {
     }
 
     fn write_to(&self, tag: Tag, data: Vec<u8>) -> Transfer {
-        self.begin_placing(tag, Source::Bytes(data, 0))
+        let transfer = Transfer::new();
+        if data.is_empty() {
+            transfer.complete(Ok(data));
+        } else if let Some((pieces, Early::Place(data, transfer))) =
+            self.find(tag, Early::Place(data, transfer.clone()))
+        {
+            self.place(tag, &pieces, Offer::Bytes(data), &transfer);
+        }
+        transfer
     }
 
     fn place_slots(&self, tag: Tag, slots: &[Slot]) -> Transfer {
-        let from = self.gather(slots).map(Source::Slots);
-        self.begin_placing(tag, from.unwrap_or_else(|| Source::Bytes(copy_slots(slots), 0)))
+        let pieces = lock(&self.adverts).there.get(&tag).cloned();
+        let found = pieces.and_then(|pieces| Some((pieces, self.gather(slots)?)));
+        let Some((pieces, gather)) = found.filter(|_| !slots.is_empty()) else {
+            // Nothing is there yet, or any more, or it cannot be read by the device.
+            return self.write_to(tag, copy_slots(slots));
+        };
+        let transfer = Transfer::new();
+        self.place(tag, &pieces, Offer::Slots(gather, slots), &transfer);
+        transfer
     }
 
     fn read_from(&self, tag: Tag, offset: u64, buffer: Vec<u8>) -> Transfer {

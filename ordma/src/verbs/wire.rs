@@ -5,6 +5,7 @@ use super::credits::{BadCredits, Credits, Told};
 use super::gather::{Gather, Gathered};
 use super::packet::{HEADER_LEN, Header, LONGEST_RECORD, Piece, Record};
 use super::pool::Pool;
+use crate::arena::{Slot, copy_slots};
 use crate::engine::{LinkError, Transfer};
 use crate::lock;
 use crate::rdma::{Block, Completion, Local, Op, Parts, QueuePair, Remote, Status, Work};
@@ -51,9 +52,29 @@ enum Item {
     Fetch { id: u64, left: usize, at: usize, target: Target, tag: u64 },
 }
 
+/// What is to be placed.
+#[derive(Debug)]
+pub(super) enum Offer<'a> {
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// Slots, as the device reads them. They are copied where others have to go first, so that a
+    /// client that takes nothing keeps no chunk from going.
+    Slots(Gather, &'a [Slot]),
+}
+
+impl Offer<'_> {
+    /// Bytes in all.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Slots(gather, _) => gather.left(),
+        }
+    }
+}
+
 /// What is placed.
 #[derive(Debug)]
-pub(super) enum Source {
+enum Source {
     /// Bytes, and how many of them are under way.
     Bytes(Vec<u8>, usize),
     /// Slots, read by the device itself.
@@ -61,8 +82,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Bytes in all.
-    pub(super) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes, _) => bytes.len(),
             Self::Slots(slots) => slots.len(),
@@ -77,7 +97,7 @@ impl Source {
     }
 
     /// The buffer that the transfer gives back.
-    pub(super) fn into_buffer(self) -> Vec<u8> {
+    fn into_buffer(self) -> Vec<u8> {
         match self {
             Self::Bytes(bytes, _) => bytes,
             Self::Slots(_) => Vec::new(),
@@ -320,12 +340,18 @@ impl Wire {
         &self,
         tag: u64,
         target: Target,
-        from: Source,
+        offer: Offer<'_>,
         transfer: &Transfer,
         post: bool,
     ) -> Result<(), LinkError> {
         self.transfer(transfer, post, |state, transfer| {
-            let soon = post && from.len() <= WITH_MESSAGE && state.queue.is_empty();
+            let first = state.queue.is_empty();
+            let soon = post && first && offer.len() <= WITH_MESSAGE;
+            let from = match offer {
+                Offer::Bytes(bytes) => Source::Bytes(bytes, 0),
+                Offer::Slots(gather, _) if first => Source::Slots(gather),
+                Offer::Slots(_, slots) => Source::Bytes(copy_slots(slots), 0),
+            };
             state.queue.push_back(Item::Place { tag, from, target, transfer });
             if soon {
                 let room = state.room();

@@ -411,6 +411,8 @@ impl Client {
         let region = Region::owned(vec![0xEE; len]);
         let tag = self.endpoint.advertise(vec![region.segment(0, len)]);
         let slots: Vec<Slot> = pages.iter().map(|(slot, _)| slot.clone()).collect();
+        // The server knows the buffer, as it does where a request names it.
+        self.catch_up();
         self.transfer(self.link.place_slots(tag, &slots)).unwrap();
         self.link.send(b"placed", &[]);
         assert_eq!(self.message().0, b"placed");

@@ -5,6 +5,8 @@ mod host_local;
 mod hostile;
 mod keyed;
 #[cfg(feature = "device-tests")]
+mod placed;
+#[cfg(feature = "device-tests")]
 mod rogue_verbs;
 mod sealed;
 mod simulated;
