@@ -2,6 +2,7 @@
 
 use crate::harness::*;
 use ordma::FOOTER_LEN;
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,13 @@ fn a_chunk_is_registered_once_more_when_it_is_first_placed_from() {
     let holders = || Arc::strong_count(&page.0.chunk);
     let before = holders();
     // Not the event loop's thread: this one is copied, and the event loop told.
-    assert_eq!(client.place(&[page.clone()]), [Ok((3, 0))]);
+    assert_eq!(client.place(from_ref(&page)), [Ok((3, 0))]);
     client.catch_up();
     assert_eq!(holders(), before + 1, "registered");
     for _ in 0..3 {
-        assert_eq!(client.place(&[page.clone()]), [Ok((3, 0))]);
+        assert_eq!(client.place(from_ref(&page)), [Ok((3, 0))]);
         let other = world.client();
-        assert_eq!(other.place(&[page.clone()]), [Ok((3, 0))]);
+        assert_eq!(other.place(from_ref(&page)), [Ok((3, 0))]);
     }
     assert_eq!(holders(), before + 1, "for all clients");
     world.listener.stop();
