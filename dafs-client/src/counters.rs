@@ -61,6 +61,9 @@ counters! {
     inline_pages,
     /// Pages read by RPC with the data placed into the client's buffer.
     direct_pages,
+    /// READ requests whose data was placed from the server's slots and did not pass: pages were
+    /// changing. The pages were asked for once more, as copies.
+    direct_torn,
     /// Reads that found the end of the file without an RPC.
     ends_without_rpc,
     /// READ requests whose data came in the reply.

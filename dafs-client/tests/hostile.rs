@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{PAGE, Server, Verdict, options, pattern, raw_reply};
+use common::{Meanwhile, PAGE, Server, Verdict, options, pattern, raw_reply};
 use dafs_client::blocking::{Client, File};
 use dafs_client::{Error, OpenOptions, Options, Path};
 use dafs_proto::{Header, Op, ReadReply, Status, encode_message};
@@ -80,6 +80,82 @@ fn wrong_data_is_refused() {
             data[..64].copy_from_slice(&footer.encode(&payload));
         });
     }
+}
+
+/// Puts a footer in the place of the first, with the right check.
+fn replaced(footer: Footer) -> Meanwhile {
+    Box::new(move |data| {
+        let payload = data[4 * 64..4 * 64 + PAGE].to_vec();
+        data[..64].copy_from_slice(&footer.encode(&payload));
+    })
+}
+
+#[test]
+fn what_is_wrong_with_slots_is_asked_for_once_more_and_then_refused() {
+    let torn: [fn() -> Meanwhile; 7] = [
+        || Box::new(|data| data[4 * 64 + 5] ^= 1),
+        || Box::new(|data| data[3] ^= 1),
+        // Killed.
+        || Box::new(|data| data[64 + 32..64 + 40].fill(0)),
+        || replaced(Footer { block: 1, ..page_zero() }),
+        || replaced(Footer { file: 1, ..page_zero() }),
+        || replaced(Footer { valid: 10, ..page_zero() }),
+        // The end of the file, and pages behind it.
+        || replaced(Footer { valid: 10, last: true, ..page_zero() }),
+    ];
+    for torn in torn {
+        let (server, client, file) = opened();
+        server.state().from_slots = [Box::new(|_: &mut Vec<u8>| ()) as Meanwhile, torn()].into();
+        let mut buf = vec![0xee; 4 * PAGE];
+        assert_eq!(file.read_at_by(&mut buf, 0, Path::Direct).unwrap().bytes, 4 * PAGE);
+        assert_eq!(client.counters().direct_torn, 0, "what is good is good");
+        buf.fill(0xee);
+        assert_eq!(file.read_at_by(&mut buf, 0, Path::Direct).unwrap().bytes, 4 * PAGE);
+        assert!(buf == pattern(8 * PAGE)[..4 * PAGE]);
+        let counters = client.counters();
+        assert_eq!((counters.direct_torn, counters.direct_reads), (1, 3));
+        assert_eq!((counters.direct_pages, counters.reconnects), (8, 0));
+        assert_eq!(server.state().whole_reads, 1);
+
+        // Slots where copies were asked for.
+        server.state().from_slots = [torn(), Box::new(|_: &mut Vec<u8>| ())].into();
+        let error = file.read_at_by(&mut buf, 0, Path::Direct).unwrap_err();
+        assert!(error.to_string().contains("where copies were asked for"), "{error}");
+        assert!(buf.iter().all(|byte| *byte == 0), "bytes that were not accepted are left behind");
+    }
+    // What the reply itself says is wrong is the server's fault all the same.
+    let lies: [fn(&mut ReadReply); 2] = [|reply| reply.counts.clear(), |reply| reply.file += 1];
+    for lie in lies {
+        read_fails(Path::Direct, move |head, _| {
+            with_reply(head, |_, reply| {
+                reply.from_slots = true;
+                lie(reply);
+            });
+        });
+    }
+    // Data in the reply is no slots.
+    let slots = |head: &mut Vec<u8>, _: &mut Vec<u8>| {
+        with_reply(head, |_, reply| reply.from_slots = true);
+    };
+    read_fails(Path::Inline, slots);
+}
+
+#[test]
+fn an_end_that_comes_with_the_copies_leaves_nothing_of_the_torn_pages() {
+    let (server, client, file) = opened();
+    server.state().from_slots.push_back(Box::new(|data| data[4 * 64 + 5] ^= 1));
+    let (shrinks, mut reads) = (server.clone(), 0);
+    server.script(move |header, _| {
+        reads += u32::from(header.op == Op::Read);
+        if header.op == Op::Read && reads == 2 {
+            shrinks.state().change(2, |data| data.truncate(10));
+        }
+        Verdict::Serve
+    });
+    let mut buf = vec![0xee; 4 * PAGE];
+    let read = file.read_at_by(&mut buf, 0, Path::Direct).unwrap();
+    assert_eq!((read.bytes, client.counters().direct_torn), (10, 1));
+    assert!(buf[..10] == pattern(10) && buf[10..].iter().all(|byte| *byte == 0));
 }
 
 fn page_zero() -> Footer {

@@ -22,13 +22,16 @@ const MAX: usize = 12 * PAGE;
 fn random_operations_in_foul_weather() {
     let one = std::env::var("DAFS_SEED").ok().map(|seed| seed.parse().expect("DAFS_SEED"));
     let seeds = std::env::var("DAFS_SEEDS").map_or(60, |n| n.parse().expect("DAFS_SEEDS"));
+    let mut torn = 0;
     for seed in one.map_or(0..seeds, |seed: u64| seed..seed + 1) {
         let result = std::panic::catch_unwind(|| run(seed));
-        if let Err(panic) = result {
+        torn += result.unwrap_or_else(|panic| {
             eprintln!("failed with DAFS_SEED={seed}");
             std::panic::resume_unwind(panic);
-        }
+        });
     }
+    println!("{torn} direct reads were torn and repeated whole");
+    assert!(one.is_some() || seeds < 20 || torn > 0, "no direct read was torn");
 }
 
 /// What the files should hold. Files by name; contents by number, since names move.
@@ -48,7 +51,8 @@ struct Run {
     crashes: bool,
 }
 
-fn run(seed: u64) {
+/// Runs a seed; how many direct reads were torn.
+fn run(seed: u64) -> u64 {
     let mut random = fastrand::Rng::with_seed(seed);
     let crashes = seed % 2 == 1;
     let world = World::new(seed);
@@ -79,6 +83,7 @@ fn run(seed: u64) {
         let bytes = std::fs::read(run.server.tree().join(name)).unwrap();
         assert!(bytes == run.model.contents[*number], "{name} on disk");
     }
+    run.clients.iter().map(|client| client.counters().direct_torn).sum()
 }
 
 impl Run {

@@ -43,7 +43,7 @@ fn read_until_by(file: &File, content: &[u8], done: &AtomicBool, seed: u64, path
         let begun = Instant::now();
         match file.read_at_by(&mut page, (block * PAGE) as u64, path) {
             Ok(report) => {
-                assert_eq!(report.bytes, PAGE);
+                assert_eq!(report.bytes, PAGE, "block {block}");
                 assert!(page == content[block * PAGE..][..PAGE], "block {block}");
                 told.good += 1;
             }
@@ -80,7 +80,8 @@ fn becomes_one_sided(client: &Client, file: &File, within: Duration) {
     }
 }
 
-/// Memory that shrinks while it is read: chunks go, with READs of them under way.
+/// Memory that shrinks while it is read: chunks go, with READs of them under way, and with direct reads
+/// that are placed from them.
 #[test]
 fn chunks_are_deregistered_under_reads() {
     let seed = fastrand::u64(..);
@@ -89,11 +90,15 @@ fn chunks_are_deregistered_under_reads() {
     let content = pattern(3 * MIB, 7);
     std::fs::write(daemon.tree().join("file"), &content).unwrap();
     let (reader, writer) = (daemon.client("verbs"), daemon.client("verbs"));
+    let direct = daemon.client("verbs");
     let file = reader.open("file").unwrap();
+    let directly = direct.open("file").unwrap();
     assert!(read_to_end(&file, MIB) == content);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| read_until(&file, &content, &done, seed));
+        let placing =
+            scope.spawn(|| read_until_by(&directly, &content, &done, seed ^ 1, Path::Direct));
         // Far more than there is memory for, so that pages move, again and again.
         for round in 0..6 {
             let other = create(&writer, &format!("other-{round}"));
@@ -101,10 +106,13 @@ fn chunks_are_deregistered_under_reads() {
             other.sync().unwrap();
         }
         done.store(true, Ordering::Relaxed);
-        let told = reading.join().unwrap();
-        println!("{told:?}");
-        assert!(told.good > 0 && told.failed == 0, "{told:?}");
+        for reading in [reading, placing] {
+            let told = reading.join().unwrap();
+            println!("{told:?}");
+            assert!(told.good > 0 && told.failed == 0, "{told:?}");
+        }
     });
+    println!("{} direct reads torn", direct.counters().direct_torn);
     assert!(read_to_end(&file, MIB) == content);
 }
 

@@ -132,11 +132,13 @@ impl Chunk {
     /// Copies a slot's footer out; `None` where the chunk has no such slot.
     #[must_use]
     pub fn footer(&self, slot: u32) -> Option<[u8; FOOTER_LEN]> {
+        (slot < self.geometry.slots).then(|| self.read_footer(slot))
+    }
+
+    fn read_footer(&self, slot: u32) -> [u8; FOOTER_LEN] {
         let mut footer = [0; FOOTER_LEN];
-        (slot < self.geometry.slots).then(|| {
-            self.memory.copy_words_out(self.geometry.footer_at(slot), &mut footer);
-            footer
-        })
+        self.memory.copy_words_out(self.geometry.footer_at(slot), &mut footer);
+        footer
     }
 
     /// The address of a slot's payload, for a system call that reads it. Good while the chunk lives.
@@ -250,7 +252,8 @@ impl PeerChunk {
     }
 }
 
-/// A slot handed out by the arena. Whoever holds it owns the slot until [`Arena::free`].
+/// A slot handed out by the arena. Whoever holds it owns the slot until [`Arena::free`], but for
+/// clones that are only read by: what those find is for the reader to judge.
 #[derive(Clone, Debug)]
 pub struct Slot {
     /// The chunk it lies in.
@@ -270,10 +273,28 @@ impl Slot {
         self.chunk.kill(self.index);
     }
 
+    /// Copies the slot's footer out. Not torn when the owner calls it.
+    #[must_use]
+    pub fn footer(&self) -> [u8; FOOTER_LEN] {
+        self.chunk.read_footer(self.index)
+    }
+
     /// Copies the slot out; see [`Chunk::copy_out`]. Not torn when the owner calls it.
     pub fn copy_out(&self, payload: &mut [u8], footer: &mut [u8; FOOTER_LEN]) {
         self.chunk.copy_out(self.index, payload, footer);
     }
+}
+
+/// Copies slots of one geometry out, without judging them: first all footers, then all payloads.
+pub(crate) fn copy_slots(slots: &[Slot]) -> Vec<u8> {
+    let page = slots.first().map_or(0, |slot| slot.chunk.geometry.page_size);
+    let mut bytes = vec![0; slots.len() * (FOOTER_LEN + page)];
+    let (footers, payloads) = bytes.split_at_mut(slots.len() * FOOTER_LEN);
+    let places = footers.as_chunks_mut().0.iter_mut().zip(payloads.chunks_mut(page.max(1)));
+    for (slot, (footer, payload)) in slots.iter().zip(places) {
+        slot.copy_out(payload, footer);
+    }
+    bytes
 }
 
 /// All chunks of a server.

@@ -5,7 +5,7 @@
 //! own threads, which call a [`Service`]; the client side is driven by whoever waits, through
 //! [`Endpoint::drive`], so that a blocking caller needs no other thread.
 
-use crate::arena::{Arena, Chunk, Geometry};
+use crate::arena::{Arena, Chunk, Geometry, Slot, copy_slots};
 use crate::region::Segment;
 use crate::slot::Footer;
 use crate::{AccessFault, ChunkId, RemoteRef};
@@ -33,6 +33,8 @@ pub struct Capabilities {
     /// One-sided requests bear tags that the server's side checks: exports at level `keyed` can be
     /// served.
     pub tags: bool,
+    /// The server places slots without copying them first: [`Link::place_slots`] is worth it.
+    pub places_slots: bool,
 }
 
 /// Why a connection ended or was not made. Says what happened and to what.
@@ -110,6 +112,14 @@ pub trait Link: Send + Sync + fmt::Debug {
     /// that are sent later, the next of which also tells the client what was placed. Done when the
     /// engine no longer needs the server's memory.
     fn write_to(&self, tag: Tag, data: Vec<u8>) -> Transfer;
+    /// Like [`write_to`](Self::write_to) with the bytes of these slots: first all footers, then all
+    /// payloads. Nothing looks whether the slots change meanwhile: what arrives of each may be torn, or
+    /// of another page, and is for the client to judge. It is of a time between this call and the
+    /// client's receiving a message that was sent after the transfer was done. The buffer that comes
+    /// back is empty, or anything.
+    fn place_slots(&self, tag: Tag, slots: &[Slot]) -> Transfer {
+        self.write_to(tag, copy_slots(slots))
+    }
     /// Fetches `buffer.len()` bytes from the client's advertised buffer at `offset`; the buffer
     /// comes back filled.
     fn read_from(&self, tag: Tag, offset: u64, buffer: Vec<u8>) -> Transfer;

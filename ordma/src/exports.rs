@@ -47,6 +47,11 @@ impl<H> Registry<H> {
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &Arc<Chunk>> {
         self.chunks.values()
     }
+
+    /// Whether a chunk is one of them.
+    pub(crate) fn has(&self, chunk: ChunkId) -> bool {
+        self.chunks.contains_key(&chunk)
+    }
 }
 
 /// A chunk that links have been told to let go of.

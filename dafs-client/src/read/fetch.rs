@@ -91,11 +91,15 @@ pub(super) async fn fetch(
 ) -> Result<Fetched> {
     let result = request(file, wants, placement).await;
     if result.is_err() {
-        for want in wants {
-            want.dest.with(|bytes| bytes.fill(0));
-        }
+        zero(wants);
     }
     result
+}
+
+fn zero(wants: &[Want]) {
+    for want in wants {
+        want.dest.with(|bytes| bytes.fill(0));
+    }
 }
 
 async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> Result<Fetched> {
@@ -112,6 +116,7 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
     let footers_segment = footers.segment(0, footers.len());
     let length = (wants.len() * (size + FOOTER_LEN)) as u64;
     let want_refs = neighbours_wanted(file, wants);
+    let mut whole = false;
     loop {
         file.check(0)?;
         let (opened, extents) = (Arc::clone(file), extents.clone());
@@ -124,6 +129,7 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
             buffers,
             want_refs,
             key_epoch: tell.epoch(&opened.keyring),
+            whole,
         };
         let result = match placement {
             Placement::Inline => {
@@ -151,10 +157,40 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
         let Some((mut message, mut reply)) = taken else { continue };
         let key = told.take(&file.keyring, message.key.take(), &mut reply);
         let key = key.map_err(|reason| session.violation(reply.epoch, reason))?;
-        let taken = Taken { file, wants, runs: &runs, footers: &footers, placement, size, key };
-        if let Some(fetched) = taken.take(&message, &reply)? {
-            return Ok(fetched);
+        if message.from_slots && (whole || placement == Placement::Inline) {
+            let reason = "pages came from slots where copies were asked for";
+            return Err(session.violation(reply.epoch, reason));
         }
+        let taken = Taken { file, wants, runs: &runs, footers: &footers, placement, size, key };
+        match taken.take(&message, &reply) {
+            Ok(fetched) => return Ok(fetched),
+            Err(Unfit::Gone) => {}
+            Err(Unfit::Page(_)) if message.from_slots => {
+                // They were changing. None of their bytes may stay where fewer pages come next.
+                session.counters.direct_torn.add(1);
+                zero(wants);
+                whole = true;
+            }
+            Err(Unfit::Page(reason)) => return Err(session.violation(reply.epoch, reason)),
+            Err(Unfit::Reply(error)) => return Err(error),
+        }
+    }
+}
+
+/// Why a reply does not serve.
+enum Unfit {
+    /// The reply to a request that was sent again came without the data, which went to the lost
+    /// connection: to be asked for anew.
+    Gone,
+    /// A page is not what the reply says, for this reason.
+    Page(&'static str),
+    /// Anything else.
+    Reply(Error),
+}
+
+impl From<Error> for Unfit {
+    fn from(error: Error) -> Self {
+        Self::Reply(error)
     }
 }
 
@@ -175,10 +211,9 @@ impl Taken<'_> {
         self.file.session().violation(reply.epoch, reason)
     }
 
-    /// The pages of a reply; `None` if the reply to a request that was sent again came without the
-    /// data, which went to the lost connection: to be asked for anew.
-    fn take(&self, message: &ReadReply, reply: &Reply) -> Result<Option<Fetched>> {
-        let bad = |reason: &str| self.violation(reply, reason);
+    /// The pages of a reply.
+    fn take(&self, message: &ReadReply, reply: &Reply) -> std::result::Result<Fetched, Unfit> {
+        let bad = |reason: &str| Unfit::Reply(self.violation(reply, reason));
         if message.file != self.file.number() {
             return Err(bad("the reply to a read is about another file"));
         }
@@ -198,7 +233,7 @@ impl Taken<'_> {
                 return Err(bad("the data of a read is not as long as its reply says"));
             }
             Placement::Inline => copied += bytes,
-            Placement::Direct if reply.placed != bytes && reply.resent => return Ok(None),
+            Placement::Direct if reply.placed != bytes && reply.resent => return Err(Unfit::Gone),
             Placement::Direct if reply.placed != bytes => {
                 let reason = format!("{} bytes placed where {bytes} were announced", reply.placed);
                 return Err(bad(&reason));
@@ -221,7 +256,7 @@ impl Taken<'_> {
         };
         pages.add(total as u64);
         payload.add((total * self.size) as u64);
-        Ok(Some(Fetched { footers, copied }))
+        Ok(Fetched { footers, copied })
     }
 
     /// Fewer pages came than there was room for: the payloads begin right after the footers, that
@@ -249,7 +284,7 @@ impl Taken<'_> {
         message: &ReadReply,
         reply: &Reply,
         copied: &mut u64,
-    ) -> Result<Vec<Option<Footer>>> {
+    ) -> std::result::Result<Vec<Option<Footer>>, Unfit> {
         let mut raw = vec![[0; FOOTER_LEN]; total];
         self.footers.with_ref(|bytes| {
             for (footer, bytes) in raw.iter_mut().zip(bytes.chunks_exact(FOOTER_LEN)) {
@@ -286,32 +321,34 @@ impl Taken<'_> {
             });
             let footer = match judged {
                 Some(Ok(footer)) => footer,
-                Some(Err(reason)) => return Err(self.violation(reply, reason)),
+                Some(Err(reason)) => return Err(Unfit::Page(reason)),
                 None => {
-                    return Err(Error::InvalidArgument("the buffer was taken away".into()));
+                    return Err(Error::InvalidArgument("the buffer was taken away".into()).into());
                 }
             };
             if footer.file != self.file.number() || footer.block != want.block {
-                return Err(self.violation(reply, "a reply brings another page than was asked for"));
+                return Err(Unfit::Page("a reply brings another page than was asked for"));
             }
             if let Some(known) = &want.known
                 && known.reference.generation == footer.generation
                 && footer.version < known.floor()
             {
-                return Err(
-                    self.violation(reply, "a reply brings an older page than was seen before")
-                );
+                return Err(Unfit::Page("a reply brings an older page than was seen before"));
             }
             if (footer.valid as usize) < self.size && !footer.last {
-                return Err(self.violation(reply, "a short page is not the last"));
+                return Err(Unfit::Page("a short page is not the last"));
             }
             footers[place] = Some(footer);
         }
         let mut first = 0;
         for (&count, (_, asked)) in counts.iter().zip(self.runs) {
-            let last = count.checked_sub(1).and_then(|n| footers[first + n]);
+            let came = &footers[first..first + count];
+            if came.iter().rev().skip(1).flatten().any(|footer| footer.last) {
+                return Err(Unfit::Page("a page comes behind the last one"));
+            }
+            let last = came.last().copied().flatten();
             if count < *asked && last.is_some_and(|footer: Footer| !footer.last) {
-                return Err(self.violation(reply, "a read ends before the end of the file"));
+                return Err(Unfit::Page("a read ends before the end of the file"));
             }
             first += asked;
         }

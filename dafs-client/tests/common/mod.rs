@@ -68,6 +68,9 @@ pub struct Session {
     pub replies: HashMap<u16, (u32, Option<Message>)>,
 }
 
+/// Changes what a read delivers: all footers, then all payloads.
+pub type Meanwhile = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
+
 pub struct State {
     pub boot: u64,
     pub slots: u16,
@@ -91,6 +94,10 @@ pub struct State {
     /// What happens to the next one-sided page reads; empty: they are served.
     pub faults: VecDeque<Option<AccessFault>>,
     pub script: Option<Script>,
+    /// Direct reads that are placed from slots, each with what happens to the pages meanwhile.
+    pub from_slots: VecDeque<Meanwhile>,
+    /// Direct reads that wanted copies.
+    pub whole_reads: u32,
     /// No connection can be made.
     pub refuse: bool,
     pub resume: bool,
@@ -137,6 +144,8 @@ impl Server {
             verifier: 1,
             faults: VecDeque::new(),
             script: None,
+            from_slots: VecDeque::new(),
+            whole_reads: 0,
             refuse: false,
             resume: true,
             shm_socket: String::new(),

@@ -338,7 +338,7 @@ fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) 
     let size = state.nodes[&id].data.len() as u64;
     let (file, key) = (state.number(id), state.wire_key(id, Some(request.key_epoch)));
     let first_tag = first_tag.unwrap_or(0);
-    let body = ReadReply { file, counts, refs, size, key, tags, first_tag };
+    let mut body = ReadReply { file, counts, refs, size, key, tags, first_tag, from_slots: false };
     match request.placement() {
         Placement::Inline => {
             assert!(footers.len() <= state.max_inline as usize);
@@ -346,6 +346,11 @@ fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) 
         }
         Placement::Direct => {
             assert!(footers.len() <= state.max_transfer as usize);
+            state.whole_reads += u32::from(request.whole);
+            if let Some(meanwhile) = state.from_slots.pop_front() {
+                body.from_slots = true;
+                meanwhile(&mut footers);
+            }
             link.place(request.buffers[0].tag, &footers);
             good(body)
         }

@@ -192,7 +192,14 @@ impl FakeEndpoint {
 impl Endpoint for FakeEndpoint {
     fn capabilities(&self) -> Capabilities {
         let local_reads = self.server.state().local_reads;
-        Capabilities { engine: "fake", geometry: None, local_reads, read_batch: 16, tags: false }
+        Capabilities {
+            engine: "fake",
+            geometry: None,
+            local_reads,
+            read_batch: 16,
+            tags: false,
+            places_slots: false,
+        }
     }
 
     fn peer(&self) -> String {

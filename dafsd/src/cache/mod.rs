@@ -35,7 +35,7 @@ mod write;
 mod writeback;
 
 pub use file::CachedFile;
-pub use read::Pages;
+pub use read::{Delivery, Pages};
 pub use resize::OpenFile;
 
 use crate::runtime::Runtime;

@@ -3,17 +3,17 @@
 use super::{CachedFile, error};
 use crate::store::Result;
 use dafs_proto::{Extent, Status, WireRef};
-use ordma::FOOTER_LEN;
+use ordma::{FOOTER_LEN, Slot};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Pages as a reply carries them.
+/// Pages as a reply carries them, or tells of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pages {
+pub struct Pages<T = Vec<u8>> {
     /// How many pages each extent got.
     pub counts: Vec<u32>,
-    /// All footers, then all payloads.
-    pub data: Vec<u8>,
+    /// The pages themselves.
+    pub data: T,
     /// References of the pages and of cached neighbours, packed.
     pub refs: Vec<u8>,
     /// Size of the file in bytes.
@@ -22,86 +22,123 @@ pub struct Pages {
     pub epoch: Option<u64>,
 }
 
+/// What a read delivers: copies of its pages, or the slots that they lie in, which may change or be
+/// killed from then on.
+pub trait Delivery: Send {
+    /// Makes room for so many pages of this size. What was there before does not matter.
+    fn begin(&mut self, pages: usize, page_size: usize);
+    /// Takes the next page, number `at` of them, which does not change meanwhile; its footer.
+    fn take(&mut self, at: usize, slot: &Slot) -> [u8; FOOTER_LEN];
+    /// So many pages of this size came, and will not be more.
+    fn end(&mut self, pages: usize, page_size: usize);
+}
+
+/// All footers, then all payloads.
+impl Delivery for Vec<u8> {
+    fn begin(&mut self, pages: usize, page_size: usize) {
+        // What is in it already need not be zeroed: every byte is written over or cut off.
+        self.resize(pages * (FOOTER_LEN + page_size), 0);
+    }
+
+    fn take(&mut self, at: usize, slot: &Slot) -> [u8; FOOTER_LEN] {
+        let page = slot.chunk.geometry().page_size;
+        let planned = self.len() / (FOOTER_LEN + page);
+        let mut footer = [0; FOOTER_LEN];
+        slot.copy_out(&mut self[planned * FOOTER_LEN + at * page..][..page], &mut footer);
+        self[at * FOOTER_LEN..][..FOOTER_LEN].copy_from_slice(&footer);
+        footer
+    }
+
+    fn end(&mut self, pages: usize, page_size: usize) {
+        let planned = self.len() / (FOOTER_LEN + page_size);
+        if pages < planned {
+            let payloads = planned * FOOTER_LEN;
+            self.copy_within(payloads..payloads + pages * page_size, pages * FOOTER_LEN);
+            self.truncate(pages * (FOOTER_LEN + page_size));
+        }
+    }
+}
+
+impl Delivery for Vec<Slot> {
+    fn begin(&mut self, pages: usize, _: usize) {
+        self.clear();
+        self.reserve(pages);
+    }
+
+    fn take(&mut self, _: usize, slot: &Slot) -> [u8; FOOTER_LEN] {
+        self.push(slot.clone());
+        slot.footer()
+    }
+
+    fn end(&mut self, _: usize, _: usize) {}
+}
+
 /// How often a read is begun anew because the file got a new key meanwhile. Once is seldom enough.
 const MOST_EPOCHS: usize = 16;
 
 impl CachedFile {
     /// Delivers the pages that the extents touch. Each extent stops after the page that holds the
     /// end of the file. Up to `want_refs` references of cached pages behind the last one are added.
-    /// The data lies in `buffer`, whose content does not matter.
+    /// The pages go into `data`, whose content does not matter.
     ///
     /// # Errors
     /// [`Status::Invalid`] where an extent wraps; [`Status::MessageTooBig`] where the pages come to
     /// more than `limit` bytes of data; the store's error where a page cannot be read;
     /// [`Status::TryAgain`] where the file gets new keys all the time.
-    pub async fn read(
+    pub async fn read<T: Delivery>(
         self: &Arc<Self>,
         extents: &[Extent],
         limit: usize,
         want_refs: u32,
-        mut buffer: Vec<u8>,
-    ) -> Result<Pages> {
+        mut data: T,
+    ) -> Result<Pages<T>> {
         for _ in 0..MOST_EPOCHS {
             // Keys change only while no one looks at the epoch: if it is the same afterwards, there
             // was no other one in between.
             let epoch = self.epoch();
-            let mut pages = self.read_once(extents, limit, want_refs, buffer).await?;
+            let mut pages = self.read_once(extents, limit, want_refs, data).await?;
             if self.epoch() == epoch {
                 pages.epoch = (epoch != 0).then_some(epoch);
                 return Ok(pages);
             }
-            buffer = pages.data;
+            data = pages.data;
         }
         let what = format!("read a file that got {MOST_EPOCHS} new keys meanwhile");
         Err(error(Status::TryAgain, what))
     }
 
-    async fn read_once(
+    async fn read_once<T: Delivery>(
         self: &Arc<Self>,
         extents: &[Extent],
         limit: usize,
         want_refs: u32,
-        buffer: Vec<u8>,
-    ) -> Result<Pages> {
+        mut data: T,
+    ) -> Result<Pages<T>> {
         let plan = self.plan(extents, limit)?;
         let page = self.cache.page_size();
         let planned = usize::try_from(plan.iter().map(|run| run.1).sum::<u64>()).unwrap_or(0);
-        // What is in it already need not be zeroed: every byte is written over or cut off.
-        let mut data = buffer;
-        data.resize(planned * (FOOTER_LEN + page), 0);
+        data.begin(planned, page);
         let mut refs = Vec::with_capacity((planned + want_refs as usize) * WireRef::LEN);
         let mut counts = Vec::with_capacity(plan.len());
         let mut done = 0;
         let mut next = None;
-        {
-            let (footers, payloads) = data.split_at_mut(planned * FOOTER_LEN);
-            for (first, count) in plan {
-                let from = done;
-                for block in first..first + count {
-                    let footer = &mut footers[done * FOOTER_LEN..][..FOOTER_LEN];
-                    let payload = &mut payloads[done * page..][..page];
-                    let left = first + count - block;
-                    let Some(last) =
-                        self.read_page(block, left, payload, footer, &mut refs).await?
-                    else {
-                        break;
-                    };
-                    done += 1;
-                    next = Some(block + 1);
-                    if last {
-                        break;
-                    }
+        for (first, count) in plan {
+            let from = done;
+            for block in first..first + count {
+                let left = first + count - block;
+                let take = |slot: &Slot| data.take(done, slot);
+                let Some(last) = self.read_page(block, left, take, &mut refs).await? else {
+                    break;
+                };
+                done += 1;
+                next = Some(block + 1);
+                if last {
+                    break;
                 }
-                counts.push(u32::try_from(done - from).unwrap_or(u32::MAX));
             }
+            counts.push(u32::try_from(done - from).unwrap_or(u32::MAX));
         }
-        if done < planned {
-            data.copy_within(
-                planned * FOOTER_LEN..planned * FOOTER_LEN + done * page,
-                done * FOOTER_LEN,
-            );
-            data.truncate(done * (FOOTER_LEN + page));
-        }
+        data.end(done, page);
         let size = self.size();
         match next {
             Some(next) => self.refs(next, u64::from(want_refs), &mut refs),
@@ -156,26 +193,23 @@ impl CachedFile {
         Ok(plan)
     }
 
-    /// Copies one page out, filling it first if need be; whether it is the last one, or `None` where
-    /// the file ends before it. `left` pages from here on are wanted, for the fill.
+    /// Takes one page, filling it first if need be; whether it is the last one, or `None` where the
+    /// file ends before it. `left` pages from here on are wanted, for the fill.
     async fn read_page(
         self: &Arc<Self>,
         block: u64,
         left: u64,
-        payload: &mut [u8],
-        footer: &mut [u8],
+        take: impl FnOnce(&Slot) -> [u8; FOOTER_LEN],
         refs: &mut Vec<u8>,
     ) -> Result<Option<bool>> {
         let key = (self.number(), block);
         loop {
             if let Some(page) = self.cache.shard(key).lock().touch(key) {
-                let mut bytes = [0; FOOTER_LEN];
-                page.slot.copy_out(payload, &mut bytes);
-                footer.copy_from_slice(&bytes);
+                let footer = take(&page.slot);
                 let (chunk, slot) = (page.slot.chunk.id(), page.slot.index);
                 WireRef { block, generation: page.generation, chunk, slot }.push(refs);
                 self.cache.counters.hits.fetch_add(1, Ordering::Relaxed);
-                return Ok(Some(ordma::Footer::decode(&bytes).is_some_and(|footer| footer.last)));
+                return Ok(Some(ordma::Footer::decode(&footer).is_some_and(|footer| footer.last)));
             }
             if block > self.last_block(self.size()) {
                 return Ok(None);

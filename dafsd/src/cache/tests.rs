@@ -10,7 +10,7 @@ use super::*;
 use crate::store::StoreFile;
 use dafs_keys::{FileKey, PageKey, ReadKey};
 use dafs_proto::{Attr, Extent, Time, WireRef};
-use ordma::{AccessFault, FOOTER_LEN, Footer, RemoteRef};
+use ordma::{AccessFault, FOOTER_LEN, Footer, RemoteRef, Slot};
 use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
@@ -38,6 +38,7 @@ at_every_level![
     a_change_behind_our_back_is_seen_at_open,
     a_removed_file_ends_with_its_last_close,
     nonsense_is_refused,
+    slots_are_delivered_as_copies_are,
     a_page_gets_a_new_generation_after_its_last_version,
     what_cannot_be_opened_never_reaches_the_disk,
 ];
@@ -306,8 +307,10 @@ fn reads_what_the_store_has(level: Protection) {
         assert_eq!(pages.iter().flat_map(|page| page.1.clone()).collect::<Vec<_>>(), data);
         let last: Vec<bool> = pages.iter().map(|page| page.0.last).collect();
         assert_eq!(last.iter().position(|last| *last), Some(last.len() - 1));
-        let beyond =
-            wait(&cache, file.read(&[Extent { offset: 1 << 30, length: 1 }], 99999, 1, Vec::new()));
+        let beyond = wait(
+            &cache,
+            file.read(&[Extent { offset: 1 << 30, length: 1 }], 99999, 1, Vec::<u8>::new()),
+        );
         let beyond = beyond.unwrap();
         assert_eq!((beyond.counts, beyond.refs.len()), (vec![0], WireRef::LEN));
     }
@@ -459,20 +462,36 @@ fn a_removed_file_ends_with_its_last_close(level: Protection) {
     assert_eq!(ordma(&file, &reference), Err(AccessFault::Stale));
 }
 
+fn slots_are_delivered_as_copies_are(level: Protection) {
+    let cache = cache(level, 8, 1);
+    let file = open(&cache, level, &MemoryFile::with(vec![5; 3 * PAGE - 9]));
+    let extents = [(2 * PAGE, 9 * PAGE), (0, 1), (0, 0), (9 * PAGE, 1)]
+        .map(|(offset, length)| Extent { offset: offset as u64, length: length as u64 });
+    let copies: Pages = wait(&cache, file.read(&extents, usize::MAX, 9, Vec::new())).unwrap();
+    let slots: Pages<Vec<Slot>> =
+        wait(&cache, file.read(&extents, usize::MAX, 9, Vec::new())).unwrap();
+    assert_eq!((&slots.counts, &copies.counts), (&vec![1, 1, 0, 0], &slots.counts));
+    assert_eq!((slots.refs, slots.size, slots.epoch), (copies.refs, copies.size, copies.epoch));
+    let (footers, _) = copies.data.split_at(2 * FOOTER_LEN);
+    let found: Vec<_> = slots.data.iter().map(Slot::footer).collect();
+    assert_eq!(found, footers.as_chunks::<FOOTER_LEN>().0);
+}
+
 fn nonsense_is_refused(level: Protection) {
     let cache = cache(level, 8, 1);
     let file = open(&cache, level, &MemoryFile::with(vec![5; PAGE]));
     let wraps = Extent { offset: u64::MAX, length: 2 };
     let status = |result: Result<()>| result.unwrap_err().status;
     assert_eq!(
-        wait(&cache, file.read(&[wraps], 1 << 20, 0, Vec::new())).unwrap_err().status,
+        wait(&cache, file.read(&[wraps], 1 << 20, 0, Vec::<u8>::new())).unwrap_err().status,
         Status::Invalid
     );
     assert_eq!(status(wait(&cache, file.write(&[wraps], b"ab"))), Status::FileTooBig);
     let lies = Extent { offset: 0, length: 3 };
     assert_eq!(status(wait(&cache, file.write(&[lies], b"ab"))), Status::Invalid);
-    let large = wait(&cache, file.read(&[Extent { offset: 0, length: 1 }], 100, 0, Vec::new()))
-        .unwrap_err();
+    let large =
+        wait(&cache, file.read(&[Extent { offset: 0, length: 1 }], 100, 0, Vec::<u8>::new()))
+            .unwrap_err();
     assert_eq!(large.status, Status::MessageTooBig);
     assert_eq!(file.size(), PAGE as u64);
 }

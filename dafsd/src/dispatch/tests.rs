@@ -52,6 +52,7 @@ impl Link for FakeLink {
             local_reads: false,
             read_batch: 1,
             tags: false,
+            places_slots: false,
         }
     }
     fn send(&self, head: &[u8], data: &[u8]) {

@@ -1,7 +1,10 @@
 //! READ: delivers pages with their footers, inline or directly into the client's memory.
 
-use super::{OpContext, OpError, Reply};
-use dafs_proto::{Buffer, Placement, ReadReply, ReadRequest, Status};
+use super::{OpContext, OpError, Open, Reply};
+use crate::cache::{Delivery, Pages};
+use dafs_proto::{Buffer, FileKey, Placement, ReadReply, ReadRequest, Status};
+use ordma::{FOOTER_LEN, Slot, Tag, Transfer};
+use std::sync::Arc;
 
 /// Most extents of one READ or WRITE.
 const MAX_EXTENTS: usize = 1024;
@@ -15,44 +18,96 @@ pub(super) const MAX_WANT_REFS: u32 = 1024;
 /// fit the placement's limit or the client's buffer; the page cache's; a failed transfer.
 pub async fn read(cx: &OpContext, request: ReadRequest) -> Result<Reply<ReadReply>, OpError> {
     check_extents(request.extents.len())?;
-    let direct = request.placement() == Placement::Direct;
-    let limits = cx.server.limits();
-    let limit = if direct { limits.max_transfer } else { limits.max_inline };
-    let want_refs = request.want_refs.min(MAX_WANT_REFS);
+    match request.placement() {
+        Placement::Inline => read_inline(cx, &request).await,
+        // A tag is of the bytes that the client gets, which nobody knows before.
+        Placement::Direct
+            if !request.whole && !cx.is_tagged() && cx.link.capabilities().places_slots =>
+        {
+            place_slots(cx, &request).await
+        }
+        Placement::Direct => place_copies(cx, &request).await,
+    }
+}
+
+async fn read_inline(cx: &OpContext, request: &ReadRequest) -> Result<Reply<ReadReply>, OpError> {
+    let limit = cx.server.limits().max_inline;
+    let found = find(cx, request, limit, Vec::new()).await?;
+    let (first_tag, tags) = cx.tag_pages(&found.pages.data);
+    let (body, data) = found.reply();
+    Ok(Reply { body: ReadReply { first_tag, tags, ..body }, data })
+}
+
+/// Places the pages from where they lie. They may change meanwhile, or their slots be killed: the
+/// client can tell.
+async fn place_slots(cx: &OpContext, request: &ReadRequest) -> Result<Reply<ReadReply>, OpError> {
+    let limit = cx.server.limits().max_transfer;
+    let (body, slots) = find(cx, request, limit, Vec::<Slot>::new()).await?.reply();
+    let len = slots.len() * (FOOTER_LEN + cx.server.limits().page_size);
+    if let Some(tag) = target(&request.buffers, len)? {
+        placed(cx.link.place_slots(tag, &slots)).await?;
+    }
+    Ok(Reply::from(ReadReply { from_slots: true, ..body }))
+}
+
+async fn place_copies(cx: &OpContext, request: &ReadRequest) -> Result<Reply<ReadReply>, OpError> {
     // Bounds the memory of all direct transfers.
-    let _permit = if direct { Some(cx.server.transfers().acquire().await) } else { None };
-    let mut buffer = if direct { cx.server.buffers().take() } else { Vec::new() };
-    let (open, pages, key) = loop {
+    let _permit = cx.server.transfers().acquire().await;
+    let limit = cx.server.limits().max_transfer;
+    let found = find(cx, request, limit, cx.server.buffers().take()).await?;
+    let (first_tag, tags) = cx.tag_pages(&found.pages.data);
+    let (body, data) = found.reply();
+    let buffer = match target(&request.buffers, data.len())? {
+        Some(tag) => placed(cx.link.write_to(tag, data)).await?,
+        None => data,
+    };
+    cx.server.buffers().give(buffer);
+    Ok(Reply::from(ReadReply { first_tag, tags, ..body }))
+}
+
+/// What a reply is made of.
+struct Found<T> {
+    open: Arc<Open>,
+    pages: Pages<T>,
+    key: Option<FileKey>,
+}
+
+impl<T> Found<T> {
+    fn reply(self) -> (ReadReply, T) {
+        let Pages { counts, data, refs, size, .. } = self.pages;
+        let file = self.open.file.number();
+        (ReadReply { file, counts, refs, size, key: self.key, ..ReadReply::default() }, data)
+    }
+}
+
+/// Finds the pages that are asked for, all under a key that the client has or gets.
+async fn find<T: Delivery>(
+    cx: &OpContext,
+    request: &ReadRequest,
+    limit: u32,
+    mut data: T,
+) -> Result<Found<T>, OpError> {
+    let want_refs = request.want_refs.min(MAX_WANT_REFS);
+    loop {
         let open = cx.reader(request.open).await?;
-        let pages = open.file.read(&request.extents, limit as usize, want_refs, buffer).await?;
+        let pages = open.file.read(&request.extents, limit as usize, want_refs, data).await?;
         match cx.key(&open, request.key_epoch) {
             Ok(key) if pages.epoch.is_none_or(|epoch| open.is_checked_in(epoch)) => {
-                break (open, pages, key);
+                return Ok(Found { open, pages, key });
             }
-            _ => buffer = pages.data,
+            _ => data = pages.data,
         }
-    };
-    let (first_tag, tags) = cx.tag_pages(&pages.data);
-    let body = ReadReply {
-        file: open.file.number(),
-        counts: pages.counts,
-        refs: pages.refs,
-        size: pages.size,
-        key,
-        tags,
-        first_tag,
-    };
-    if !direct {
-        return Ok(Reply { body, data: pages.data });
     }
-    let mut buffer = pages.data;
-    if !buffer.is_empty() {
-        let to = one_buffer(&request.buffers, buffer.len())?;
-        let placed = cx.link.write_to(to.tag, buffer).await;
-        buffer = placed.map_err(|error| OpError::transfer(&error))?;
-    }
-    cx.server.buffers().give(buffer);
-    Ok(Reply { body, data: Vec::new() })
+}
+
+/// Where `len` bytes are to be placed, if there are any.
+fn target(buffers: &[Buffer], len: usize) -> Result<Option<Tag>, OpError> {
+    if len == 0 { Ok(None) } else { one_buffer(buffers, len).map(|buffer| Some(buffer.tag)) }
+}
+
+/// The buffer that comes back when a transfer is done.
+async fn placed(transfer: Transfer) -> Result<Vec<u8>, OpError> {
+    transfer.await.map_err(|error| OpError::transfer(&error))
 }
 
 pub(super) fn check_extents(count: usize) -> Result<(), OpError> {

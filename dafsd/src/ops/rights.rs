@@ -63,14 +63,18 @@ impl OpContext {
         }
     }
 
+    /// Whether pages in replies bear tags.
+    pub(super) fn is_tagged(&self) -> bool {
+        self.export().protection == Protection::Keyed
+    }
+
     /// Tags for pages in a reply, where they need any: the first of their numbers, and the tags.
     /// `data` holds all footers, then all payloads.
     pub(super) fn tag_pages(&self, data: &[u8]) -> (u64, Vec<u8>) {
         let page = self.server.limits().page_size;
         let count = data.len() / (FOOTER_LEN + page);
         let channel = self.link.channel().filter(|_| count > 0);
-        let Some(channel) = channel.filter(|_| self.export().protection == Protection::Keyed)
-        else {
+        let Some(channel) = channel.filter(|_| self.is_tagged()) else {
             return (0, Vec::new());
         };
         let first = channel.take_tag_numbers(count as u64);

@@ -40,8 +40,9 @@ impl Parts {
 ///
 /// # Safety
 /// What [`parts`](Self::parts) names is registered in the queue pair's domain, and stays so, and in
-/// place, until the value is dropped. Nobody else writes to it meanwhile, nor reads it where the
-/// device writes.
+/// place, until the value is dropped. Where the device writes, nobody else reads or writes meanwhile.
+/// Where it reads, others write by raw copies alone, if at all, and no reference to the bytes exists
+/// while they do: what the device finds then is any mixture of before and after.
 pub unsafe trait Local: Send {
     /// Names the memory.
     fn parts(&self, parts: &mut Parts);

@@ -2,6 +2,7 @@
 
 use super::greeting::Greeting;
 use super::{Secured, scratch};
+use crate::arena::Slot;
 use crate::engine::{Capabilities, Established, Link, LinkError, ReadAccess, Tag, Transfer};
 use crate::lock;
 use dafs_keys::Seal;
@@ -107,6 +108,10 @@ impl Link for SecureLink {
 
     fn write_to(&self, tag: Tag, data: Vec<u8>) -> Transfer {
         self.inner.write_to(tag, data)
+    }
+
+    fn place_slots(&self, tag: Tag, slots: &[Slot]) -> Transfer {
+        self.inner.place_slots(tag, slots)
     }
 
     fn read_from(&self, tag: Tag, offset: u64, buffer: Vec<u8>) -> Transfer {

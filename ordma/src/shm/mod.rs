@@ -100,6 +100,7 @@ fn capabilities(geometry: Geometry) -> Capabilities {
         local_reads: true,
         read_batch: READ_BATCH,
         tags: false,
+        places_slots: false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is going to happen in a world.
 
 use super::core::Call;
+use super::transfer::Source;
 use crate::{ChunkId, LinkError, Tag};
 use std::ops::Range;
 use std::sync::Arc;
@@ -54,7 +55,7 @@ pub(super) enum What {
     Place {
         transfer: u64,
         tag: Tag,
-        data: Arc<Vec<u8>>,
+        from: Arc<Source>,
         range: Range<usize>,
     },
     /// The server's transfer is over, well or (for a fetch) not.

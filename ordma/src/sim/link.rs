@@ -4,8 +4,8 @@ use super::core::Core;
 use super::event::{Channel, What};
 use super::listener::Host;
 use super::state::State;
-use super::transfer::Task;
-use crate::arena::Geometry;
+use super::transfer::{Source, Task};
+use crate::arena::{Geometry, Slot};
 use crate::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
 use std::fmt;
 use std::sync::Weak;
@@ -27,8 +27,8 @@ impl SimLink {
         Some(self.core.upgrade()?.with(f))
     }
 
-    fn transfer(&self, task: Task, buffer: Vec<u8>) -> Transfer {
-        let begun = self.with(|state| state.begin_transfer(self.id, task, buffer)).flatten();
+    fn transfer(&self, task: Task) -> Transfer {
+        let begun = self.with(|state| state.begin_transfer(self.id, task)).flatten();
         begun.unwrap_or_else(|| {
             let over = Transfer::new();
             over.complete(Err(LinkError::Lost {
@@ -58,11 +58,15 @@ impl Link for SimLink {
     }
 
     fn write_to(&self, tag: Tag, data: Vec<u8>) -> Transfer {
-        self.transfer(Task::Place(tag), data)
+        self.transfer(Task::Place(tag, Source::Bytes(data)))
+    }
+
+    fn place_slots(&self, tag: Tag, slots: &[Slot]) -> Transfer {
+        self.transfer(Task::Place(tag, Source::Slots(slots.to_vec())))
     }
 
     fn read_from(&self, tag: Tag, offset: u64, buffer: Vec<u8>) -> Transfer {
-        self.transfer(Task::Fetch(tag, offset), buffer)
+        self.transfer(Task::Fetch(tag, offset, buffer))
     }
 
     fn allow_reads(&self, access: Option<ReadAccess>) {

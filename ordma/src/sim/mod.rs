@@ -110,7 +110,14 @@ impl Engine for Sim {
 }
 
 fn capabilities(geometry: Option<Geometry>) -> Capabilities {
-    Capabilities { engine: "sim", geometry, local_reads: false, read_batch: 64, tags: false }
+    Capabilities {
+        engine: "sim",
+        geometry,
+        local_reads: false,
+        read_batch: 64,
+        tags: false,
+        places_slots: true,
+    }
 }
 
 /// Most bytes of a message's head.

@@ -129,8 +129,8 @@ impl State {
             What::Refused(reason) => self.refused(id, reason),
             What::ToServer { head, data } => self.deliver_up(id, head, data),
             What::ToClient { head, data } => self.deliver_down(id, head, data),
-            What::Place { transfer, tag, data, range } => {
-                self.place(id, transfer, tag, &data, range);
+            What::Place { transfer, tag, from, range } => {
+                self.place(id, transfer, tag, &from, range);
             }
             What::Fetch { transfer, tag, offset, len } => {
                 self.fetch(id, transfer, tag, offset, len);

@@ -3,49 +3,78 @@
 use super::conn::Pending;
 use super::event::{Channel, What};
 use super::state::State;
+use crate::arena::{Slot, copy_slots};
 use crate::region::Segment;
+use crate::slot::FOOTER_LEN;
 use crate::{LinkError, Tag, Transfer};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// What a transfer does.
 pub(super) enum Task {
-    Place(Tag),
-    Fetch(Tag, u64),
+    Place(Tag, Source),
+    Fetch(Tag, u64, Vec<u8>),
+}
+
+/// What is placed.
+pub(super) enum Source {
+    Bytes(Vec<u8>),
+    /// What these have at the time of each step.
+    Slots(Vec<Slot>),
+}
+
+impl Source {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Slots(slots) => slots.iter().map(slot_len).sum(),
+        }
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Bytes(bytes) => bytes.into(),
+            Self::Slots(slots) => copy_slots(slots).into(),
+        }
+    }
+}
+
+fn slot_len(slot: &Slot) -> usize {
+    FOOTER_LEN + slot.chunk.geometry().page_size
 }
 
 impl State {
     /// Begins a transfer; `None` where the server's side is over and the buffer goes no further.
-    pub(super) fn begin_transfer(
-        &mut self,
-        id: u64,
-        task: Task,
-        buffer: Vec<u8>,
-    ) -> Option<Transfer> {
+    pub(super) fn begin_transfer(&mut self, id: u64, task: Task) -> Option<Transfer> {
         let number = self.next_id();
         let tear = self.faults.tear;
         let conn = self.conns.get_mut(&id)?;
         let server = conn.server.as_mut().filter(|server| server.open)?;
         let transfer = Transfer::new();
-        let (pending, len) = (transfer.clone(), buffer.len());
+        let (len, buffer) = match &task {
+            Task::Place(_, Source::Bytes(bytes)) => (bytes.len(), bytes.clone()),
+            Task::Place(_, slots) => (slots.len(), Vec::new()),
+            Task::Fetch(_, _, buffer) => (buffer.len(), buffer.clone()),
+        };
+        let pending = transfer.clone();
         if len == 0 {
             self.calls.push(Box::new(move || pending.complete(Ok(buffer))));
             return Some(transfer);
         }
+        server.transfers.insert(number, Pending { transfer: pending, buffer });
         match task {
-            Task::Place(tag) => {
-                let data = Arc::new(buffer.clone());
-                server.transfers.insert(number, Pending { transfer: pending, buffer });
+            Task::Place(tag, from) => {
+                let from = Arc::new(from);
                 let middle = if tear { len / 2 } else { 0 };
                 let place =
-                    |range| What::Place { transfer: number, tag, data: Arc::clone(&data), range };
+                    |range| What::Place { transfer: number, tag, from: Arc::clone(&from), range };
                 if middle > 0 {
                     self.post(id, Channel::Down, place(0..middle));
                 }
                 self.post(id, Channel::Down, place(middle..len));
             }
-            Task::Fetch(tag, offset) => {
-                server.transfers.insert(number, Pending { transfer: pending, buffer });
+            Task::Fetch(tag, offset, _) => {
                 self.post(id, Channel::Down, What::Fetch { transfer: number, tag, offset, len });
             }
         }
@@ -59,9 +88,10 @@ impl State {
         id: u64,
         transfer: u64,
         tag: Tag,
-        data: &Arc<Vec<u8>>,
+        from: &Source,
         range: Range<usize>,
     ) {
+        let data = from.bytes();
         let last = range.end == data.len();
         let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.client.is_open()) else {
             return;

@@ -96,6 +96,7 @@ fn capabilities(geometry: Geometry) -> Capabilities {
         local_reads: false,
         read_batch: READ_BATCH,
         tags: true,
+        places_slots: false,
     }
 }
 

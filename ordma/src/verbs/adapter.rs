@@ -1,14 +1,14 @@
 //! What a server has on one RDMA device.
 
 use super::pool::Pool;
+use super::registered::Registered;
 use super::server::{FIRST_WINDOW, WINDOW};
 use super::shares::Shares;
 use crate::ChunkId;
 use crate::arena::Chunk;
-use crate::lock;
 use crate::rdma::{Access, Device, DeviceInfo, Domain, Memory, Region, Remote, Result};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Bytes of a packet.
 pub(super) const PACKET: usize = 8 << 10;
@@ -24,6 +24,8 @@ const MOST_TRANSFERS: usize = 16 << 20;
 /// Bytes of a receive that never comes, and most bytes of all of them.
 const CANARY: usize = 64;
 const MOST_CANARIES: usize = 4 << 20;
+/// How long pages of a chunk that could not be registered are copied before it is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// A server's side of a device.
 #[derive(Debug)]
@@ -40,7 +42,11 @@ pub(super) struct Adapter {
     pub(super) shares: Shares,
     pub(super) canaries: Pool,
     pub(super) transfers: Arc<Pool>,
-    regions: Mutex<BTreeMap<ChunkId, Arc<Region>>>,
+    /// Where clients read chunks.
+    exported: Registered<Region>,
+    /// The chunks once more, where no peer has rights: what direct reads are placed from. Requests
+    /// that are under way hold theirs.
+    sources: Registered<Arc<Region>>,
 }
 
 // SAFETY: a chunk's mapping lives as long as the chunk.
@@ -71,39 +77,51 @@ impl Adapter {
             shares,
             canaries,
             transfers: Arc::new(transfers),
-            regions: Mutex::default(),
+            exported: Registered::new(Duration::ZERO),
+            sources: Registered::new(TRY_AGAIN),
         })
     }
 
     /// Where clients read a chunk, which is registered the first time that it is asked for. The error
     /// is told in the log once a chunk.
     pub(super) fn export(&self, chunk: &Arc<Chunk>) -> Option<Remote> {
-        let mut regions = lock(&self.regions);
-        if let Some(region) = regions.get(&chunk.id()) {
-            return Some(region.remote(0));
-        }
-        let memory: Arc<dyn Memory> = Arc::<Chunk>::clone(chunk);
-        match Region::new(&self.chunks, memory, Access::RemoteRead) {
-            Ok(region) => {
-                let remote = region.remote(0);
-                regions.insert(chunk.id(), Arc::new(region));
-                Some(remote)
-            }
-            Err(error) => {
-                let id = chunk.id();
-                tracing::error!(
-                    %error, chunk = id, device = self.info.name,
-                    "a chunk cannot be registered: its pages are served by RPC"
-                );
-                None
-            }
-        }
+        let register = || {
+            let register = || Region::new(&self.chunks, chunk.clone(), Access::RemoteRead);
+            // Where memory for both may not be locked, what is read one-sidedly comes first.
+            register().or_else(|error| if self.sources.clear() { register() } else { Err(error) })
+        };
+        let refused = |error| {
+            tracing::error!(
+                %error, chunk = chunk.id(), device = self.info.name,
+                "a chunk cannot be registered: its pages are served by RPC"
+            );
+        };
+        self.exported.make(chunk.id(), Instant::now(), register, refused, |region| region.remote(0))
     }
 
-    /// Deregisters a chunk: no byte of it is read by any client when this returns.
+    /// The registration by which a chunk's pages are placed, where there is one.
+    pub(super) fn source(&self, chunk: ChunkId) -> Option<Arc<Region>> {
+        self.sources.get(chunk, Arc::clone)
+    }
+
+    /// Like [`source`](Self::source), and registers the chunk where it is not. The error is told in
+    /// the log once a chunk.
+    pub(super) fn make_source(&self, chunk: &Arc<Chunk>) -> Option<Arc<Region>> {
+        let register = || Region::new(&self.messages, chunk.clone(), Access::Source).map(Arc::new);
+        let refused = |error| {
+            tracing::warn!(
+                %error, chunk = chunk.id(), device = self.info.name,
+                "a chunk cannot be registered once more: direct reads of its pages are copied"
+            );
+        };
+        self.sources.make(chunk.id(), Instant::now(), register, refused, Arc::clone)
+    }
+
+    /// Deregisters a chunk: no byte of it is read by any client when this returns. Placing that is
+    /// under way goes on; what it takes from the chunk are dead pages.
     pub(super) fn retire(&self, chunk: ChunkId) {
-        let region = lock(&self.regions).remove(&chunk);
-        drop(region);
+        drop(self.exported.remove(chunk));
+        drop(self.sources.remove(chunk));
     }
 
     /// Gives buffers back that are not in use.
@@ -116,7 +134,7 @@ impl Adapter {
 
     /// Deregisters all chunks.
     pub(super) fn close(&self) {
-        let regions = std::mem::take(&mut *lock(&self.regions));
-        drop(regions);
+        self.exported.clear();
+        self.sources.clear();
     }
 }

@@ -6,18 +6,19 @@
 //! threads want is queued, and the event loop told.
 
 use super::adapter::Adapter;
+use super::gather::Gather;
 use super::hello::{ClientHello, Welcome};
 use super::packet::{Piece, Record};
 use super::reads::READ_DEPTH;
 use super::server::{ReadPair, Server, buffer, tuning};
-use super::wire::{MessagePair, Stall, Target, Wire, withdrawn};
+use super::wire::{MessagePair, Offer, Stall, Target, Wire, withdrawn};
 use crate::ChunkId;
-use crate::arena::Chunk;
+use crate::arena::{Chunk, Slot, copy_slots};
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
 use crate::exports::Holder;
 use crate::gate::{Gate, Proof};
 use crate::lock;
-use crate::rdma::{self, Cap, Channel, CompletionQueue, ConnectionParameters, Id, Tuning};
+use crate::rdma::{self, Cap, Channel, CompletionQueue, ConnectionParameters, Id, Region, Tuning};
 use crate::reactor::Registration;
 use crate::stream::frame::Limits;
 use crate::stream::hello::Ticket;
@@ -53,6 +54,8 @@ pub(super) struct VerbsLink {
     wanted: AtomicBool,
     /// Rights or chunks have changed.
     stale: AtomicBool,
+    /// Chunks that another thread wanted to place pages of, and that are not registered for it.
+    unregistered: Mutex<BTreeMap<ChunkId, Arc<Chunk>>>,
     closing: AtomicBool,
     reason: OnceLock<LinkError>,
     adverts: Mutex<Adverts>,
@@ -152,6 +155,7 @@ impl VerbsLink {
             registration: OnceLock::new(),
             wanted: AtomicBool::new(false),
             stale: AtomicBool::new(false),
+            unregistered: Mutex::default(),
             closing: AtomicBool::new(false),
             reason: OnceLock::new(),
             adverts: Mutex::default(),
@@ -241,6 +245,9 @@ impl VerbsLink {
         let wanted = self.wanted.swap(false, Ordering::AcqRel);
         if wanted {
             self.refresh();
+            for chunk in std::mem::take(&mut *lock(&self.unregistered)).into_values() {
+                self.make_source(&chunk);
+            }
             self.wire.flush()?;
         }
         Ok(wanted)
@@ -392,7 +399,9 @@ impl VerbsLink {
         let early = lock(&self.adverts).add(tag, &pieces)?;
         for early in early {
             match early {
-                Early::Place(data, transfer) => self.place(tag, &pieces, data, &transfer),
+                Early::Place(data, transfer) => {
+                    self.place(tag, &pieces, Offer::Bytes(data), &transfer);
+                }
                 Early::Fetch(offset, buffer, transfer) => {
                     self.fetch(tag, &pieces, offset, buffer, &transfer);
                 }
@@ -422,13 +431,46 @@ impl VerbsLink {
         None
     }
 
-    fn place(&self, tag: Tag, pieces: &Arc<[Piece]>, data: Vec<u8>, transfer: &Transfer) {
-        if room(pieces) < data.len() as u64 {
-            return transfer.complete(Err(too_small(tag, room(pieces), data.len())));
+    /// The slots' bytes as the device reads them; `None` where a chunk is not registered for that.
+    fn gather(&self, slots: &[Slot]) -> Option<Gather> {
+        let mut last: Option<(ChunkId, Arc<Region>)> = None;
+        let mut found = Vec::with_capacity(slots.len());
+        for slot in slots {
+            let region = match &last {
+                Some((chunk, region)) if *chunk == slot.chunk.id() => Arc::clone(region),
+                _ => self.source(&slot.chunk)?,
+            };
+            last = Some((slot.chunk.id(), Arc::clone(&region)));
+            found.push((region, slot.index));
+        }
+        Some(Gather::new(self.server.arena.geometry(), &found))
+    }
+
+    /// The registration by which pages of a chunk are placed. Where there is none it is made, here or
+    /// by the event loop for the next time.
+    fn source(&self, chunk: &Arc<Chunk>) -> Option<Arc<Region>> {
+        let source = self.adapter.source(chunk.id());
+        if source.is_some() || self.is_here() {
+            return source.or_else(|| self.make_source(chunk));
+        }
+        lock(&self.unregistered).insert(chunk.id(), Arc::clone(chunk));
+        self.want();
+        None
+    }
+
+    fn make_source(&self, chunk: &Arc<Chunk>) -> Option<Arc<Region>> {
+        // Locked meanwhile, so that no chunk is registered that was retired before.
+        let registry = self.server.exports.lock();
+        if registry.has(chunk.id()) { self.adapter.make_source(chunk) } else { None }
+    }
+
+    fn place(&self, tag: Tag, pieces: &Arc<[Piece]>, offer: Offer<'_>, transfer: &Transfer) {
+        if room(pieces) < offer.len() as u64 {
+            return transfer.complete(Err(too_small(tag, room(pieces), offer.len())));
         }
         let target = Target::new(Arc::clone(pieces), 0);
         let here = self.is_here();
-        match self.wire.place(tag, target, data, transfer, here) {
+        match self.wire.place(tag, target, offer, transfer, here) {
             Ok(()) if here => {}
             Ok(()) => self.want(),
             Err(error) => self.fail(error),
@@ -625,8 +667,20 @@ impl Link for VerbsLink {
         } else if let Some((pieces, Early::Place(data, transfer))) =
             self.find(tag, Early::Place(data, transfer.clone()))
         {
-            self.place(tag, &pieces, data, &transfer);
+            self.place(tag, &pieces, Offer::Bytes(data), &transfer);
         }
+        transfer
+    }
+
+    fn place_slots(&self, tag: Tag, slots: &[Slot]) -> Transfer {
+        let pieces = lock(&self.adverts).there.get(&tag).cloned();
+        let found = pieces.and_then(|pieces| Some((pieces, self.gather(slots)?)));
+        let Some((pieces, gather)) = found.filter(|_| !slots.is_empty()) else {
+            // Nothing is there yet, or any more, or it cannot be read by the device.
+            return self.write_to(tag, copy_slots(slots));
+        };
+        let transfer = Transfer::new();
+        self.place(tag, &pieces, Offer::Slots(gather, slots), &transfer);
         transfer
     }
 

@@ -6,6 +6,10 @@
 //! protection domain of its own with the chunks; its peer gets the right to read when the session
 //! begins, and, where a handshake was on the first, has proved to be the same client's.
 //!
+//! What the server places it takes from the slots themselves: the device gathers it from the chunk,
+//! which is registered once more where no peer has rights, and does not look whether it changes
+//! meanwhile, as a READ does not. The client judges it alike.
+//!
 //! A READ that the server's device refuses fails that queue pair alone. Both sides bring it back
 //! while reads go by RPC. Nothing is ever revoked by memory windows: soft-RoCE does not hold them to
 //! their bounds. Rights are those of queue pairs, and a chunk that goes is deregistered.
@@ -15,7 +19,7 @@
 //! | `hello` | what is said when a connection is made |
 //! | `packet`, `credits` | what one SEND carries, and when one may be sent |
 //! | `wire` | the sending half of a connection, on both sides |
-//! | `server`, `link`, `connection`, `adapter`, `shares` | the server |
+//! | `server`, `link`, `connection`, `adapter`, `shares`, `registered`, `gather` | the server |
 //! | `connect`, `endpoint`, `reads`, `chunks`, `lent`, `adverts`, `keeper` | the client |
 //!
 
@@ -28,6 +32,7 @@ mod credits;
 mod endpoint;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod gather;
 mod hello;
 mod keeper;
 mod lent;
@@ -35,6 +40,7 @@ mod link;
 mod packet;
 mod pool;
 mod reads;
+mod registered;
 mod server;
 mod shares;
 mod wire;
@@ -81,6 +87,7 @@ fn capabilities(geometry: Geometry) -> Capabilities {
         local_reads: false,
         read_batch: READ_BATCH,
         tags: false,
+        places_slots: true,
     }
 }
 

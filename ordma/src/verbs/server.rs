@@ -14,7 +14,7 @@ use crate::exports::Exports;
 use crate::lock;
 use crate::rdma::{
     self, Block, Cap, Channel, CompletionQueue, ConnectionParameters, Device, Event, EventChannel,
-    EventKind, Id, IdKey, QueuePair, Tuning,
+    EventKind, Id, IdKey, Parts, QueuePair, Tuning,
 };
 use crate::reactor::{Reactor, Room, Source, Step};
 use crate::stream::Settings;
@@ -195,7 +195,8 @@ impl Server {
         let sends = CompletionQueue::new(device, SENDS + 1, Some(&channel))?;
         let most = WINDOW + SPARE + 1;
         let receives = CompletionQueue::new(device, most, Some(&channel))?;
-        let cap = Cap { sends: SENDS, receives: most, parts: 1, inline: INLINE };
+        let parts = adapter.info.parts.clamp(1, Parts::MOST as u32);
+        let cap = Cap { sends: SENDS, receives: most, parts, inline: INLINE };
         let pair = Arc::new(MessagePair::new(&adapter.messages, &sends, &receives, cap)?);
         let mtu = adapter.info.mtu.min(hello.mtu.max(256).into());
         let tuning = Tuning {

@@ -2,27 +2,39 @@
 //! far as credits, buffers and the queue pair allow.
 
 use super::credits::{BadCredits, Credits, Told};
+use super::gather::{Gather, Gathered};
 use super::packet::{HEADER_LEN, Header, LONGEST_RECORD, Piece, Record};
 use super::pool::Pool;
+use crate::arena::{Slot, copy_slots};
 use crate::engine::{LinkError, Transfer};
 use crate::lock;
-use crate::rdma::{Block, Completion, Op, QueuePair, Remote, Status, Work};
+use crate::rdma::{Block, Completion, Local, Op, Parts, QueuePair, Remote, Status, Work};
 use foldhash::{HashMap, HashMapExt};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 /// The queue pair of a connection for messages.
-pub(super) type MessagePair = QueuePair<(Block, Sent), Block>;
+pub(super) type MessagePair = QueuePair<Sent, Block>;
 
-/// What a buffer under way is for.
+/// What is under way, with its memory.
 #[derive(Debug)]
 pub(super) enum Sent {
-    /// A packet.
-    Packet,
-    /// Part of what is placed into the client's memory.
-    Placing,
+    /// A packet, or a copy of what is placed into the client's memory.
+    Copy(Block),
+    /// What is placed there from slots.
+    Slots(Gathered),
     /// Part of what is fetched from there: of which transfer, and where it goes in its buffer.
-    Fetching(u64, usize),
+    Fetching(Block, u64, usize),
+}
+
+// SAFETY: as for what it has.
+unsafe impl Local for Sent {
+    fn parts(&self, parts: &mut Parts) {
+        match self {
+            Self::Copy(block) | Self::Fetching(block, ..) => block.parts(parts),
+            Self::Slots(gathered) => gathered.parts(parts),
+        }
+    }
 }
 
 /// Requests that are posted at a time.
@@ -38,8 +50,61 @@ pub(super) const INLINE: u32 = 256;
 #[derive(Debug)]
 enum Item {
     Message { bytes: Vec<u8>, head: usize, sent: usize },
-    Place { tag: u64, data: Vec<u8>, at: usize, target: Target, transfer: Transfer },
+    Place { tag: u64, from: Source, target: Target, transfer: Transfer },
     Fetch { id: u64, left: usize, at: usize, target: Target, tag: u64 },
+}
+
+/// What is to be placed.
+#[derive(Debug)]
+pub(super) enum Offer<'a> {
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// Slots, as the device reads them. They are copied where others have to go first, so that a
+    /// client that takes nothing keeps no chunk from going.
+    Slots(Gather, &'a [Slot]),
+}
+
+impl Offer<'_> {
+    /// Bytes in all.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Slots(gather, _) => gather.left(),
+        }
+    }
+}
+
+/// What is placed.
+#[derive(Debug)]
+enum Source {
+    /// Bytes, and how many of them are under way.
+    Bytes(Vec<u8>, usize),
+    /// Slots, read by the device itself.
+    Slots(Gather),
+}
+
+impl Source {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes, _) => bytes.len(),
+            Self::Slots(slots) => slots.len(),
+        }
+    }
+
+    fn left(&self) -> usize {
+        match self {
+            Self::Bytes(bytes, at) => bytes.len() - at,
+            Self::Slots(slots) => slots.left(),
+        }
+    }
+
+    /// The buffer that the transfer gives back.
+    fn into_buffer(self) -> Vec<u8> {
+        match self {
+            Self::Bytes(bytes, _) => bytes,
+            Self::Slots(_) => Vec::new(),
+        }
+    }
 }
 
 /// Where a transfer goes in the client's memory.
@@ -93,6 +158,18 @@ pub(super) enum Stall {
     Buffers,
 }
 
+/// Why something that is queued does not go on.
+enum Stop {
+    Stall(Stall),
+    Lost(LinkError),
+}
+
+impl From<LinkError> for Stop {
+    fn from(error: LinkError) -> Self {
+        Self::Lost(error)
+    }
+}
+
 /// The sending half.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -117,8 +194,9 @@ struct State {
     fetching: HashMap<u64, Fetching>,
     next_fetch: u64,
     completions: Vec<Completion>,
-    done: Vec<(Option<(Block, Sent)>, Status)>,
-    works: Vec<Work<(Block, Sent)>>,
+    done: Vec<(Option<Sent>, Status)>,
+    /// To be posted with what follows.
+    works: Vec<Work<Sent>>,
     scratch: Vec<u8>,
     /// Transfers that are done, to be completed once no lock is held, since that may run anything.
     ended: Vec<(Transfer, Result<Vec<u8>, LinkError>)>,
@@ -235,7 +313,7 @@ impl Wire {
         }
         let posted = match block {
             Some(block) => {
-                state.works.push(packet(block));
+                state.works.push(work(Op::Send, Sent::Copy(block)));
                 pair.post(state.works.drain(..))
             }
             None => pair.post_inline(&scratch, true),
@@ -264,35 +342,35 @@ impl Wire {
     }
 
     /// Places data into the client's memory, now where `post` says so. The transfer is done when the
-    /// data was copied; what was placed is told with the next message.
+    /// data was copied, or is the device's to read; what was placed is told with the next message.
     pub(super) fn place(
         &self,
         tag: u64,
         target: Target,
-        data: Vec<u8>,
+        offer: Offer<'_>,
         transfer: &Transfer,
         post: bool,
     ) -> Result<(), LinkError> {
-        self.with(|state| {
-            let transfer = transfer.clone();
-            if state.pair.is_none() {
-                state.ended.push((transfer, Err(self.lost("closed"))));
-                return Ok(());
-            }
-            let soon = post && data.len() <= WITH_MESSAGE && state.queue.is_empty();
-            state.queue.push_back(Item::Place { tag, data, at: 0, target, transfer });
+        self.transfer(transfer, post, |state, transfer| {
+            let first = state.queue.is_empty();
+            let soon = post && first && offer.len() <= WITH_MESSAGE;
+            let from = match offer {
+                Offer::Bytes(bytes) => Source::Bytes(bytes, 0),
+                Offer::Slots(gather, _) if first => Source::Slots(gather),
+                Offer::Slots(_, slots) => Source::Bytes(copy_slots(slots), 0),
+            };
+            state.queue.push_back(Item::Place { tag, from, target, transfer });
             if soon {
-                let mut works = std::mem::take(&mut state.works);
-                let mut stall = Ok(None);
-                while stall == Ok(None) && !state.queue.is_empty() && works.len() < AT_ONCE {
-                    stall = self.fill_place(state, &mut works).map_err(|_| ());
-                }
-                state.works = works;
-                if state.queue.is_empty() {
-                    return Ok(());
+                let room = state.room();
+                while state.works.len() < room && !state.queue.is_empty() {
+                    match self.fill_place(state) {
+                        Ok(()) => {}
+                        Err(Stop::Stall(_)) => break,
+                        Err(Stop::Lost(error)) => return Err(error),
+                    }
                 }
             }
-            if post { self.pump(state, false).map(|_| ()) } else { Ok(()) }
+            Ok(soon && state.queue.is_empty())
         })
     }
 
@@ -305,17 +383,34 @@ impl Wire {
         transfer: &Transfer,
         post: bool,
     ) -> Result<(), LinkError> {
+        self.transfer(transfer, post, |state, transfer| {
+            let (id, left) = (state.next_fetch, buffer.len());
+            state.next_fetch += 1;
+            state.fetching.insert(id, Fetching { buffer, missing: left, transfer });
+            state.queue.push_back(Item::Fetch { id, left, at: 0, target, tag });
+            Ok(false)
+        })
+    }
+
+    /// Queues a transfer by `queue`, which says whether the next message is waited for. Where the
+    /// connection is over the transfer is, too.
+    fn transfer(
+        &self,
+        transfer: &Transfer,
+        post: bool,
+        queue: impl FnOnce(&mut State, Transfer) -> Result<bool, LinkError>,
+    ) -> Result<(), LinkError> {
         self.with(|state| {
             let transfer = transfer.clone();
             if state.pair.is_none() {
                 state.ended.push((transfer, Err(self.lost("closed"))));
                 return Ok(());
             }
-            let (id, left) = (state.next_fetch, buffer.len());
-            state.next_fetch += 1;
-            state.fetching.insert(id, Fetching { buffer, missing: left, transfer });
-            state.queue.push_back(Item::Fetch { id, left, at: 0, target, tag });
-            if post { self.pump(state, false).map(|_| ()) } else { Ok(()) }
+            let waits = queue(state, transfer)?;
+            if post && !waits {
+                self.pump(state, false)?;
+            }
+            Ok(())
         })
     }
 
@@ -323,8 +418,9 @@ impl Wire {
     pub(super) fn withdraw(&self, tag: u64) {
         self.with(|State { queue, fetching, ended, .. }| {
             queue.retain_mut(|item| match item {
-                Item::Place { tag: of, data, transfer, .. } if *of == tag => {
-                    ended.push((transfer.clone(), Ok(std::mem::take(data))));
+                Item::Place { tag: of, from, transfer, .. } if *of == tag => {
+                    let from = std::mem::replace(from, Source::Bytes(Vec::new(), 0));
+                    ended.push((transfer.clone(), Ok(from.into_buffer())));
                     false
                 }
                 Item::Fetch { tag: of, id, .. } if *of == tag => {
@@ -435,7 +531,7 @@ impl Wire {
                 if !status.is_success() {
                     return Err(self.lost(status));
                 }
-                let Some((block, Sent::Fetching(id, at))) = item else { continue };
+                let Some(Sent::Fetching(block, id, at)) = item else { continue };
                 // Where it is gone, the client has withdrawn the buffer meanwhile.
                 let Some(fetch) = fetching.get_mut(&id) else { continue };
                 fetch.buffer[at..at + block.len()].copy_from_slice(block.bytes());
@@ -454,17 +550,14 @@ impl Wire {
         let Some(pair) = state.pair.clone() else { return Ok(Stall::Done) };
         self.reap_some(state)?;
         let stall = loop {
-            let mut works = std::mem::take(&mut state.works);
-            // One is kept for a packet without content.
-            let room = pair.room().saturating_sub(1).min(AT_ONCE);
-            let stall = self.fill(state, room, flush, &mut works);
-            let full = works.len() >= AT_ONCE;
-            let posted = pair.post(works.drain(..));
-            state.works = works;
-            posted.map_err(|error| self.lost(error))?;
-            let stall = stall?;
-            if !full {
-                break stall;
+            let filled = self.fill(state, flush);
+            let full = state.works.len() >= AT_ONCE;
+            pair.post(state.works.drain(..)).map_err(|error| self.lost(error))?;
+            match filled {
+                Err(Stop::Lost(error)) => return Err(error),
+                Err(Stop::Stall(stall)) if !full => break stall,
+                Err(Stop::Stall(_)) => {}
+                Ok(()) => break Stall::Done,
             }
         };
         if state.credits.owes() && pair.room() > 0 {
@@ -475,44 +568,28 @@ impl Wire {
         Ok(stall)
     }
 
-    /// Makes work requests of what is queued, at most `room`; why it stopped.
-    fn fill(
-        &self,
-        state: &mut State,
-        room: usize,
-        flush: bool,
-        works: &mut Vec<Work<(Block, Sent)>>,
-    ) -> Result<Stall, LinkError> {
-        loop {
-            let silent = !flush || state.records.is_empty();
-            if state.queue.is_empty() && silent {
-                return Ok(Stall::Done);
+    /// Makes work requests of what is queued, as many as there is room for.
+    fn fill(&self, state: &mut State, flush: bool) -> Result<(), Stop> {
+        let room = state.room();
+        while !state.queue.is_empty() || flush && !state.records.is_empty() {
+            if state.works.len() >= room {
+                return Err(Stop::Stall(Stall::Completions));
             }
-            if works.len() >= room {
-                return Ok(Stall::Completions);
-            }
-            let taken = match state.queue.front_mut() {
-                None | Some(Item::Message { .. }) => self.fill_packet(state, works)?,
-                Some(Item::Place { .. }) => self.fill_place(state, works)?,
-                Some(Item::Fetch { .. }) => self.fill_fetch(state, works)?,
-            };
-            if let Some(stall) = taken {
-                return Ok(stall);
+            match state.queue.front() {
+                None | Some(Item::Message { .. }) => self.fill_packet(state)?,
+                Some(Item::Place { .. }) => self.fill_place(state)?,
+                Some(Item::Fetch { .. }) => self.fill_fetch(state)?,
             }
         }
+        Ok(())
     }
 
-    fn fill_packet(
-        &self,
-        state: &mut State,
-        works: &mut Vec<Work<(Block, Sent)>>,
-    ) -> Result<Option<Stall>, LinkError> {
+    fn fill_packet(&self, state: &mut State) -> Result<(), Stop> {
         if !state.credits.may_send() {
-            return Ok(Some(Stall::Credits));
+            return Err(Stop::Stall(Stall::Credits));
         }
-        let Some(mut block) = self.packets.take().map_err(|error| self.lost(error))? else {
-            return Ok(Some(Stall::Buffers));
-        };
+        let taken = self.packets.take().map_err(|error| self.lost(error))?;
+        let mut block = taken.ok_or(Stop::Stall(Stall::Buffers))?;
         let begins = match state.queue.front() {
             Some(Item::Message { bytes, head, sent: 0 }) => {
                 Some((*head as u32, (bytes.len() - head) as u32))
@@ -539,80 +616,82 @@ impl Wire {
             state.queued -= bytes.len();
             state.queue.pop_front();
         }
-        works.push(packet(block));
-        Ok(None)
+        state.works.push(work(Op::Send, Sent::Copy(block)));
+        Ok(())
     }
 
-    fn fill_place(
-        &self,
-        state: &mut State,
-        works: &mut Vec<Work<(Block, Sent)>>,
-    ) -> Result<Option<Stall>, LinkError> {
-        let Some(Item::Place { tag, data, at, target, transfer }) = state.queue.front_mut() else {
-            return Ok(None);
+    /// Makes a request of what is placed next, or ends it where all is under way.
+    fn fill_place(&self, state: &mut State) -> Result<(), Stop> {
+        let Some(Item::Place { from, target, .. }) = state.queue.front_mut() else {
+            return Ok(());
         };
-        if *at < data.len() {
-            let Some(mut block) = self.transfer_buffer()? else {
-                return Ok(Some(if works.is_empty() {
-                    Stall::Buffers
-                } else {
-                    Stall::Completions
-                }));
+        if from.left() > 0 {
+            let (remote, sent) = match from {
+                Source::Bytes(bytes, at) => {
+                    let mut block = self.transfer_buffer(&state.works)?;
+                    let (remote, len) =
+                        self.next(target, block.capacity().min(bytes.len() - *at))?;
+                    block.set_len(len);
+                    block.bytes_mut().copy_from_slice(&bytes[*at..*at + len]);
+                    *at += len;
+                    (remote, Sent::Copy(block))
+                }
+                Source::Slots(slots) => {
+                    let parts = state.pair.as_ref().map_or(1, |pair| pair.cap().parts as usize);
+                    let (remote, len) = self.next(target, slots.fitting(parts))?;
+                    (remote, Sent::Slots(slots.take(len)))
+                }
             };
-            let most = (data.len() - *at).min(block.capacity());
-            let Some((remote, len)) = target.next(most) else {
-                // The caller has seen to it that the data fits.
-                return Err(self.lost("a transfer beyond its buffer"));
-            };
-            block.set_len(len);
-            block.bytes_mut().copy_from_slice(&data[*at..*at + len]);
-            *at += len;
-            works.push(Work {
-                op: Op::Write(remote),
-                local: (block, Sent::Placing),
-                signaled: true,
-            });
+            state.works.push(work(Op::Write(remote), sent));
         }
-        if *at == data.len() {
-            let (tag, data, transfer) = (*tag, std::mem::take(data), transfer.clone());
-            state.queue.pop_front();
-            state.records.push_back(Record::Placed(tag, data.len() as u64));
-            state.ended.push((transfer, Ok(data)));
+        if from.left() == 0
+            && let Some(Item::Place { tag, from, transfer, .. }) = state.queue.pop_front()
+        {
+            state.records.push_back(Record::Placed(tag, from.len() as u64));
+            state.ended.push((transfer, Ok(from.into_buffer())));
         }
-        Ok(None)
+        Ok(())
     }
 
-    fn fill_fetch(
-        &self,
-        state: &mut State,
-        works: &mut Vec<Work<(Block, Sent)>>,
-    ) -> Result<Option<Stall>, LinkError> {
+    fn fill_fetch(&self, state: &mut State) -> Result<(), Stop> {
         let Some(Item::Fetch { id, left, at, target, .. }) = state.queue.front_mut() else {
-            return Ok(None);
+            return Ok(());
         };
-        let Some(mut block) = self.transfer_buffer()? else {
-            return Ok(Some(if works.is_empty() { Stall::Buffers } else { Stall::Completions }));
-        };
-        let Some((remote, len)) = target.next((*left).min(block.capacity())) else {
-            return Err(self.lost("a transfer beyond its buffer"));
-        };
+        let mut block = self.transfer_buffer(&state.works)?;
+        let (remote, len) = self.next(target, block.capacity().min(*left))?;
         block.set_len(len);
-        let sent = Sent::Fetching(*id, *at);
+        state.works.push(work(Op::Read(remote), Sent::Fetching(block, *id, *at)));
         (*at, *left) = (*at + len, *left - len);
         if *left == 0 {
             state.queue.pop_front();
         }
-        works.push(Work { op: Op::Read(remote), local: (block, sent), signaled: true });
-        Ok(None)
+        Ok(())
     }
 
-    fn transfer_buffer(&self) -> Result<Option<Block>, LinkError> {
-        let Some(pool) = &self.transfers else { return Ok(None) };
-        pool.take().map_err(|error| self.lost(error))
+    /// A buffer for part of a transfer. Where all are in use, those of the requests that wait to be
+    /// posted come back first.
+    fn transfer_buffer(&self, works: &[Work<Sent>]) -> Result<Block, Stop> {
+        let taken = match &self.transfers {
+            Some(pool) => pool.take().map_err(|error| self.lost(error))?,
+            None => None,
+        };
+        let stall = if works.is_empty() { Stall::Buffers } else { Stall::Completions };
+        taken.ok_or(Stop::Stall(stall))
+    }
+
+    /// The next stretch of a transfer's memory. The caller has seen to it that there is one.
+    fn next(&self, target: &mut Target, most: usize) -> Result<(Remote, usize), LinkError> {
+        target.next(most).ok_or_else(|| self.lost("a transfer beyond its buffer"))
     }
 }
 
 impl State {
+    /// Requests that may wait to be posted together, where one of the queue pair is kept for a packet
+    /// without content.
+    fn room(&self) -> usize {
+        self.pair.as_ref().map_or(0, |pair| pair.room().saturating_sub(1).min(AT_ONCE))
+    }
+
     fn enqueue(&mut self, head: &[u8], data: &[&[u8]]) {
         let len = head.len() + data.iter().map(|part| part.len()).sum::<usize>();
         let mut bytes = Vec::with_capacity(len);
@@ -628,8 +707,8 @@ pub(super) fn withdrawn() -> LinkError {
     LinkError::Closed("the client has withdrawn the buffer".to_owned())
 }
 
-fn packet(block: Block) -> Work<(Block, Sent)> {
-    Work { op: Op::Send, local: (block, Sent::Packet), signaled: true }
+fn work(op: Op, local: Sent) -> Work<Sent> {
+    Work { op, local, signaled: true }
 }
 
 /// Puts header and records of a packet together, as many of these as fit.

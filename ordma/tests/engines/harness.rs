@@ -408,6 +408,30 @@ impl Client {
             .collect()
     }
 
+    /// Has the server place slots, and judges them: the byte that each page is filled with and its
+    /// version, or the fault.
+    pub fn place(&self, pages: &[(Slot, RemoteRef)]) -> Vec<Result<(u8, u64), AccessFault>> {
+        let len = pages.len() * (FOOTER_LEN + PAGE);
+        let region = Region::owned(vec![0xEE; len]);
+        let tag = self.endpoint.advertise(vec![region.segment(0, len)]);
+        let slots: Vec<Slot> = pages.iter().map(|(slot, _)| slot.clone()).collect();
+        // The server knows the buffer, as it does where a request names it.
+        self.catch_up();
+        self.transfer(self.link.place_slots(tag, &slots)).unwrap();
+        self.link.send(b"placed", &[]);
+        assert_eq!(self.message().0, b"placed");
+        assert_eq!(self.endpoint.withdraw(tag), len as u64);
+        let mut bytes = region.take().unwrap();
+        let (footers, payloads) = bytes.split_at_mut(pages.len() * FOOTER_LEN);
+        let found = footers.as_chunks::<FOOTER_LEN>().0.iter().zip(payloads.chunks_mut(PAGE));
+        let judged = found.zip(pages).map(|((footer, payload), (_, reference))| {
+            let footer = ordma::slot::accept(footer, payload, reference, 0, &self.key)?;
+            assert!(payload.iter().all(|byte| *byte == payload[0]), "a mixed page");
+            Ok((payload[0], footer.version))
+        });
+        judged.collect()
+    }
+
     pub fn read_one(&self, reference: RemoteRef) -> Result<u8, AccessFault> {
         self.read(&[(reference, 0)])[0].map(|(byte, _)| byte)
     }

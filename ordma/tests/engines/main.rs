@@ -7,6 +7,8 @@ mod host_local;
 mod hostile;
 mod keyed;
 #[cfg(feature = "device-tests")]
+mod placed;
+#[cfg(feature = "device-tests")]
 mod rogue_verbs;
 mod sealed;
 mod simulated;
@@ -29,6 +31,9 @@ macro_rules! rows {
                 messages_keep_their_order
                 messages_beyond_the_limits_are_refused
                 placing_into_advertised_memory
+                placing_slots
+                a_slot_that_changes_is_placed_whole_or_judged
+                retiring_a_chunk_that_is_placed_from
                 fetching_from_advertised_memory
                 transfers_of_a_withdrawn_buffer
                 transfers_end_with_the_link

@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use dafs_keys::Protection;
-use ordma::{AccessFault, LinkError, PageRead, Region, RemoteRef};
+use ordma::{AccessFault, FOOTER_LEN, LinkError, PageRead, Region, RemoteRef, Slot};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -95,6 +95,121 @@ pub fn placing_into_advertised_memory(row: &Row) {
         assert!(got[i % 5][i / 5 * 500..][..400] == *piece, "piece {i}");
     }
 }
+
+pub fn placing_slots(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let page = |i| (world.page(i as u8 | 1), i as u8 | 1);
+    let mut pages: Vec<_> = (0..300).map(page).collect();
+    world.grow();
+    pages.extend((300..600).map(page));
+    let expect = |pages: &[((Slot, RemoteRef), u8)]| {
+        let (pages, bytes): (Vec<_>, Vec<_>) = pages.iter().cloned().unzip();
+        let expected: Vec<_> = bytes.into_iter().map(|byte| Ok((byte, 0))).collect();
+        assert!(client.place(&pages) == expected, "{} slots", pages.len());
+    };
+    // Where the engine makes ready for it the first time, it is another way from the second on.
+    for _ in 0..3 {
+        for count in [1, 2, 15, 16, 17, 256, 600] {
+            expect(&pages[..count]);
+        }
+        // None is another's neighbour.
+        let scattered: Vec<_> = pages.iter().step_by(2).cloned().collect();
+        for count in [2, 7, 8, 9, 16, 17, 100, 300] {
+            expect(&scattered[..count]);
+        }
+    }
+    assert!(client.place(&[]).is_empty());
+    // Once the buffer is withdrawn there is nothing to be placed into.
+    let region = Region::owned(vec![1; FOOTER_LEN + PAGE]);
+    let tag = client.endpoint.advertise(vec![region.segment(0, region.len())]);
+    client.endpoint.withdraw(tag);
+    client.catch_up();
+    let _ = client.transfer(client.link.place_slots(tag, &[pages[0].0.0.clone()]));
+    client.echo(b"e still there", &[]);
+    assert!(region.take().unwrap() == [1; FOOTER_LEN + PAGE], "nothing was written");
+}
+
+pub fn a_slot_that_changes_is_placed_whole_or_judged(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let page = world.page(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut version = 0;
+            while !done.load(Ordering::Relaxed) {
+                version += 1;
+                world.refill(&page.0, version as u8, page.1.generation, version);
+                if version % 64 == 0 {
+                    // A rest, so that something is whole.
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            }
+        });
+        let end = Instant::now() + Duration::from_millis(300);
+        let (mut good, mut torn, mut last) = (0, 0, 0);
+        while Instant::now() < end || good < 3 {
+            // `place` checks that all bytes are alike.
+            for outcome in client.place(&[page.clone(), page.clone()]) {
+                match outcome {
+                    Ok((byte, version)) => {
+                        assert_eq!(byte, version as u8);
+                        assert!(version >= last, "from before the call");
+                        (good, last) = (good + 1, version);
+                    }
+                    Err(AccessFault::Torn) => torn += 1,
+                    Err(fault) => panic!("{fault}"),
+                }
+            }
+            assert!(Instant::now() < end + PATIENCE, "only {good} good, {torn} torn");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+pub fn retiring_a_chunk_that_is_placed_from(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let pages: Vec<_> = (0..64).map(|i| world.page(i as u8 | 1)).collect();
+    assert!(client.place(&pages).iter().all(Result::is_ok));
+    assert!(client.place(&pages).iter().all(Result::is_ok));
+    world.grow();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (client, done) = (&client, &done);
+        let placing = scope.spawn(move || {
+            let mut found = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                found.extend(client.place(&pages));
+            }
+            // None is accepted that was killed before.
+            assert!(client.place(&pages).iter().all(|outcome| *outcome == STALE));
+            found
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(world.arena.begin_retire(0));
+        let chunk = world.arena.chunk(0).unwrap();
+        (0..SLOTS as u32).for_each(|slot| chunk.kill(slot));
+        drop(chunk);
+        block_on(world.listener.retire(0, PATIENCE));
+        world.arena.finish_retire(0);
+        done.store(true, Ordering::Relaxed);
+        let found = placing.join().unwrap();
+        assert!(
+            found.iter().all(|outcome| outcome.is_ok() || *outcome == STALE || *outcome == TORN)
+        );
+    });
+    client.catch_up();
+    let until = Instant::now() + PATIENCE;
+    while world.arena.bytes() != world.arena.geometry().chunk_len() {
+        assert!(Instant::now() < until, "someone still has the chunk");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+const STALE: Result<(u8, u64), AccessFault> = Err(AccessFault::Stale);
+const TORN: Result<(u8, u64), AccessFault> = Err(AccessFault::Torn);
 
 pub fn fetching_from_advertised_memory(row: &Row) {
     let world = World::new(row);

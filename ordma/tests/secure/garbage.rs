@@ -15,7 +15,14 @@ use std::time::{Duration, Instant};
 
 fn capabilities() -> Capabilities {
     let engine = "none";
-    Capabilities { engine, geometry: None, local_reads: false, read_batch: 1, tags: false }
+    Capabilities {
+        engine,
+        geometry: None,
+        local_reads: false,
+        read_batch: 1,
+        tags: false,
+        places_slots: false,
+    }
 }
 
 /// A link that keeps what is sent.

@@ -50,6 +50,9 @@ macro_rules! rows {
                     messages_keep_their_order
                     messages_beyond_the_limits_are_refused
                     placing_into_advertised_memory
+                    placing_slots
+                    a_slot_that_changes_is_placed_whole_or_judged
+                    retiring_a_chunk_that_is_placed_from
                     fetching_from_advertised_memory
                     transfers_of_a_withdrawn_buffer
                     transfers_end_with_the_link

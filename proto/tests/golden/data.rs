@@ -68,6 +68,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 buffers: buffers(),
                 want_refs: 32,
                 key_epoch: 3,
+                whole: true,
             },
             &[
                 &[0x08, 1],                                     // open
@@ -80,6 +81,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x18, 0x81, 0x40],                            //   length
                 &[0x28, 32],                                    // want_refs
                 &[0x30, 3],                                     // key_epoch
+                &[0x38, 1],                                     // whole
             ],
             ReadReply {
                 file: 7,
@@ -89,6 +91,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 key: key(),
                 tags: vec![0xaa, 0xbb],
                 first_tag: 300,
+                from_slots: true,
             },
             &[
                 &[0x09, 7, 0, 0, 0, 0, 0, 0, 0], // file
@@ -100,6 +103,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x12, 2, 5, 6],                //   secret
                 &[0x32, 2, 0xaa, 0xbb],          // tags
                 &[0x38, 0xac, 0x02],             // first_tag
+                &[0x40, 1],                      // from_slots
             ],
         ),
         call(

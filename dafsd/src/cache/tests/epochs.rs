@@ -114,7 +114,7 @@ fn a_reply_has_pages_of_one_epoch() {
         disk.on_read.set(move || new_epoch(&weak.upgrade().unwrap()));
         new_epoch(&file);
         let two = [2, 1].map(|block| Extent { offset: block * PAGE as u64, length: 1 });
-        let refused = wait(&cache, file.read(&two, usize::MAX, 0, Vec::new()));
+        let refused = wait(&cache, file.read(&two, usize::MAX, 0, Vec::<u8>::new()));
         assert_eq!(refused.map(drop).unwrap_err().status, Status::TryAgain);
         disk.on_read.set(|| ());
         assert!(read(&file, 0, 1 << 20) == [[6; PAGE], [5; PAGE], [5; PAGE]].concat());
