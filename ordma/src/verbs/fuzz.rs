@@ -6,10 +6,10 @@
 use super::chunks::Chunks;
 use super::credits::{Credits, LEAST_WINDOW};
 use super::hello::{ClientHello, Refusal, Welcome};
-use super::link::{Adverts, MOST_ADVERTS, room};
-use super::packet::{Assembled, Assembly, Header, Packet, Record};
+use super::link::{Adverts, MOST_ADVERTS};
+use super::packet::{Assembled, Assembly, Header, Packet, Piece, Record};
 use super::server::WINDOW;
-use super::wire::Target;
+use super::target::{Advert, Target};
 use crate::RemoteRef;
 use crate::arena::Geometry;
 use crate::engine::ReadAccess;
@@ -112,11 +112,11 @@ pub fn from_client(bytes: &[u8]) {
     for packet in packets(bytes) {
         let taken = half.take(packet, |record| match record {
             Record::Advert(tag, pieces) => {
-                let pieces = pieces.into();
-                adverts.add(tag, &pieces)?;
+                let advert = Advert::new(pieces.clone());
+                adverts.add(tag, &advert)?;
                 there += 1;
                 assert!(there <= MOST_ADVERTS);
-                transfers(&pieces);
+                transfers(&advert, &pieces);
                 Ok(())
             }
             Record::Withdraw(tag) => {
@@ -138,10 +138,10 @@ pub fn from_client(bytes: &[u8]) {
 }
 
 /// A transfer of the whole buffer, and one from its middle on, fill it and do not leave it.
-fn transfers(pieces: &Arc<[super::packet::Piece]>) {
-    let room = room(pieces);
+fn transfers(advert: &Arc<Advert>, pieces: &[Piece]) {
+    let room = advert.room();
     for offset in [0, room / 2] {
-        let mut target = Target::new(Arc::clone(pieces), offset);
+        let mut target = Target::new(advert, offset);
         let mut moved = offset;
         while let Some((remote, len)) = target.next(1 << 30) {
             let inside = pieces.iter().any(|piece| {

@@ -11,7 +11,8 @@ use super::hello::{ClientHello, Welcome};
 use super::packet::{Piece, Record};
 use super::reads::READ_DEPTH;
 use super::server::{ReadPair, Server, buffer, tuning};
-use super::wire::{MessagePair, Offer, Stall, Target, Wire, withdrawn};
+use super::target::{Advert, Target};
+use super::wire::{MessagePair, Offer, Stall, Wire, withdrawn};
 use crate::ChunkId;
 use crate::arena::{Chunk, Slot, copy_slots};
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
@@ -66,7 +67,7 @@ pub(super) struct VerbsLink {
 /// come.
 #[derive(Debug, Default)]
 pub(super) struct Adverts {
-    there: BTreeMap<Tag, Arc<[Piece]>>,
+    there: BTreeMap<Tag, Arc<Advert>>,
     last: Tag,
     /// Transfers to or from buffers that are still to come.
     early: Vec<(Tag, Early)>,
@@ -81,7 +82,7 @@ pub(super) enum Early {
 
 impl Adverts {
     /// A buffer is there; the transfers that waited for it. The error says what is wrong with it.
-    pub(super) fn add(&mut self, tag: Tag, pieces: &Arc<[Piece]>) -> Result<Vec<Early>, String> {
+    pub(super) fn add(&mut self, tag: Tag, advert: &Arc<Advert>) -> Result<Vec<Early>, String> {
         if tag <= self.last {
             return Err(format!("buffer {tag} is advertised after {}", self.last));
         }
@@ -89,13 +90,14 @@ impl Adverts {
             return Err(format!("more than {MOST_ADVERTS} buffers are advertised at a time"));
         }
         self.last = tag;
-        self.there.insert(tag, Arc::clone(pieces));
+        self.there.insert(tag, Arc::clone(advert));
         Ok(self.early.extract_if(.., |(of, _)| *of == tag).map(|(_, early)| early).collect())
     }
 
     /// It is not any more; whether it was.
     pub(super) fn remove(&mut self, tag: Tag) -> bool {
-        self.there.remove(&tag).is_some()
+        let advert = self.there.remove(&tag);
+        advert.inspect(|advert| advert.withdraw()).is_some()
     }
 }
 
@@ -368,7 +370,7 @@ impl VerbsLink {
             Record::Advert(tag, pieces) => self.advertised(tag, pieces),
             Record::Withdraw(tag) => {
                 lock(&self.adverts).remove(tag);
-                self.wire.withdraw(tag);
+                self.wire.withdraw();
                 self.wire.record(Record::Withdrawn(tag));
                 Ok(())
             }
@@ -395,15 +397,15 @@ impl VerbsLink {
     }
 
     fn advertised(&self, tag: Tag, pieces: Vec<Piece>) -> Result<(), String> {
-        let pieces: Arc<[Piece]> = pieces.into();
-        let early = lock(&self.adverts).add(tag, &pieces)?;
+        let advert = Advert::new(pieces);
+        let early = lock(&self.adverts).add(tag, &advert)?;
         for early in early {
             match early {
                 Early::Place(data, transfer) => {
-                    self.place(tag, &pieces, Offer::Bytes(data), &transfer);
+                    self.place(tag, &advert, Offer::Bytes(data), &transfer);
                 }
                 Early::Fetch(offset, buffer, transfer) => {
-                    self.fetch(tag, &pieces, offset, buffer, &transfer);
+                    self.fetch(tag, &advert, offset, buffer, &transfer);
                 }
             }
         }
@@ -411,10 +413,10 @@ impl VerbsLink {
     }
 
     /// Where a buffer is; `None` where the transfer waits for it, or has ended for want of it.
-    fn find(&self, tag: Tag, early: Early) -> Option<(Arc<[Piece]>, Early)> {
+    fn find(&self, tag: Tag, early: Early) -> Option<(Arc<Advert>, Early)> {
         let mut adverts = lock(&self.adverts);
-        if let Some(pieces) = adverts.there.get(&tag) {
-            return Some((Arc::clone(pieces), early));
+        if let Some(advert) = adverts.there.get(&tag) {
+            return Some((Arc::clone(advert), early));
         }
         let waits = tag > adverts.last && adverts.early.len() < MOST_EARLY && !adverts.closed;
         if waits {
@@ -464,11 +466,11 @@ impl VerbsLink {
         if registry.has(chunk.id()) { self.adapter.make_source(chunk) } else { None }
     }
 
-    fn place(&self, tag: Tag, pieces: &Arc<[Piece]>, offer: Offer<'_>, transfer: &Transfer) {
-        if room(pieces) < offer.len() as u64 {
-            return transfer.complete(Err(too_small(tag, room(pieces), offer.len())));
+    fn place(&self, tag: Tag, advert: &Arc<Advert>, offer: Offer<'_>, transfer: &Transfer) {
+        if advert.room() < offer.len() as u64 {
+            return transfer.complete(Err(too_small(tag, advert.room(), offer.len())));
         }
-        let target = Target::new(Arc::clone(pieces), 0);
+        let target = Target::new(advert, 0);
         let here = self.is_here();
         match self.wire.place(tag, target, offer, transfer, here) {
             Ok(()) if here => {}
@@ -480,16 +482,16 @@ impl VerbsLink {
     fn fetch(
         &self,
         tag: Tag,
-        pieces: &Arc<[Piece]>,
+        advert: &Arc<Advert>,
         offset: u64,
         buffer: Vec<u8>,
         transfer: &Transfer,
     ) {
-        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > room(pieces)) {
-            return transfer.complete(Err(too_small(tag, room(pieces), buffer.len())));
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > advert.room()) {
+            return transfer.complete(Err(too_small(tag, advert.room(), buffer.len())));
         }
-        let target = Target::new(Arc::clone(pieces), offset);
-        match self.wire.fetch(tag, target, buffer, transfer, self.is_here()) {
+        let target = Target::new(advert, offset);
+        match self.wire.fetch(target, buffer, transfer, self.is_here()) {
             // Its completion has to be told, too.
             Ok(()) => self.want(),
             Err(error) => self.fail(error),
@@ -589,11 +591,6 @@ impl ReadSide {
     }
 }
 
-/// Bytes of a buffer.
-pub(super) fn room(pieces: &[Piece]) -> u64 {
-    pieces.iter().map(|piece| u64::from(piece.len)).sum()
-}
-
 fn too_small(tag: Tag, room: u64, len: usize) -> LinkError {
     LinkError::Closed(format!("{len} bytes do not lie in buffer {tag} of {room}"))
 }
@@ -664,23 +661,23 @@ impl Link for VerbsLink {
         let transfer = Transfer::new();
         if data.is_empty() {
             transfer.complete(Ok(data));
-        } else if let Some((pieces, Early::Place(data, transfer))) =
+        } else if let Some((advert, Early::Place(data, transfer))) =
             self.find(tag, Early::Place(data, transfer.clone()))
         {
-            self.place(tag, &pieces, Offer::Bytes(data), &transfer);
+            self.place(tag, &advert, Offer::Bytes(data), &transfer);
         }
         transfer
     }
 
     fn place_slots(&self, tag: Tag, slots: &[Slot]) -> Transfer {
-        let pieces = lock(&self.adverts).there.get(&tag).cloned();
-        let found = pieces.and_then(|pieces| Some((pieces, self.gather(slots)?)));
-        let Some((pieces, gather)) = found.filter(|_| !slots.is_empty()) else {
+        let advert = lock(&self.adverts).there.get(&tag).cloned();
+        let found = advert.and_then(|advert| Some((advert, self.gather(slots)?)));
+        let Some((advert, gather)) = found.filter(|_| !slots.is_empty()) else {
             // Nothing is there yet, or any more, or it cannot be read by the device.
             return self.write_to(tag, copy_slots(slots));
         };
         let transfer = Transfer::new();
-        self.place(tag, &pieces, Offer::Slots(gather, slots), &transfer);
+        self.place(tag, &advert, Offer::Slots(gather, slots), &transfer);
         transfer
     }
 
@@ -688,10 +685,10 @@ impl Link for VerbsLink {
         let transfer = Transfer::new();
         if buffer.is_empty() {
             transfer.complete(Ok(buffer));
-        } else if let Some((pieces, Early::Fetch(offset, buffer, transfer))) =
+        } else if let Some((advert, Early::Fetch(offset, buffer, transfer))) =
             self.find(tag, Early::Fetch(offset, buffer, transfer.clone()))
         {
-            self.fetch(tag, &pieces, offset, buffer, &transfer);
+            self.fetch(tag, &advert, offset, buffer, &transfer);
         }
         transfer
     }

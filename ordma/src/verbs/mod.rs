@@ -19,7 +19,9 @@
 //! | `hello` | what is said when a connection is made |
 //! | `packet`, `credits` | what one SEND carries, and when one may be sent |
 //! | `wire` | the sending half of a connection, on both sides |
-//! | `server`, `link`, `connection`, `adapter`, `shares`, `registered`, `gather` | the server |
+//! | `server`, `link`, `connection` | the server, and its side of a connection |
+//! | `adapter`, `registered`, `shares` | what it has on a device |
+//! | `target`, `gather` | what its transfers go to, and come from |
 //! | `connect`, `endpoint`, `reads`, `chunks`, `lent`, `adverts`, `keeper` | the client |
 //!
 
@@ -43,6 +45,7 @@ mod reads;
 mod registered;
 mod server;
 mod shares;
+mod target;
 mod wire;
 
 use crate::ChunkId;

@@ -3,8 +3,9 @@
 
 use super::credits::{BadCredits, Credits, Told};
 use super::gather::{Gather, Gathered};
-use super::packet::{HEADER_LEN, Header, LONGEST_RECORD, Piece, Record};
+use super::packet::{HEADER_LEN, Header, LONGEST_RECORD, Record};
 use super::pool::Pool;
+use super::target::Target;
 use crate::arena::{Slot, copy_slots};
 use crate::engine::{LinkError, Transfer};
 use crate::lock;
@@ -51,7 +52,7 @@ pub(super) const INLINE: u32 = 256;
 enum Item {
     Message { bytes: Vec<u8>, head: usize, sent: usize },
     Place { tag: u64, from: Source, target: Target, transfer: Transfer },
-    Fetch { id: u64, left: usize, at: usize, target: Target, tag: u64 },
+    Fetch { id: u64, left: usize, at: usize, target: Target },
 }
 
 /// What is to be placed.
@@ -70,6 +71,14 @@ impl Offer<'_> {
         match self {
             Self::Bytes(bytes) => bytes.len(),
             Self::Slots(gather, _) => gather.left(),
+        }
+    }
+
+    /// The buffer that the transfer gives back where nothing is placed.
+    fn into_buffer(self) -> Vec<u8> {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Slots(..) => Vec::new(),
         }
     }
 }
@@ -104,36 +113,6 @@ impl Source {
             Self::Bytes(bytes, _) => bytes,
             Self::Slots(_) => Vec::new(),
         }
-    }
-}
-
-/// Where a transfer goes in the client's memory.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pieces: Arc<[Piece]>,
-    /// Offset from the beginning of the pieces.
-    offset: u64,
-}
-
-impl Target {
-    pub(super) fn new(pieces: Arc<[Piece]>, offset: u64) -> Self {
-        Self { pieces, offset }
-    }
-
-    /// Takes the next stretch, at most so long.
-    pub(super) fn next(&mut self, most: usize) -> Option<(Remote, usize)> {
-        let mut skip = self.offset;
-        for piece in self.pieces.iter() {
-            let len = u64::from(piece.len);
-            if skip < len {
-                let len = (len - skip).min(most as u64);
-                self.offset += len;
-                let address = piece.remote.address.wrapping_add(skip);
-                return Some((Remote { address, ..piece.remote }, len as usize));
-            }
-            skip -= len;
-        }
-        None
     }
 }
 
@@ -352,6 +331,10 @@ impl Wire {
         post: bool,
     ) -> Result<(), LinkError> {
         self.transfer(transfer, post, |state, transfer| {
+            if target.is_withdrawn() {
+                state.ended.push((transfer, Ok(offer.into_buffer())));
+                return Ok(true);
+            }
             let first = state.queue.is_empty();
             let soon = post && first && offer.len() <= WITH_MESSAGE;
             let from = match offer {
@@ -377,17 +360,20 @@ impl Wire {
     /// Fetches from the client's memory, now where `post` says so.
     pub(super) fn fetch(
         &self,
-        tag: u64,
         target: Target,
         buffer: Vec<u8>,
         transfer: &Transfer,
         post: bool,
     ) -> Result<(), LinkError> {
         self.transfer(transfer, post, |state, transfer| {
+            if target.is_withdrawn() {
+                state.ended.push((transfer, Err(withdrawn())));
+                return Ok(true);
+            }
             let (id, left) = (state.next_fetch, buffer.len());
             state.next_fetch += 1;
             state.fetching.insert(id, Fetching { buffer, missing: left, transfer });
-            state.queue.push_back(Item::Fetch { id, left, at: 0, target, tag });
+            state.queue.push_back(Item::Fetch { id, left, at: 0, target });
             Ok(false)
         })
     }
@@ -414,16 +400,17 @@ impl Wire {
         })
     }
 
-    /// The client's buffer is withdrawn: what was not posted yet is not any more.
-    pub(super) fn withdraw(&self, tag: u64) {
+    /// A buffer of the client was [withdrawn](super::target::Advert::withdraw): what was not posted
+    /// yet is not any more.
+    pub(super) fn withdraw(&self) {
         self.with(|State { queue, fetching, ended, .. }| {
             queue.retain_mut(|item| match item {
-                Item::Place { tag: of, from, transfer, .. } if *of == tag => {
+                Item::Place { target, from, transfer, .. } if target.is_withdrawn() => {
                     let from = std::mem::replace(from, Source::Bytes(Vec::new(), 0));
                     ended.push((transfer.clone(), Ok(from.into_buffer())));
                     false
                 }
-                Item::Fetch { tag: of, id, .. } if *of == tag => {
+                Item::Fetch { target, id, .. } if target.is_withdrawn() => {
                     let fetch = fetching.remove(id);
                     ended.extend(fetch.map(|fetch| (fetch.transfer, Err(withdrawn()))));
                     false
