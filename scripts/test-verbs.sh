@@ -34,7 +34,7 @@ build() {
 
 # shellcheck disable=SC2086
 "${CARGO:-cargo}" build ${CARGOFLAGS-} -p dafsd -p dafs-client --bins
-build -p ordma --features device-tests --test rdma --test engines
+build -p ordma --features device-tests --test rdma --test engines --test secure
 build -p dafsd --features device-tests --test references --test end_of_file --test two_clients \
     --test rights --test process --test verbs
 build -p dafs-client --features device-tests --test cli
@@ -51,6 +51,7 @@ program() {
 runs=(
     "one rdma"
     "one engines verbs"
+    "one secure verbs"
     "one references verbs"
     "one end_of_file verbs"
     "one two_clients verbs"

@@ -53,8 +53,6 @@ macro_rules! rows {
                     placing_slots
                     a_slot_that_changes_is_placed_whole_or_judged
                     retiring_a_chunk_that_is_placed_from
-                    fetching_from_advertised_memory
-                    transfers_of_a_withdrawn_buffer
                     transfers_end_with_the_link
                     pages_are_read
                     reads_fault
@@ -79,6 +77,39 @@ macro_rules! rows {
             $from::$test(&$row());
         })*
     };
+}
+
+/// Memory is fetched as it lies there, in spite of the handshake. Over verbs there is none to be had
+/// but what was offered, which is sealed.
+macro_rules! fetched_as_it_is {
+    ($($row:ident: $make:expr;)*) => {
+        $(mod $row {
+            use super::super::*;
+
+            fn row() -> Row {
+                guarded::Guarded::new($make).row()
+            }
+
+            rows!(@tests suite row
+                fetching_from_advertised_memory
+                transfers_of_a_withdrawn_buffer
+            );
+        })*
+    };
+}
+
+mod fetched {
+    fetched_as_it_is! {
+        tcp: Row::tcp().sealed();
+        tcp_keyed: Row::tcp().keyed();
+        shm: Row::shm().sealed();
+        sim: simulated::row().sealed();
+    }
+}
+
+#[cfg(feature = "device-tests")]
+rows! {
+    verbs: Row::verbs().sealed();
 }
 
 rows! {

@@ -54,6 +54,7 @@ pub fn offers_are_sealed(row: &Row) {
         }
         if len > 0 {
             assert!(client.link.open_data(&seal, &mut fetched[1..].to_vec()).is_err());
+            client.catch_up();
             let late = client.link.read_from(tag, 0, vec![0; len]);
             assert!(client.transfer(late).is_err(), "withdrawn");
         }
