@@ -376,18 +376,6 @@ impl Id {
         check("rdma_reject", returned)
     }
 
-    /// Ends the connection, of which the peer is told where the port is up.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn disconnect(&self) -> Result<()> {
-        if self.device().and_then(|device| device.info().ok()).is_some_and(|info| !info.active) {
-            return Ok(());
-        }
-        // SAFETY: the id lives.
-        check("rdma_disconnect", unsafe { sys::rdma_disconnect(self.id.as_ptr()) })
-    }
-
     /// What a queue pair needs to know of the path for the way into a state, and which fields.
     pub(super) fn attributes(
         &self,

@@ -5,7 +5,6 @@ use super::packet::{Assembled, Assembly, Packet};
 use super::server::buffer;
 use super::wire::{MessagePair, Stall};
 use crate::engine::{Link, LinkError};
-use crate::lock;
 use crate::rdma::{Block, Completion};
 use crate::reactor::{Room, Source, Step};
 use crate::stream::link::stops;
@@ -49,11 +48,15 @@ pub(super) struct MessageConnection {
 }
 
 impl MessageConnection {
-    pub(super) fn new(link: Arc<VerbsLink>, spare: Block, counted: Counted) -> Self {
-        let pair = lock(&link.pair).clone();
+    pub(super) fn new(
+        link: Arc<VerbsLink>,
+        pair: Arc<MessagePair>,
+        spare: Block,
+        counted: Counted,
+    ) -> Self {
         Self {
             shown: link.clone(),
-            pair,
+            pair: Some(pair),
             link,
             assembly: Assembly::default(),
             spare: Some(spare),
@@ -305,11 +308,11 @@ impl Source for MessageConnection {
         if stopping {
             self.link.fail(stops());
         }
+        (self.pair, self.spare) = (None, None);
         self.link.tear_down();
         if let Some(extra) = self.extra.take() {
             self.link.adapter().shares.leave(extra);
         }
-        (self.pair, self.spare) = (None, None);
         self.gathering = Gathering::default();
         self.link.adapter().trim();
         if self.begun {

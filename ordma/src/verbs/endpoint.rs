@@ -270,11 +270,9 @@ impl MessageLane for Messages {
             std::thread::sleep(Duration::from_micros(100));
         }
         self.wire.close(&LinkError::Closed("the connection is closed".to_owned()));
+        // The server is told, where it was not first.
         let connection = lock(&self.connection).take();
-        if let Some(connection) = connection {
-            // Fails only where the server was first.
-            let _ = connection.disconnect();
-        }
+        drop(connection);
     }
 
     fn lost(&self, reason: &dyn fmt::Display) -> LinkError {

@@ -12,7 +12,7 @@ use super::packet::{Piece, Record};
 use super::reads::READ_DEPTH;
 use super::server::{ReadPair, Server, buffer, tuning};
 use super::target::{Advert, Target};
-use super::wire::{MessagePair, Offer, Stall, Wire, withdrawn};
+use super::wire::{Offer, Stall, Wire, withdrawn};
 use crate::ChunkId;
 use crate::arena::{Chunk, Slot, copy_slots};
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
@@ -45,7 +45,6 @@ pub(super) struct VerbsLink {
     server: Arc<Server>,
     adapter: Arc<Adapter>,
     pub(super) channel: Arc<Channel>,
-    pub(super) pair: Mutex<Option<Arc<MessagePair>>>,
     pub(super) wire: Wire,
     /// What the client takes in one message.
     limits: Limits,
@@ -132,12 +131,10 @@ impl fmt::Debug for VerbsLink {
 }
 
 impl VerbsLink {
-    #[expect(clippy::too_many_arguments, reason = "made in one place")]
     pub(super) fn new(
         server: &Arc<Server>,
         adapter: Arc<Adapter>,
         channel: Arc<Channel>,
-        pair: Arc<MessagePair>,
         wire: Wire,
         ticket: Ticket,
         peer: String,
@@ -150,7 +147,6 @@ impl VerbsLink {
             server: Arc::clone(server),
             adapter,
             channel,
-            pair: Mutex::new(Some(pair)),
             wire,
             limits,
             connection: Mutex::default(),
@@ -303,19 +299,18 @@ impl VerbsLink {
 
     /// Takes the queue pair for the client's READs.
     pub(super) fn attach(&self, mut side: ReadSide, id: Id, counted: Counted) {
-        let registry = self.server.exports.lock();
         let mut reads = lock(&self.reads);
         if self.is_closing() || reads.side.is_some() {
             return;
         }
         let mut gate = Gate::new(side.nonce);
-        // No proof has come yet that could be wrong; it may have been lost for want of a gate.
+        // What was said of it before there was a gate.
         let allowed = gate.allow(reads.access.clone());
         let proved = reads.proof.take().map_or(Ok(()), |proof| gate.prove(proof));
         (side.id, side._counted) = (Some(id), Some(counted));
         (reads.gate, reads.side) = (Some(gate), Some(side));
         self.stale.store(true, Ordering::Release);
-        drop((reads, registry));
+        drop(reads);
         match allowed.and(proved) {
             Ok(()) => self.want(),
             Err(wrong) => self.fail(self.broken(wrong)),
@@ -567,17 +562,8 @@ impl VerbsLink {
         let connection = lock(&self.connection).take();
         let ids = [connection.as_ref(), side.as_ref().and_then(|side| side.id.as_ref())];
         self.server.forget(&self.ticket, ids.into_iter().flatten().map(Id::key));
-        for id in ids.into_iter().flatten() {
-            // Fails only where the client was first.
-            let _ = id.disconnect();
-        }
-        // First the queue pairs, then the connections that they were made on.
-        drop(lock(&self.pair).take());
-        if let Some(ReadSide { pair, id, .. }) = side {
-            drop(pair);
-            drop(id);
-        }
-        drop(connection);
+        // The client is told, where it was not first.
+        drop((side, connection));
     }
 }
 

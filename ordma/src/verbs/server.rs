@@ -167,7 +167,7 @@ impl Server {
         getrandom::fill(&mut ticket).map_err(|_| Refusal::Resources)?;
         let peer = id.peer().map_or_else(|| "an unknown address".to_owned(), |at| at.to_string());
         let made = self.make_link(id, hello, ticket, peer.clone());
-        let (link, spare) = made.map_err(|error| {
+        let (link, pair, spare) = made.map_err(|error| {
             tracing::warn!(%error, peer, "connection refused");
             Refusal::Resources
         })?;
@@ -177,7 +177,7 @@ impl Server {
             lock(&server.links).insert(id.key(), Arc::downgrade(&link));
             link.keep(id);
             let thread = &server.threads[link.number() as usize % server.threads.len()];
-            thread.adopt(Box::new(MessageConnection::new(link, spare, counted)));
+            thread.adopt(Box::new(MessageConnection::new(link, pair, spare, counted)));
         }))
     }
 
@@ -187,7 +187,7 @@ impl Server {
         hello: ClientHello,
         ticket: Ticket,
         peer: String,
-    ) -> rdma::Result<(Arc<VerbsLink>, Block)> {
+    ) -> rdma::Result<(Arc<VerbsLink>, Arc<MessagePair>, Block)> {
         let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
         let device = id.device().ok_or_else(|| rdma::Error::new("rdma_get_cm_event", gone))?;
         let adapter = self.adapter(device)?;
@@ -235,8 +235,8 @@ impl Server {
             reads_out: tuning.reads_out,
             private: &welcome.encode(),
         })?;
-        let link = VerbsLink::new(self, adapter, channel, pair, wire, ticket, peer, hello.limits);
-        Ok((link, spare))
+        let link = VerbsLink::new(self, adapter, channel, wire, ticket, peer, hello.limits);
+        Ok((link, pair, spare))
     }
 
     /// Prepares the queue pair for the READs of the link that has the ticket.
