@@ -20,7 +20,7 @@ const SHARE: usize = 1 << 20;
 /// have their own, so that clients that say nothing take none from the replies to others.
 const MOST_PACKETS: usize = 8 << 20;
 const MOST_RECEIVES: usize = 16 << 20;
-const MOST_TRANSFERS: usize = 16 << 20;
+const MOST_TRANSFERS: usize = 8 << 20;
 /// Bytes of a receive that never comes, and most bytes of all of them.
 const CANARY: usize = 64;
 const MOST_CANARIES: usize = 4 << 20;
