@@ -31,6 +31,7 @@ struct FakeLink {
     sent: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
     closed: Mutex<Option<String>>,
     may_read: Mutex<bool>,
+    places_slots: Mutex<bool>,
     /// The direct transfers that are under way.
     transfers: Mutex<Vec<Transfer>>,
 }
@@ -52,7 +53,7 @@ impl Link for FakeLink {
             local_reads: false,
             read_batch: 1,
             tags: false,
-            places_slots: false,
+            places_slots: *self.places_slots.lock(),
         }
     }
     fn send(&self, head: &[u8], data: &[u8]) {
@@ -352,8 +353,19 @@ fn a_read_only_export_is_only_read() {
 
 #[test]
 fn direct_transfers_are_bounded() {
+    direct_transfers_are_bounded_from(false);
+}
+
+/// What cannot go at once is copied.
+#[test]
+fn direct_transfers_from_slots_are_bounded() {
+    direct_transfers_are_bounded_from(true);
+}
+
+fn direct_transfers_are_bounded_from(slots: bool) {
     let world = world();
     let (link, connect) = world.session();
+    *link.places_slots.lock() = slots;
     let open = world.open(&link, &connect.root, (0, 1)).open;
     let extents = vec![Extent { offset: 0, length: 5 }];
     let buffers = vec![Buffer { tag: 1, address: 0, length: 5000 }];

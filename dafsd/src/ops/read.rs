@@ -20,13 +20,17 @@ pub async fn read(cx: &OpContext, request: ReadRequest) -> Result<Reply<ReadRepl
     check_extents(request.extents.len())?;
     match request.placement() {
         Placement::Inline => read_inline(cx, &request).await,
-        // A tag is of the bytes that the client gets, which nobody knows before.
-        Placement::Direct
-            if !request.whole && !cx.is_tagged() && cx.link.capabilities().places_slots =>
-        {
-            place_slots(cx, &request).await
+        Placement::Direct => {
+            // Bounds the memory of all direct transfers: of slots, too, that cannot go at once.
+            let _permit = cx.server.transfers().acquire().await;
+            // A tag is of the bytes that the client gets, which nobody knows before.
+            let whole = request.whole || cx.is_tagged();
+            if !whole && cx.link.capabilities().places_slots {
+                place_slots(cx, &request).await
+            } else {
+                place_copies(cx, &request).await
+            }
         }
-        Placement::Direct => place_copies(cx, &request).await,
     }
 }
 
@@ -51,8 +55,6 @@ async fn place_slots(cx: &OpContext, request: &ReadRequest) -> Result<Reply<Read
 }
 
 async fn place_copies(cx: &OpContext, request: &ReadRequest) -> Result<Reply<ReadReply>, OpError> {
-    // Bounds the memory of all direct transfers.
-    let _permit = cx.server.transfers().acquire().await;
     let limit = cx.server.limits().max_transfer;
     let found = find(cx, request, limit, cx.server.buffers().take()).await?;
     let (first_tag, tags) = cx.tag_pages(&found.pages.data);
