@@ -430,15 +430,10 @@ impl VerbsLink {
 
     /// The slots' bytes as the device reads them; `None` where a chunk is not registered for that.
     fn gather(&self, slots: &[Slot]) -> Option<Gather> {
-        let mut last: Option<(ChunkId, Arc<Region>)> = None;
         let mut found = Vec::with_capacity(slots.len());
-        for slot in slots {
-            let region = match &last {
-                Some((chunk, region)) if *chunk == slot.chunk.id() => Arc::clone(region),
-                _ => self.source(&slot.chunk)?,
-            };
-            last = Some((slot.chunk.id(), Arc::clone(&region)));
-            found.push((region, slot.index));
+        for slots in slots.chunk_by(|a, b| a.chunk.id() == b.chunk.id()) {
+            let region = self.source(&slots[0].chunk)?;
+            found.extend(slots.iter().map(|slot| (Arc::clone(&region), slot.index)));
         }
         Some(Gather::new(self.server.arena.geometry(), &found))
     }
