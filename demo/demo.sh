@@ -196,6 +196,7 @@ printf '%s demo exports=data:rw uid=%d gid=%d\n' "$(cat "$work/identity.pub")" "
     >"$work/state/authorized_clients"
 
 step "A server on this machine, its pages sealed"
+: >"$work/dafsd.out"
 "$bin/dafsd" --export "data=$work/export" --memory "${MEMORY_MIB}MiB" \
     --listen tcp:127.0.0.1:0 --listen "shm:$work/socket" --state-dir "$work/state" \
     >"$work/dafsd.out" 2>"$work/dafsd.log" &
