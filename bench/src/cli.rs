@@ -116,6 +116,9 @@ pub struct Options {
     /// and `server-throughput`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub depth: Option<u64>,
+    /// Only rows of these names, such as floor,ordma.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub rows: Vec<String>,
     /// How long, and where the result goes.
     #[command(flatten)]
     pub timing: Timing,
@@ -224,6 +227,9 @@ impl Options {
                 let _ = write!(text, " --{option} {value}");
             }
         }
+        if !self.rows.is_empty() {
+            let _ = write!(text, " --rows {}", self.rows.join(","));
+        }
         let _ = write!(
             text,
             "{} --file-size {} --place {} --wait {}",
@@ -315,6 +321,15 @@ mod tests {
             "dafs-bench response-time --engine shm --protection sealed --block 8192 --seconds 2 \
              --blocks 20 --keep-awake on --file-size 67108864 --place same --wait adaptive"
         );
+        assert_eq!(options(&command).command("response-time", Place::Same), command);
+    }
+
+    #[test]
+    fn rows_are_named_with_commas_between_them() {
+        let given = options("dafs-bench response-time --rows floor,ordma");
+        assert_eq!(given.rows, ["floor", "ordma"]);
+        let command = given.command("response-time", Place::Same);
+        assert!(command.contains(" --protection sealed --rows floor,ordma --seconds 2 "));
         assert_eq!(options(&command).command("response-time", Place::Same), command);
     }
 

@@ -13,7 +13,7 @@ pub(crate) use server_throughput::work;
 
 use crate::cli::{Engine, Options, name};
 use crate::data::Offsets;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::floor::{CopyCheck, Exchange, Memory, Open};
 use crate::lab::{Lab, Subjects};
 use crate::machine::date;
@@ -110,6 +110,10 @@ impl Experiment {
             Self::Write => write::run(&lab),
         }?;
         let mut notes = lab.end()?;
+        if rows.is_empty() {
+            let (name, wanted) = (self.name(), options.rows.join(", "));
+            return Err(Error::Usage(format!("--rows: {name} has no row named {wanted}")));
+        }
         let measure = self.measure();
         hold_against_floors(&mut rows, measure);
         ratios::hold_against_direct(&mut rows, measure);

@@ -87,8 +87,15 @@ impl<'a> Lab<'a> {
         self.notes.borrow_mut().push(note);
     }
 
-    /// Measures subjects in turn.
+    /// Measures subjects in turn: those that are asked for.
     pub(crate) fn measure(&self, mut subjects: Subjects<'_>) -> Result<Vec<Row>> {
+        let wanted = &self.options.rows;
+        subjects.retain(|subject| {
+            wanted.is_empty() || wanted.iter().any(|row| row == subject.label().path)
+        });
+        if subjects.is_empty() {
+            return Ok(Vec::new());
+        }
         measure(&mut subjects, Plan::of(&self.options.timing), &mut self.awake.borrow_mut())
     }
 

@@ -229,6 +229,13 @@ fn layouts_need_no_server() {
 }
 
 #[test]
+fn only_the_rows_that_are_asked_for_are_measured() {
+    let at = At { engine: "tcp", protection: LEVEL };
+    let rows = Bench::new().rows("response-time", at, "--rows direct,ordma --block 4096");
+    assert_eq!(paths(&rows), ["direct", "ordma"]);
+}
+
+#[test]
 fn where_there_is_no_device_it_is_said_so() {
     for experiment in ["registration", "layouts"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dafs-bench"));
@@ -274,6 +281,7 @@ fn what_cannot_be_is_refused_with_a_reason() {
         ("response-time --block 100", "whole pages"),
         ("response-time --file-size 1MiB --block 2MiB", "not more than the file's"),
         ("write --block 8", "writes are of"),
+        ("write --rows ordma --seconds 0.01 --file-size 1MiB", "no row named ordma"),
     ] {
         let level =
             if line.contains("--protection") { "" } else { &format!(" --protection {LEVEL}") };
