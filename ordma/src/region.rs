@@ -26,6 +26,8 @@ struct State {
     held: usize,
     /// Who made them.
     holders: Vec<Weak<dyn Release>>,
+    /// Who waits until there are none.
+    waiting: usize,
 }
 
 /// What has requests under way that name lent memory.
@@ -68,7 +70,10 @@ impl Drop for Hold {
         state.held -= 1;
         if state.held == 0 {
             state.holders.clear();
-            self.region.0.returned.notify_all();
+            // A system call, whether or not anyone waits.
+            if state.waiting > 0 {
+                self.region.0.returned.notify_all();
+            }
         }
     }
 }
@@ -104,7 +109,7 @@ impl Region {
     }
 
     fn new(len: usize, memory: Memory) -> Self {
-        let state = Mutex::new(State { memory, held: 0, holders: Vec::new() });
+        let state = Mutex::new(State { memory, held: 0, holders: Vec::new(), waiting: 0 });
         Self(Arc::new(Inner { len, state, returned: Condvar::new() }))
     }
 
@@ -138,13 +143,16 @@ impl Region {
 
     /// Like [`with`](Self::with), for a part. A device may be writing to others meanwhile.
     fn with_part<R>(&self, start: usize, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
-        assert!(start.checked_add(len).is_some_and(|end| end <= self.0.len));
+        self.writable()?.part(start, len).map(f)
+    }
+
+    /// The bytes, until this is dropped; `None` if the region was withdrawn or lent for reading only.
+    /// As little as in [`with`](Self::with) may go on meanwhile, and it is for many parts what
+    /// [`Segment::with`] is for one.
+    pub(crate) fn writable(&self) -> Option<Writable<'_>> {
         let mut state = self.lock();
         let base = state.memory.base(Access::Write)?;
-        // SAFETY: owned, or not withdrawn, so that `lend` still holds the unique borrow of the
-        // memory, in which the part lies (just checked). The mutex makes this the only access but for
-        // those of devices, whose requests name other parts until they have completed.
-        Some(f(unsafe { std::slice::from_raw_parts_mut(base.as_ptr().add(start), len) }))
+        Some(Writable { base, len: self.0.len, _state: state })
     }
 
     /// Keeps the memory where it is, for a device to write to; `None` if the region was withdrawn or
@@ -170,8 +178,10 @@ impl Region {
             state = self.lock();
             if state.held > 0 {
                 let slice = std::time::Duration::from_millis(10);
+                state.waiting += 1;
                 let waited = self.0.returned.wait_timeout(state, slice);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state.waiting -= 1;
             }
         }
         std::mem::replace(&mut state.memory, Memory::Withdrawn)
@@ -239,6 +249,25 @@ fn with_withdrawal<R>(len: usize, memory: Memory, f: impl FnOnce(&Region) -> R) 
     }
     let guard = Withdraw(Region::new(len, memory));
     f(&guard.0)
+}
+
+/// The bytes of a [`Region`], which nobody withdraws meanwhile.
+pub(crate) struct Writable<'a> {
+    base: NonNull<u8>,
+    len: usize,
+    _state: MutexGuard<'a, State>,
+}
+
+impl Writable<'_> {
+    /// Some of the bytes; `None` where they do not lie within the region. A device may be writing to
+    /// others meanwhile.
+    pub(crate) fn part(&mut self, start: usize, len: usize) -> Option<&mut [u8]> {
+        start.checked_add(len).filter(|end| *end <= self.len)?;
+        // SAFETY: owned, or not withdrawn, so that `lend` still holds the unique borrow of the
+        // memory, in which the part lies (just checked). The mutex makes this the only access but for
+        // those of devices, whose requests name other parts until they have completed.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(start), len) })
+    }
 }
 
 /// Part of a [`Region`].
