@@ -85,6 +85,8 @@ pub struct Config {
     pub rpc_threads: usize,
     /// Threads of the engine `tcp` that answer one-sided reads.
     pub agent_threads: usize,
+    /// Bytes of receives that the engine `verbs` posts on a device, for all clients.
+    pub receives: usize,
     /// Descriptors that each export's store keeps open for objects used lately.
     pub descriptors: usize,
     /// Use handle tables even where the kernel's handles can be used.
@@ -128,6 +130,7 @@ impl Config {
         if !matches!(handles, "auto" | "table") {
             return refuse("store.handles", show(handles), "must be \"auto\" or \"table\"");
         }
+        let receives = file.sessions.receives.unwrap_or(ByteSize(16 << 20));
         let state_dir = state_dir(file.state_dir, flags)?;
         let authorized = flags.authorized_clients.clone().or(file.authorized_clients);
         Ok(Self {
@@ -140,6 +143,7 @@ impl Config {
             workers: number("threads.workers", threads.workers, (4 * cpus).clamp(4, 32), 1024)?,
             rpc_threads: number("threads.rpc", threads.rpc, 1, 256)?,
             agent_threads: number("threads.agents", threads.agents, 1, 256)?,
+            receives: size("sessions.receives", receives, 1 << 20, 1 << 34)? as usize,
             descriptors: number("store.descriptors", file.store.descriptors, 1024, 1 << 20)?,
             handle_table: handles == "table",
             exports: exports(file.exports, flags)?,

@@ -105,6 +105,7 @@ fn serve(config: &Config) -> Result<(), Box<dyn Error>> {
     let settings = ordma::tcp::Settings {
         rpc_threads: config.rpc_threads,
         agent_threads: config.agent_threads,
+        receives: config.receives,
         ..ordma::tcp::Settings::default()
     };
     let daemon = Daemon::start(config, &|listen| -> Arc<dyn Engine> {

@@ -36,6 +36,7 @@ pub struct CacheSection {
 #[serde(deny_unknown_fields, default)]
 pub struct SessionsSection {
     pub max: Option<u64>,
+    pub receives: Option<ByteSize>,
     pub slots: Option<u64>,
     pub max_opens: Option<u64>,
     pub lease: Option<Span>,

@@ -37,9 +37,10 @@ fn the_example_shows_the_defaults() {
         (plain.rpc_threads, plain.agent_threads)
     );
     assert_eq!(
-        (example.descriptors, example.handle_table),
-        (plain.descriptors, plain.handle_table)
+        (example.descriptors, example.handle_table, example.receives),
+        (plain.descriptors, plain.handle_table, plain.receives)
     );
+    assert_eq!(plain.receives, ordma::tcp::Settings::default().receives);
     // Depends on the machine, so the flags say what the file says.
     let flags = ["--export", "data=/srv", "--memory", "1GiB"];
     assert_eq!(example.cache, from_flags(&flags).unwrap().cache);
@@ -166,6 +167,7 @@ fn errors_name_field_value_and_what_is_allowed() {
         (with("[sessions]\nslots = 0"), &["sessions.slots", "0", "from 1 to 1024"]),
         (with("[sessions]\nslots = 5000"), &["sessions.slots", "5000", "from 1 to 1024"]),
         (with("[sessions]\nmax = -1"), &["max", "-1"]),
+        (with("[sessions]\nreceives = '48KiB'"), &["sessions.receives", "48KiB", "from 1MiB"]),
         (with("[sessions]\nmax_opens = 0"), &["sessions.max_opens", "0", "from 1"]),
         (with("[transfers]\nmax_inline = '1KiB'"), &["transfers.max_inline", "1KiB", "4KiB"]),
         (with("[transfers]\nmax_direct = '1KiB'"), &["transfers.max_direct", "1KiB", "64KiB"]),

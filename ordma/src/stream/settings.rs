@@ -3,7 +3,7 @@
 use super::frame::Limits;
 use std::time::Duration;
 
-/// Settings of the engines `tcp` and `shm`, for servers and clients.
+/// Settings of the engines `tcp`, `shm` and `verbs`, for servers and clients.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Server: threads that receive messages. At least 1.
@@ -20,6 +20,9 @@ pub struct Settings {
     /// Server: bytes of incomplete messages held for all clients that may read together, and as
     /// much again for those that may not.
     pub receive_memory: usize,
+    /// Server, verbs: bytes of the receives that are posted on a device for all clients, of which each
+    /// takes 48 KiB at least. Whoever comes when there are none left is refused.
+    pub receives: usize,
     /// Server: how long a new connection may take to say what it wants, and how long an incomplete
     /// message may stand still while others wait for its memory.
     pub patience: Duration,
@@ -39,6 +42,7 @@ impl Default for Settings {
             max_data: 2 << 20,
             send_queue: 8 << 20,
             receive_memory: 16 << 20,
+            receives: 16 << 20,
             patience: Duration::from_secs(5),
             max_connections: 50_000,
             // About what waking a halted virtual CPU costs: spinning that long at most doubles the

@@ -16,10 +16,9 @@ pub(super) const PACKET: usize = 8 << 10;
 const TRANSFER: usize = 256 << 10;
 /// Bytes that are registered at a time.
 const SHARE: usize = 1 << 20;
-/// Most bytes of packets under way to clients, of receives posted for them, and of transfers. Receives
-/// have their own, so that clients that say nothing take none from the replies to others.
+/// Most bytes of packets under way to clients, and of transfers. Receives have their own, so that
+/// clients that say nothing take none from the replies to others.
 const MOST_PACKETS: usize = 8 << 20;
-const MOST_RECEIVES: usize = 16 << 20;
 const MOST_TRANSFERS: usize = 8 << 20;
 /// Bytes of a receive that never comes, and most bytes of all of them.
 const CANARY: usize = 64;
@@ -57,13 +56,14 @@ unsafe impl Memory for Chunk {
 }
 
 impl Adapter {
-    pub(super) fn new(device: Device) -> Result<Self> {
+    /// With so many bytes of receives for all clients.
+    pub(super) fn new(device: Device, receives: usize) -> Result<Self> {
         let messages = Domain::new(device)?;
         let pool = |block, limit| Pool::new(&messages, Access::Local, block, SHARE, limit);
         let (packets, transfers) = (pool(PACKET, MOST_PACKETS), pool(TRANSFER, MOST_TRANSFERS));
-        let receives = pool(PACKET, MOST_RECEIVES);
-        let extra = MOST_RECEIVES / PACKET / 4;
-        let shares = Shares::new(extra as u32, WINDOW - FIRST_WINDOW);
+        let extra = u32::try_from(receives / PACKET / 4).unwrap_or(u32::MAX);
+        let shares = Shares::new(extra, WINDOW - FIRST_WINDOW);
+        let receives = pool(PACKET, receives);
         let canaries = Pool::new(&messages, Access::Local, CANARY, 64 << 10, MOST_CANARIES);
         // Fails here, where it can be told, and not with the first client.
         drop((packets.take()?, receives.take()?));

@@ -115,7 +115,7 @@ impl Server {
         if let Some(adapter) = adapters.get(&device) {
             return Ok(Arc::clone(adapter));
         }
-        let adapter = Arc::new(Adapter::new(device)?);
+        let adapter = Arc::new(Adapter::new(device, self.settings.receives)?);
         adapters.insert(device, Arc::clone(&adapter));
         Ok(adapter)
     }
@@ -281,8 +281,8 @@ impl Server {
 /// A buffer for a receive.
 pub(super) fn buffer(pool: &Pool) -> rdma::Result<Block> {
     let short = || {
-        let error = std::io::Error::from_raw_os_error(libc::ENOBUFS);
-        rdma::Error::new("buffers for receives", error)
+        let error = "all that the setting `receives` allows are posted for other clients";
+        rdma::Error::new("buffers for receives", std::io::Error::other(error))
     };
     pool.take()?.ok_or_else(short)
 }

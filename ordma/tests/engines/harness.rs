@@ -59,9 +59,12 @@ impl Row {
     /// On an RDMA device, which there has to be.
     #[cfg(feature = "device-tests")]
     pub fn verbs() -> Self {
+        Self::verbs_with(ordma::verbs::Settings::default())
+    }
+
+    pub fn verbs_with(settings: ordma::verbs::Settings) -> Self {
         let host = std::env::var("DAFS_RDMA_ADDRESS").unwrap_or_else(|_| "10.9.9.1".to_owned());
-        let engine = ordma::verbs::Verbs::new(ordma::verbs::Settings::default());
-        Self::new(engine, &format!("{host}:0"))
+        Self::new(ordma::verbs::Verbs::new(settings), &format!("{host}:0"))
     }
 
     pub fn shm() -> Self {

@@ -562,6 +562,21 @@ fn hellos_that_make_no_sense_are_refused() {
     works(&world);
 }
 
+/// Connects until that is refused.
+fn connect_all(rogue: &Rogue) -> Vec<Connection> {
+    let mut taken = Vec::new();
+    loop {
+        match rogue.try_connect(&hello(1, &[]), 0) {
+            Ok(connection) => taken.push(connection),
+            Err(refused) => {
+                assert!(matches!(refused.kind, EventKind::Rejected), "{refused:?}");
+                return taken;
+            }
+        }
+        assert!(taken.len() < 2000, "nobody is ever refused");
+    }
+}
+
 /// Connections take receives of the server until there are none left.
 #[test]
 fn who_takes_all_receives_starves_nobody() {
@@ -569,15 +584,7 @@ fn who_takes_all_receives_starves_nobody() {
     let world = World::new(&Row::verbs());
     let client = world.client();
     let rogue = Rogue::new(&world);
-    let mut taken = Vec::new();
-    let refused = loop {
-        match rogue.try_connect(&hello(1, &[]), 0) {
-            Ok(connection) => taken.push(connection),
-            Err(refused) => break refused,
-        }
-        assert!(taken.len() < 2000, "nobody is ever refused");
-    };
-    assert!(matches!(refused.kind, EventKind::Rejected), "{refused:?}");
+    let taken = connect_all(&rogue);
     // What is left over is too little for another one, but not for READs.
     let rest = taken.iter().take(16);
     let reads: Vec<_> =
@@ -593,6 +600,19 @@ fn who_takes_all_receives_starves_nobody() {
     drop((taken, reads));
     world.service.0.wait("the ends", |seen| (seen.closed.len() >= count).then_some(()));
     works(&world);
+}
+
+/// 48 KiB of receives a client, and for each that is let in its share of a quarter more.
+#[test]
+fn how_many_can_connect_is_a_setting() {
+    raise_descriptors();
+    for (receives, expected) in [(1 << 20, 15..=21), (4 << 20, 60..=85)] {
+        let settings = ordma::verbs::Settings { receives, ..Default::default() };
+        let world = World::new(&Row::verbs_with(settings));
+        let _client = world.client();
+        let taken = connect_all(&Rogue::new(&world)).len();
+        assert!(expected.contains(&taken), "{taken} connections with {receives} bytes");
+    }
 }
 
 /// What is to be said to one who gives no credits is kept for it, but not without end.
