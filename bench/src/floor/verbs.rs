@@ -168,7 +168,7 @@ impl Arrivals {
                 }
             }
             readable(&[Some(self.channel.as_fd()), events.map(|events| events.as_fd())])?;
-            self.armed &= !self.channel.take().context(what)?;
+            self.armed &= self.channel.take().context(what)?.is_none();
             if self.queue.poll(&mut self.found).context(what)? > 0 {
                 return Ok(());
             }

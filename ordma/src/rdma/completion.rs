@@ -35,29 +35,40 @@ impl Channel {
         Ok(Arc::new(channel))
     }
 
-    /// Takes the events that are there: whether there were any. Their queues are not armed any more.
+    /// Takes an event, where there is one: a queue that was armed is not any more. The descriptor stays
+    /// readable while there are others.
     ///
     /// # Errors
     /// When the device is gone.
-    pub fn take(&self) -> Result<bool> {
-        let mut any = false;
-        loop {
-            let (mut queue, mut context) = (std::ptr::null_mut(), std::ptr::null_mut());
-            // SAFETY: the channel lives, and there is room for both answers.
-            let got =
-                unsafe { sys::ibv_get_cq_event(self.0.as_ptr(), &raw mut queue, &raw mut context) };
-            if got != 0 {
-                let error = std::io::Error::last_os_error();
-                return match error.raw_os_error() {
-                    Some(libc::EAGAIN | libc::EINTR) => Ok(any),
-                    _ => Err(Error::new("ibv_get_cq_event", error)),
-                };
-            }
-            // SAFETY: the queue that the event is of is not destroyed before its events are
-            // acknowledged: ibv_destroy_cq waits for that.
-            unsafe { sys::ibv_ack_cq_events(queue, 1) };
-            any = true;
+    pub fn take(&self) -> Result<Option<Told>> {
+        let (mut queue, mut context) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the channel lives, and there is room for both answers.
+        let got =
+            unsafe { sys::ibv_get_cq_event(self.0.as_ptr(), &raw mut queue, &raw mut context) };
+        if got != 0 {
+            let error = std::io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => Ok(None),
+                _ => Err(Error::new("ibv_get_cq_event", error)),
+            };
         }
+        // SAFETY: the queue that the event is of is not destroyed before its events are acknowledged:
+        // ibv_destroy_cq waits for that.
+        unsafe { sys::ibv_ack_cq_events(queue, 1) };
+        Ok(Some(Told(queue)))
+    }
+}
+
+/// An event of a channel: completions have come.
+#[derive(Debug)]
+#[must_use = "the queue that it is of has to be armed again"]
+pub struct Told(*const sys::ibv_cq);
+
+impl Told {
+    /// Whether they have come to this queue.
+    #[must_use]
+    pub fn is_of(&self, queue: &CompletionQueue) -> bool {
+        std::ptr::eq(self.0, queue.queue.as_ptr())
     }
 }
 

@@ -233,11 +233,16 @@ impl MessageConnection {
         }
     }
 
-    /// Takes what the channel has told.
+    /// Takes what the channel has told: of receives, of what was sent (which wants nothing but that one
+    /// looks), or of the queue pair for READs.
     fn told(&mut self) -> Result<(), LinkError> {
-        if self.link.channel.take().map_err(|error| self.link.lost(error))? {
-            self.armed = false;
-            self.link.look_at_reads();
+        let told = self.link.channel.take().map_err(|error| self.link.lost(error))?;
+        if let (Some(told), Some(pair)) = (told, &self.pair) {
+            if told.is_of(pair.receive_queue()) {
+                self.armed = false;
+            } else if !told.is_of(pair.send_queue()) {
+                self.link.look_at_reads();
+            }
         }
         Ok(())
     }

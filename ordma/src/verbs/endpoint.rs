@@ -208,10 +208,11 @@ impl Lane for Messages {
 
     fn arm(&self) -> Result<bool, LinkError> {
         let mut receiving = lock(&self.receiving);
-        if receiving.armed {
-            receiving.armed = !self.channel.take().map_err(|error| self.lost(&error))?;
-        }
         let Some(pair) = receiving.pair.clone() else { return Ok(true) };
+        if receiving.armed {
+            let told = self.channel.take().map_err(|error| self.lost(&error))?;
+            receiving.armed = told.is_none_or(|told| !told.is_of(pair.receive_queue()));
+        }
         if !receiving.armed {
             pair.receive_queue().arm().map_err(|error| self.lost(&error))?;
             receiving.armed = true;

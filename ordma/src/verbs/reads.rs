@@ -677,7 +677,7 @@ impl Lane for Reads {
         let mut receiving = lock(&self.receiving);
         let closed = |error: rdma::Error| LinkError::Closed(error.to_string());
         if receiving.armed {
-            receiving.armed = !self.channel.take().map_err(closed)?;
+            receiving.armed = self.channel.take().map_err(closed)?.is_none();
         }
         if !receiving.armed {
             self.pair.send_queue().arm().map_err(closed)?;

@@ -84,7 +84,7 @@ impl Side {
                 return None;
             }
             wait(&*self.channel, left);
-            self.channel.take().unwrap();
+            let _ = self.channel.take().unwrap();
         }
     }
 
