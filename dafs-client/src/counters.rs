@@ -64,6 +64,8 @@ counters! {
     /// READ requests whose data was placed from the server's slots and did not pass: pages were
     /// changing. The pages were asked for once more, as copies.
     direct_torn,
+    /// Requests whose direct transfer failed. They were made again with the data in messages.
+    direct_failed,
     /// Reads that found the end of the file without an RPC.
     ends_without_rpc,
     /// READ requests whose data came in the reply.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{PAGE, Server, options, pattern};
-use dafs_client::{Error, Options, Path};
+use dafs_client::{Error, Options, Path, Status};
 use dafs_proto::Op;
 use ordma::AccessFault;
 
@@ -52,6 +52,28 @@ fn every_offset_and_length_reads_the_right_bytes_by_every_path() {
             }
         }
     }
+}
+
+#[test]
+fn where_no_direct_transfer_succeeds_pages_come_inline() {
+    let server = Server::new();
+    let data = pattern((1 << 20) + 5);
+    server.add_file("a", &data);
+    let client = server.client();
+    let file = client.open("a").unwrap();
+    server.state().no_direct = true;
+    let mut buf = vec![0; data.len()];
+    let report = file.read_at_report(&mut buf, 0).unwrap();
+    assert_eq!((report.bytes, report.direct), (data.len(), 0));
+    assert!(buf == data);
+    let refused = client.counters().direct_failed;
+    assert!(
+        (1..=2).contains(&refused),
+        "{refused}: all that were under way together, and no other"
+    );
+    // Who asks for it by name is told.
+    let error = file.read_at_by(&mut buf, 0, Path::Direct).unwrap_err();
+    assert_eq!(error.status(), Some(Status::Transfer), "{error}");
 }
 
 #[test]

@@ -29,9 +29,27 @@ fn small_writes_travel_inline_and_large_ones_are_fetched_in_parts() {
     assert_eq!(file.write_at(&data, 0).unwrap(), data.len());
     assert!(content(&server) == data);
     let counters = client.counters();
-    assert_eq!((counters.inline_writes, counters.direct_writes), (1, 4));
+    // The rest of 17 bytes is small again.
+    assert_eq!((counters.inline_writes, counters.direct_writes), (2, 3));
     assert_eq!(counters.written_bytes, 5 + data.len() as u64);
     assert_eq!(server.take_log(), [Op::Write; 5]);
+}
+
+#[test]
+fn where_no_direct_transfer_succeeds_data_travels_inline() {
+    let (server, client, file) = opened(options());
+    server.state().no_direct = true;
+    let data = pattern((1 << 20) + 17);
+    file.write_all_at(&data, 3).unwrap();
+    assert!(content(&server)[3..] == data);
+    let counters = client.counters();
+    assert!((1..=2).contains(&counters.direct_failed), "{}", counters.direct_failed);
+    assert_eq!(counters.written_bytes, data.len() as u64);
+    // What is kept until the commit can be sent again, and is.
+    server.restart();
+    file.sync().unwrap();
+    assert!(content(&server)[3..] == data);
+    assert_eq!((client.counters().resent_bytes, file.uncommitted()), (data.len() as u64, 0));
 }
 
 #[test]

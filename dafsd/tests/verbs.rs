@@ -143,6 +143,92 @@ fn a_server_that_is_killed_and_started_again_goes_on() {
     becomes_one_sided(&client, &file, Duration::from_secs(20));
 }
 
+/// Becomes a program that may lock so much memory and no more.
+fn locking_at_most(bytes: usize) -> String {
+    // Whoever has the capability is not held to the limit.
+    format!("exec setpriv --bounding-set -ipc_lock prlimit --memlock={bytes}:{bytes} \"$@\"")
+}
+
+const NO_LOCK: &str = "raise RLIMIT_MEMLOCK";
+
+#[test]
+fn pages_that_may_not_be_locked_are_read_by_rpc() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    // Enough for messages, and not for a chunk.
+    let launch = format!("{} 2>{}", locking_at_most(8 * MIB), log.path().display());
+    let daemon = Daemon::start_by(&["sh", "-c", &launch, "sh"], &["--memory", "64MiB"]);
+    let content = pattern(4 * MIB, 7);
+    std::fs::write(daemon.tree().join("file"), &content).unwrap();
+    let client = daemon.client("verbs");
+    let file = client.open("file").unwrap();
+    for _ in 0..2 {
+        assert!(read_to_end(&file, MIB) == content);
+    }
+    assert_eq!(client.counters().ordma_pages, 0);
+    let log = std::fs::read_to_string(log.path()).unwrap();
+    let told: Vec<_> = log.lines().filter(|line| line.contains(NO_LOCK)).collect();
+    assert!(told.iter().any(|line| line.contains("served by RPC")), "{log}");
+    // Once for each chunk and what it is registered for, and there are four chunks at most.
+    assert!(told.len() <= 8, "{log}");
+}
+
+#[test]
+fn a_server_that_may_lock_nothing_does_not_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display();
+    let output = Command::new("sh")
+        .args(["-c", &locking_at_most(64 << 10), "sh", env!("CARGO_BIN_EXE_dafsd")])
+        .args(["--export", &format!("data={path}"), "--protection", "none"])
+        .args(["--state-dir", &format!("{path}/state")])
+        .args(["--listen", &format!("verbs:{}:0", common::rdma_address())])
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot listen on verbs:") && error.contains(NO_LOCK), "{error}");
+}
+
+const LOCKED: &str = "DAFS_TEST_LOCKED";
+
+/// Not a test of its own: reads and writes, in a process that may lock little.
+#[test]
+fn locked_process() {
+    let Ok(location) = std::env::var(LOCKED) else { return };
+    let (location, identity) = location.split_once(' ').unwrap();
+    let options = Options { identity: Some(identity.into()), ..Options::default() };
+    let client = Client::connect(location, options).unwrap();
+    let content = pattern(4 * MIB, 7);
+    assert!(read_to_end(&client.open("file").unwrap(), MIB) == content);
+    let copy = create(&client, "copy");
+    copy.write_all_at(&content, 0).unwrap();
+    copy.sync().unwrap();
+    println!("{} direct transfers failed", client.counters().direct_failed);
+}
+
+#[test]
+fn a_client_that_may_lock_little_does_without_direct_transfers() {
+    let (daemon, content) = server(&[]);
+    let options = daemon.options();
+    let key = options.server_key.unwrap().to_string();
+    let location =
+        format!("{} {}", daemon.location("verbs", &key), options.identity.unwrap().display());
+    // Enough for messages.
+    let output = Command::new("sh")
+        .args(["-c", &locking_at_most(MIB), "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "locked_process", "--nocapture"])
+        .env(LOCKED, &location)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}{error}");
+    let (before, _) = told.split_once(" direct transfers failed").expect("it tells");
+    let failed = before.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap();
+    assert!(failed.parse::<u64>().unwrap() > 0, "{told}");
+    assert!(std::fs::read(daemon.tree().join("copy")).unwrap() == content);
+}
+
 /// What the kernel keeps of a queue pair.
 struct Kept {
     number: u32,

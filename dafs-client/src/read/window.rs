@@ -51,6 +51,8 @@ struct Window<'a> {
     file: &'a Arc<OpenFile>,
     grant: Arc<Grant>,
     path: Path,
+    /// Whether pages may be placed directly.
+    direct: bool,
     pages: Vec<Page>,
     report: ReadReport,
 }
@@ -65,7 +67,8 @@ pub(super) async fn read(
 ) -> Result<ReadReport> {
     let grant = file.session().grant()?;
     let pages = plan(file, &grant, to, offset);
-    let mut window = Window { file, grant, path, pages, report: ReadReport::default() };
+    let direct = path == Path::Direct || file.session().transfers_directly();
+    let mut window = Window { file, grant, path, direct, pages, report: ReadReport::default() };
     if let Some(prior) = prior {
         window.report.faults += 1;
         if prior.fault == AccessFault::Torn && prior.block == window.pages[0].block {
@@ -265,6 +268,12 @@ impl Window<'_> {
             match event {
                 Event::Ordma(places, outcomes) => self.ordma(&places, outcomes),
                 Event::Rpc(places, Ok(fetched)) => self.fetched(&places, fetched, placement),
+                // They are still to be read, by the next round.
+                Event::Rpc(_, Err(error))
+                    if self.path != Path::Direct && session.only_transfer_failed(&error) =>
+                {
+                    self.direct = false;
+                }
                 Event::Rpc(_, Err(error)) => result = Err(error),
             }
         }
@@ -307,7 +316,7 @@ impl Window<'_> {
         let options = &self.file.session().options;
         let inline = match self.path {
             Path::Auto | Path::Ordma => {
-                pages * page <= options.inline_read.min(self.grant.max_inline)
+                !self.direct || pages * page <= options.inline_read.min(self.grant.max_inline)
             }
             Path::Inline => page <= self.grant.max_inline,
             Path::Direct => false,

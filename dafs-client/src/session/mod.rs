@@ -8,6 +8,7 @@
 
 pub(crate) mod batch;
 mod connect;
+mod direct;
 mod keeper;
 pub(crate) mod outstanding;
 mod protected;
@@ -25,6 +26,7 @@ use crate::slots::Slots;
 use crate::sync::lock;
 use dafs_keys::{Protection, PublicKey};
 use dafs_proto::{Attr, WireHeat};
+use direct::Detour;
 pub(crate) use keeper::Owner;
 use ordma::{Connector, Endpoint, Footer, LinkError, Region};
 use outstanding::Outstanding;
@@ -84,6 +86,7 @@ pub(crate) struct Session {
     this: Weak<Session>,
     heat_tick: AtomicU32,
     bounce: Mutex<Vec<Region>>,
+    detour: Mutex<Detour>,
     closing: AtomicBool,
     /// Whether to stop, for threads that sleep.
     stop: Mutex<bool>,
@@ -176,6 +179,7 @@ impl Session {
             this: this.clone(),
             heat_tick: AtomicU32::new(0),
             bounce: Mutex::default(),
+            detour: Mutex::default(),
             closing: AtomicBool::new(false),
             stop: Mutex::new(false),
             stopped: Condvar::new(),

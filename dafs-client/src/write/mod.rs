@@ -43,11 +43,9 @@ pub(crate) async fn write(
     }
     let session = file.session();
     let grant = session.grant()?;
-    let inline = from.len <= session.options.inline_write.min(grant.max_inline);
     // Half of the budget is in flight at a time, so that what is kept stays below it.
-    let half = (session.options.retained_bytes / 2).max(grant.page_size);
-    let most = if inline { from.len } else { grant.max_transfer.min(half) };
-    let window = half.max(most);
+    let window = (session.options.retained_bytes / 2).max(grant.page_size);
+    let most = grant.max_transfer.min(window);
     let mut written = 0;
     while written < from.len {
         let end = from.len.min(written.saturating_add(window));
@@ -57,12 +55,22 @@ pub(crate) async fn write(
         }
         let starts = (written..end).step_by(most);
         let pieces = starts.map(|start| {
-            let part = part(from, start, most.min(end - start));
+            let piece = part(from, start, most.min(end - start));
             let offset = offset + start as u64;
             let piece = async move {
-                let written = send(file, Lane::Normal, &part, offset, stability, inline).await?;
-                keep(file, &part, offset, &written);
-                Ok(written.count)
+                let mut count = 0;
+                let done = |part: &Segment, offset, written: Written| {
+                    keep(file, part, offset, &written);
+                    count += written.count;
+                };
+                match deliver(file, Lane::Normal, &piece, offset, stability, done).await {
+                    Err(error) if count == 0 => Err(error),
+                    Err(error) => {
+                        tracing::debug!(%error, count, "a write was cut short");
+                        Ok(count)
+                    }
+                    Ok(()) => Ok(count),
+                }
             };
             Box::pin(piece) as Boxed<'_, Result<usize>>
         });
@@ -96,6 +104,42 @@ struct Written {
     verifier: u64,
     stability: dafs_proto::Stability,
     boot: u64,
+}
+
+/// Writes what is at most as long as a transfer: with one WRITE, or, where the data cannot be fetched
+/// directly, with several that bring it along. Tells what each has done.
+async fn deliver(
+    file: &Arc<OpenFile>,
+    lane: Lane,
+    from: &Segment,
+    offset: u64,
+    stability: Stability,
+    mut done: impl FnMut(&Segment, u64, Written),
+) -> Result<()> {
+    let session = file.session();
+    let grant = session.grant()?;
+    let small = from.len <= session.options.inline_write.min(grant.max_inline);
+    if !small && session.transfers_directly() {
+        match send(file, lane, from, offset, stability, false).await {
+            Ok(written) => {
+                done(from, offset, written);
+                return Ok(());
+            }
+            Err(error) if session.only_transfer_failed(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // Whole pages, where it takes several.
+    let most = if small { from.len } else { grant.max_inline / grant.page_size * grant.page_size };
+    let mut at = 0;
+    while at < from.len {
+        let part = part(from, at, most.min(from.len - at));
+        let offset = offset + at as u64;
+        let written = send(file, lane, &part, offset, stability, true).await?;
+        at += written.count;
+        done(&part, offset, written);
+    }
+    Ok(())
 }
 
 /// Sends one WRITE, at most as long as a transfer may be.
@@ -276,21 +320,20 @@ async fn send_again(file: &Arc<OpenFile>, lane: Lane, lost: Vec<Kept>) -> Result
     let session = file.session();
     for kept in lost {
         let grant = session.grant()?;
-        let inline = kept.data.len() <= session.options.inline_write.min(grant.max_inline);
-        let most = if inline { kept.data.len() } else { grant.max_transfer };
-        let mut done = 0;
+        let mut sent = 0;
         // Of several parts the first counts: should the verifier change between them, the next
         // commit's differs from it, and all are sent once more.
         let mut first = None;
-        while done < kept.data.len() {
-            let from = kept.data.segment(done, most.min(kept.data.len() - done));
-            let offset = kept.offset + done as u64;
-            match send(file, lane, &from, offset, Stability::Unstable, inline).await {
-                Ok(written) => {
-                    done += written.count;
-                    session.counters.resent_bytes.add(written.count as u64);
-                    first.get_or_insert(written);
-                }
+        while sent < kept.data.len() {
+            let from = kept.data.segment(sent, grant.max_transfer.min(kept.data.len() - sent));
+            let offset = kept.offset + sent as u64;
+            let done = |_: &Segment, _, written: Written| {
+                sent += written.count;
+                session.counters.resent_bytes.add(written.count as u64);
+                first.get_or_insert(written);
+            };
+            match deliver(file, lane, &from, offset, Stability::Unstable, done).await {
+                Ok(()) => {}
                 Err(error @ Error::Status { .. }) => {
                     tracing::warn!(%error, "uncommitted writes are lost");
                     let freed = lock(&file.uncommitted).lose(kept.id, error);

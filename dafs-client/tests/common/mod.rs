@@ -98,6 +98,8 @@ pub struct State {
     pub from_slots: VecDeque<Meanwhile>,
     /// Direct reads that wanted copies.
     pub whole_reads: u32,
+    /// No direct transfer succeeds, as where the client has no memory for it.
+    pub no_direct: bool,
     /// No connection can be made.
     pub refuse: bool,
     pub resume: bool,
@@ -146,6 +148,7 @@ impl Server {
             script: None,
             from_slots: VecDeque::new(),
             whole_reads: 0,
+            no_direct: false,
             refuse: false,
             resume: true,
             shm_socket: String::new(),

@@ -346,6 +346,9 @@ fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) 
         }
         Placement::Direct => {
             assert!(footers.len() <= state.max_transfer as usize);
+            if state.no_direct {
+                return bad(Status::Transfer);
+            }
             state.whole_reads += u32::from(request.whole);
             if let Some(meanwhile) = state.from_slots.pop_front() {
                 body.from_slots = true;
@@ -368,6 +371,9 @@ fn write(
     let data = match request.placement() {
         Placement::Inline => data,
         Placement::Direct => {
+            if state.no_direct {
+                return bad(Status::Transfer);
+            }
             fetched = link.fetch(request.buffers[0].tag, &request.seal);
             state.seals.push(request.seal.clone());
             match &fetched {

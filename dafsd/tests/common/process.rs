@@ -15,15 +15,23 @@ pub struct Daemon {
     pub tcp: String,
     /// Where it listens, each with its engine, as the server says it.
     listen: Vec<String>,
+    launcher: Vec<String>,
     flags: Vec<String>,
 }
 
 impl Daemon {
     /// Starts a server with one export, `data`, and what else `flags` say.
     pub fn start(flags: &[&str]) -> Self {
+        Self::start_by(&[], flags)
+    }
+
+    /// Starts it by a command that becomes it, such as `setpriv` with its options.
+    pub fn start_by(launcher: &[&str], flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tree")).unwrap();
-        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let owned =
+            |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let (launcher, flags) = (owned(launcher), owned(flags));
         authorize(&directory);
         let socket = directory.path().join("socket");
         let listen = [
@@ -32,8 +40,8 @@ impl Daemon {
             #[cfg(feature = "device-tests")]
             format!("verbs:{}:0", super::rdma_address()),
         ];
-        let (child, listen) = spawn(&directory, &flags, &listen);
-        let mut daemon = Self { child, directory, tcp: String::new(), listen, flags };
+        let (child, listen) = spawn(&directory, &launcher, &flags, &listen);
+        let mut daemon = Self { child, directory, tcp: String::new(), listen, launcher, flags };
         daemon.tcp = daemon.address("tcp").to_owned();
         daemon
     }
@@ -78,7 +86,8 @@ impl Daemon {
 
     /// Starts it again, at the same addresses and over the same files.
     pub fn restart(&mut self) {
-        (self.child, self.listen) = spawn(&self.directory, &self.flags, &self.listen);
+        (self.child, self.listen) =
+            spawn(&self.directory, &self.launcher, &self.flags, &self.listen);
     }
 
     /// What the client needs that the server lets in.
@@ -155,11 +164,14 @@ fn authorize(directory: &tempfile::TempDir) {
 /// Starts a server; it, and where it listens.
 fn spawn(
     directory: &tempfile::TempDir,
+    launcher: &[String],
     flags: &[String],
     listen: &[String],
 ) -> (Child, Vec<String>) {
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_dafsd"))
+    let mut command = launcher.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_dafsd")]);
+    let mut child = Command::new(command.next().expect("a program"))
+        .args(command)
         .args(["--export", &format!("data={}", path("tree"))])
         .args(listen.iter().flat_map(|address| ["--listen", address]))
         .args(["--state-dir", &path("state")])

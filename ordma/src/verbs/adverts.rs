@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex};
 /// Lengths of the buffers that are kept, and most bytes of each length.
 const CLASSES: [(usize, usize); 3] =
     [(8 << 10, 2 << 20), (128 << 10, 4 << 20), (1152 << 10, 9 << 20)];
+/// Bytes that are registered at a time, where a buffer is no longer.
+const SHARE: usize = 512 << 10;
 
 /// The buffers that are lent.
 #[derive(Debug)]
@@ -47,7 +49,7 @@ struct Lent {
 impl Adverts {
     pub(super) fn new(domain: &Arc<Domain>, wire: Arc<Wire>) -> Self {
         let pool = |(block, limit): (usize, usize)| {
-            Pool::new(domain, Access::RemoteWrite, block, 8 * block, limit)
+            Pool::new(domain, Access::RemoteWrite, block, SHARE, limit)
         };
         let pools = CLASSES.into_iter().map(pool).collect();
         let state = State { next: 1, lent: HashMap::default(), leaving: HashMap::default() };
@@ -57,7 +59,8 @@ impl Adverts {
     /// A registered buffer of at least this length.
     fn buffer(&self, len: usize) -> Result<Option<Block>> {
         for pool in self.pools.iter().filter(|pool| pool.block() >= len) {
-            if let Some(block) = pool.take()? {
+            // Where the memory may not be locked, less of it may.
+            if let Ok(Some(block)) = pool.take() {
                 return Ok(Some(block));
             }
         }
@@ -79,7 +82,7 @@ impl Adverts {
         let mut block = match self.buffer(len.max(1)) {
             Ok(block) => block,
             Err(error) => {
-                tracing::error!(%error, len, "no memory for a direct transfer, which fails");
+                tracing::warn!(%error, len, "no memory for a direct transfer, which fails");
                 None
             }
         };

@@ -247,7 +247,10 @@ fn status_advice(status: Status) -> &'static str {
         | Status::NoMemory => "try again later",
         Status::TooManyOpenFiles | Status::FileTableFull => "try again with fewer --jobs",
         Status::StaleHandle => "someone removed it meanwhile; try again",
-        Status::Io | Status::Transfer => "look at the server's log and disk",
+        Status::Io => "look at the server's log and disk",
+        Status::Transfer => {
+            "see the logs of both sides, and whether each may lock memory (ulimit -l)"
+        }
         Status::Fenced => "ask the server's administrator",
         Status::NotSupported => "the file system of the export cannot do it",
         Status::Ok
