@@ -3,7 +3,7 @@
 mod common;
 
 use common::{PAGE, Server, options, pattern};
-use dafs_client::{Error, Options, Path, Status};
+use dafs_client::{Error, OpenOptions, Options, Path, Status};
 use dafs_proto::Op;
 use ordma::AccessFault;
 
@@ -74,6 +74,22 @@ fn where_no_direct_transfer_succeeds_pages_come_inline() {
     // Who asks for it by name is told.
     let error = file.read_at_by(&mut buf, 0, Path::Direct).unwrap_err();
     assert_eq!(error.status(), Some(Status::Transfer), "{error}");
+}
+
+#[test]
+fn where_neither_direct_nor_inline_will_do_it_is_said_so() {
+    let server = Server::new();
+    server.add_file("a", &pattern(1 << 20));
+    server.state().max_inline = 0;
+    server.state().no_direct = true;
+    let client = server.client();
+    let file = client.open_with("a", OpenOptions::new().read(true).write(true)).unwrap();
+    for _ in 0..2 {
+        let error = file.read_at(&mut vec![0; 1 << 20], 0).unwrap_err();
+        assert_eq!(error.status(), Some(Status::Transfer), "{error}");
+        let error = file.write_at(&pattern(1 << 20), 0).unwrap_err();
+        assert_eq!(error.status(), Some(Status::Transfer), "{error}");
+    }
 }
 
 #[test]

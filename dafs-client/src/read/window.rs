@@ -67,7 +67,7 @@ pub(super) async fn read(
 ) -> Result<ReadReport> {
     let grant = file.session().grant()?;
     let pages = plan(file, &grant, to, offset);
-    let direct = path == Path::Direct || file.session().transfers_directly();
+    let direct = file.session().transfers_directly();
     let mut window = Window { file, grant, path, direct, pages, report: ReadReport::default() };
     if let Some(prior) = prior {
         window.report.faults += 1;
@@ -270,7 +270,9 @@ impl Window<'_> {
                 Event::Rpc(places, Ok(fetched)) => self.fetched(&places, fetched, placement),
                 // They are still to be read, by the next round.
                 Event::Rpc(_, Err(error))
-                    if self.path != Path::Direct && session.only_transfer_failed(&error) =>
+                    if placement == Placement::Direct
+                        && self.may_do_without_direct()
+                        && session.only_transfer_failed(&error) =>
                 {
                     self.direct = false;
                 }
@@ -310,13 +312,19 @@ impl Window<'_> {
         }
     }
 
+    /// Whether pages that cannot be placed directly may come in messages.
+    fn may_do_without_direct(&self) -> bool {
+        self.path != Path::Direct && self.grant.page_size + FOOTER_LEN <= self.grant.max_inline
+    }
+
     /// How to read `pages` pages by RPC, and how many at a time.
     fn placement(&self, pages: usize) -> (Placement, usize) {
         let page = self.grant.page_size + FOOTER_LEN;
         let options = &self.file.session().options;
         let inline = match self.path {
             Path::Auto | Path::Ordma => {
-                !self.direct || pages * page <= options.inline_read.min(self.grant.max_inline)
+                pages * page <= options.inline_read.min(self.grant.max_inline)
+                    || !self.direct && self.may_do_without_direct()
             }
             Path::Inline => page <= self.grant.max_inline,
             Path::Direct => false,

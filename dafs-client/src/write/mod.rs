@@ -119,18 +119,19 @@ async fn deliver(
     let session = file.session();
     let grant = session.grant()?;
     let small = from.len <= session.options.inline_write.min(grant.max_inline);
-    if !small && session.transfers_directly() {
+    // Whole pages, where it takes several.
+    let inline = grant.max_inline / grant.page_size * grant.page_size;
+    if !small && (inline == 0 || session.transfers_directly()) {
         match send(file, lane, from, offset, stability, false).await {
             Ok(written) => {
                 done(from, offset, written);
                 return Ok(());
             }
-            Err(error) if session.only_transfer_failed(&error) => {}
+            Err(error) if inline > 0 && session.only_transfer_failed(&error) => {}
             Err(error) => return Err(error),
         }
     }
-    // Whole pages, where it takes several.
-    let most = if small { from.len } else { grant.max_inline / grant.page_size * grant.page_size };
+    let most = if small { from.len } else { inline };
     let mut at = 0;
     while at < from.len {
         let part = part(from, at, most.min(from.len - at));
