@@ -221,7 +221,13 @@ pub fn compare(
     let (theirs, ours) = block.split_at_mut(block.len() / 2);
     let mut at = 0;
     loop {
-        let read = remote.read_at_by(theirs, at, dafs_client::Path::Direct);
+        let mut read = remote.read_at_by(theirs, at, dafs_client::Path::Direct);
+        if let Err(error) = &read
+            && error.status() == Some(dafs_client::Status::Transfer)
+        {
+            // There is no memory for it here, say.
+            read = remote.read_at_by(theirs, at, dafs_client::Path::Inline);
+        }
         let count = read.map_err(|error| fail(&error))?.bytes;
         let mut filled = 0;
         while filled < ours.len() {
