@@ -143,6 +143,21 @@ fn a_server_that_is_killed_and_started_again_goes_on() {
     becomes_one_sided(&client, &file, Duration::from_secs(20));
 }
 
+/// What a process of its own has to know to be a client of the server.
+fn for_client_of(daemon: &Daemon) -> String {
+    let options = daemon.options();
+    let key = options.server_key.unwrap().to_string();
+    format!("{} {}", daemon.location("verbs", &key), options.identity.unwrap().display())
+}
+
+/// The client in such a process, which is told by a variable; `None` elsewhere.
+fn client_of(variable: &str) -> Option<Client> {
+    let told = std::env::var(variable).ok()?;
+    let (location, identity) = told.split_once(' ').unwrap();
+    let options = Options { identity: Some(identity.into()), ..Options::default() };
+    Some(Client::connect(location, options).unwrap())
+}
+
 /// Becomes a program that may lock so much memory and no more.
 fn locking_at_most(bytes: usize) -> String {
     // Whoever has the capability is not held to the limit.
@@ -193,10 +208,7 @@ const LOCKED: &str = "DAFS_TEST_LOCKED";
 /// Not a test of its own: reads and writes, in a process that may lock little.
 #[test]
 fn locked_process() {
-    let Ok(location) = std::env::var(LOCKED) else { return };
-    let (location, identity) = location.split_once(' ').unwrap();
-    let options = Options { identity: Some(identity.into()), ..Options::default() };
-    let client = Client::connect(location, options).unwrap();
+    let Some(client) = client_of(LOCKED) else { return };
     let content = pattern(4 * MIB, 7);
     assert!(read_to_end(&client.open("file").unwrap(), MIB) == content);
     let copy = create(&client, "copy");
@@ -208,16 +220,12 @@ fn locked_process() {
 #[test]
 fn a_client_that_may_lock_little_does_without_direct_transfers() {
     let (daemon, content) = server(&[]);
-    let options = daemon.options();
-    let key = options.server_key.unwrap().to_string();
-    let location =
-        format!("{} {}", daemon.location("verbs", &key), options.identity.unwrap().display());
     // Enough for messages.
     let output = Command::new("sh")
         .args(["-c", &locking_at_most(MIB), "sh"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "locked_process", "--nocapture"])
-        .env(LOCKED, &location)
+        .env(LOCKED, for_client_of(&daemon))
         .output()
         .unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
@@ -262,10 +270,7 @@ const CHILD: &str = "DAFS_TEST_READER";
 /// Not a test of its own: reads for ever, in a process that gets killed.
 #[test]
 fn reading_process() {
-    let Ok(location) = std::env::var(CHILD) else { return };
-    let (location, identity) = location.split_once(' ').unwrap();
-    let options = Options { identity: Some(identity.into()), ..Options::default() };
-    let client = Client::connect(location, options).unwrap();
+    let Some(client) = client_of(CHILD) else { return };
     let file = client.open("file").unwrap();
     let size = usize::try_from(file.attr().unwrap().size).unwrap();
     let mut buffer = vec![0; size];
@@ -284,13 +289,7 @@ fn what_a_killed_client_had_is_gone() {
     let file = client.open("file").unwrap();
     assert!(read_to_end(&file, MIB) == content);
     let before = queue_pairs();
-    let options = daemon.options();
-    let identity = options.identity.unwrap();
-    let location = format!(
-        "{} {}",
-        daemon.location("verbs", &options.server_key.unwrap().to_string()),
-        identity.display()
-    );
+    let location = for_client_of(&daemon);
     for _ in 0..2 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "reading_process", "--nocapture"])

@@ -334,6 +334,25 @@ impl PageRead {
     }
 }
 
+/// Puts pages into their places, which lie in one region, under one lock. `put` is told the place that
+/// the outcome will have in `outcomes`.
+pub(crate) fn put_pages(
+    pages: &[PageRead],
+    outcomes: &mut Vec<Result<Footer, AccessFault>>,
+    mut put: impl FnMut(usize, &PageRead, &mut [u8]) -> Result<Footer, AccessFault>,
+) {
+    let start = outcomes.len();
+    if let Some(mut memory) = pages.first().and_then(|page| page.dest.region.writable()) {
+        outcomes.extend(pages.iter().enumerate().map(|(at, page)| {
+            let place = memory.part(page.dest.start, page.dest.len);
+            // A place that is none is the caller's mistake.
+            place.map_or(Err(AccessFault::Stale), |place| put(start + at, page, place))
+        }));
+    }
+    // A place that is gone gets nothing.
+    outcomes.resize(start + pages.len(), Err(AccessFault::Unreachable));
+}
+
 /// One-sided reads posted together.
 #[derive(Debug)]
 pub struct ReadBatch {

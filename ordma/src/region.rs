@@ -146,9 +146,8 @@ impl Region {
         self.writable()?.part(start, len).map(f)
     }
 
-    /// The bytes, until this is dropped; `None` if the region was withdrawn or lent for reading only.
-    /// As little as in [`with`](Self::with) may go on meanwhile, and it is for many parts what
-    /// [`Segment::with`] is for one.
+    /// The bytes for many parts, one after the other; `None` if the region was withdrawn or lent for
+    /// reading only. Whoever has them must not block, as in [`with`](Self::with).
     pub(crate) fn writable(&self) -> Option<Writable<'_>> {
         let mut state = self.lock();
         let base = state.memory.base(Access::Write)?;

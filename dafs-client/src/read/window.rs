@@ -51,8 +51,6 @@ struct Window<'a> {
     file: &'a Arc<OpenFile>,
     grant: Arc<Grant>,
     path: Path,
-    /// Whether pages may be placed directly.
-    direct: bool,
     pages: Vec<Page>,
     report: ReadReport,
 }
@@ -67,8 +65,7 @@ pub(super) async fn read(
 ) -> Result<ReadReport> {
     let grant = file.session().grant()?;
     let pages = plan(file, &grant, to, offset);
-    let direct = file.session().transfers_directly();
-    let mut window = Window { file, grant, path, direct, pages, report: ReadReport::default() };
+    let mut window = Window { file, grant, path, pages, report: ReadReport::default() };
     if let Some(prior) = prior {
         window.report.faults += 1;
         if prior.fault == AccessFault::Torn && prior.block == window.pages[0].block {
@@ -268,14 +265,11 @@ impl Window<'_> {
             match event {
                 Event::Ordma(places, outcomes) => self.ordma(&places, outcomes),
                 Event::Rpc(places, Ok(fetched)) => self.fetched(&places, fetched, placement),
-                // They are still to be read, by the next round.
+                // They are still to be read, by the next round, which does without.
                 Event::Rpc(_, Err(error))
                     if placement == Placement::Direct
                         && self.may_do_without_direct()
-                        && session.only_transfer_failed(&error) =>
-                {
-                    self.direct = false;
-                }
+                        && session.only_transfer_failed(&error) => {}
                 Event::Rpc(_, Err(error)) => result = Err(error),
             }
         }
@@ -320,11 +314,11 @@ impl Window<'_> {
     /// How to read `pages` pages by RPC, and how many at a time.
     fn placement(&self, pages: usize) -> (Placement, usize) {
         let page = self.grant.page_size + FOOTER_LEN;
-        let options = &self.file.session().options;
+        let session = self.file.session();
         let inline = match self.path {
             Path::Auto | Path::Ordma => {
-                pages * page <= options.inline_read.min(self.grant.max_inline)
-                    || !self.direct && self.may_do_without_direct()
+                pages * page <= session.options.inline_read.min(self.grant.max_inline)
+                    || self.may_do_without_direct() && !session.transfers_directly()
             }
             Path::Inline => page <= self.grant.max_inline,
             Path::Direct => false,

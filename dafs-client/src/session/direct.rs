@@ -17,8 +17,9 @@ pub(super) struct Detour {
 }
 
 impl Detour {
-    fn is_over(&self, now: Instant) -> bool {
-        self.until.is_none_or(|until| now >= until)
+    /// The clock is looked at only where there was one.
+    fn is_over(&self, now: impl FnOnce() -> Instant) -> bool {
+        self.until.is_none_or(|until| now() >= until)
     }
 
     fn begin(&mut self, now: Instant) {
@@ -29,7 +30,7 @@ impl Detour {
 impl Session {
     /// Whether direct transfers are worth asking for: none has failed lately.
     pub(crate) fn transfers_directly(&self) -> bool {
-        lock(&self.detour).is_over(self.now())
+        lock(&self.detour).is_over(|| self.now())
     }
 
     /// Whether a request has failed for its direct transfer alone, so that it may be made again with
@@ -52,9 +53,9 @@ mod tests {
     #[test]
     fn a_detour_ends_by_itself() {
         let (mut detour, now) = (Detour::default(), Instant::now());
-        assert!(detour.is_over(now));
+        assert!(detour.is_over(|| now));
         detour.begin(now);
-        assert!(!detour.is_over(now) && !detour.is_over(now + PAUSE / 2));
-        assert!(detour.is_over(now + PAUSE));
+        assert!(!detour.is_over(|| now) && !detour.is_over(|| now + PAUSE / 2));
+        assert!(detour.is_over(|| now + PAUSE));
     }
 }

@@ -57,7 +57,7 @@ pub(crate) async fn write(
         let pieces = starts.map(|start| {
             let piece = part(from, start, most.min(end - start));
             let offset = offset + start as u64;
-            let piece = async move {
+            let write = async move {
                 let mut count = 0;
                 let done = |part: &Segment, offset, written: Written| {
                     keep(file, part, offset, &written);
@@ -72,7 +72,7 @@ pub(crate) async fn write(
                     Ok(()) => Ok(count),
                 }
             };
-            Box::pin(piece) as Boxed<'_, Result<usize>>
+            Box::pin(write) as Boxed<'_, Result<usize>>
         });
         let asked: Vec<_> = (written..end).step_by(most).map(|s| most.min(end - s)).collect();
         for (result, asked) in join_all(pieces.collect()).await.into_iter().zip(asked) {

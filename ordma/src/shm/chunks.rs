@@ -3,7 +3,7 @@
 use super::boot::PeerBoot;
 use super::control::{self, Message, Received};
 use crate::arena::{Geometry, PeerChunk};
-use crate::engine::PageRead;
+use crate::engine::{PageRead, put_pages};
 use crate::lock;
 use crate::slot::{FOOTER_LEN, Footer, accept};
 use crate::{AccessFault, ChunkId};
@@ -186,26 +186,19 @@ impl Chunks {
             outcomes.extend(run.iter().map(|_| Err(fault)));
             return;
         };
-        let start = outcomes.len();
-        run[0].dest.region.with(|bytes| {
-            outcomes.extend(run.iter().map(|page| self.copy_page(chunk, page, bytes)));
-        });
-        // A place that is gone gets nothing.
-        outcomes.resize(start + run.len(), Err(AccessFault::Unreachable));
+        put_pages(run, outcomes, |_, page, place| self.copy_page(chunk, page, place));
     }
 
     fn copy_page(
         &self,
         chunk: &PeerChunk,
         page: &PageRead,
-        bytes: &mut [u8],
+        place: &mut [u8],
     ) -> Result<Footer, AccessFault> {
-        let (start, size) = (page.dest.start, self.geometry.page_size);
-        let place = start.checked_add(page.dest.len).and_then(|end| bytes.get_mut(start..end));
         // A place of another size is the caller's mistake: nothing can be put there.
-        let Some(place) = place.filter(|place| place.len() == size) else {
+        if place.len() != self.geometry.page_size {
             return Err(AccessFault::Stale);
-        };
+        }
         let mut footer = [0; FOOTER_LEN];
         if !chunk.copy_out(page.reference.slot, place, &mut footer) {
             return Err(AccessFault::Stale);

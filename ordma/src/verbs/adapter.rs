@@ -6,7 +6,9 @@ use super::server::{FIRST_WINDOW, WINDOW};
 use super::shares::Shares;
 use crate::ChunkId;
 use crate::arena::Chunk;
-use crate::rdma::{Access, Device, DeviceInfo, Domain, Memory, Region, Remote, Result};
+use crate::rdma::{
+    Access, Block, Device, DeviceInfo, Domain, Error, Memory, Region, Remote, Result,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,10 +38,10 @@ pub(super) struct Adapter {
     /// Of the chunks, and of the queue pairs for READs.
     pub(super) chunks: Arc<Domain>,
     pub(super) packets: Arc<Pool>,
-    pub(super) receives: Pool,
+    receives: Pool,
     /// Receives beyond the first of each client: a quarter of all.
     pub(super) shares: Shares,
-    pub(super) canaries: Pool,
+    canaries: Pool,
     pub(super) transfers: Arc<Pool>,
     /// Where clients read chunks.
     exported: Registered<Region>,
@@ -80,6 +82,17 @@ impl Adapter {
             exported: Registered::new(Duration::ZERO),
             sources: Registered::new(TRY_AGAIN),
         })
+    }
+
+    /// A buffer for a message that may come.
+    pub(super) fn receive(&self) -> Result<Block> {
+        let short = "all that the setting `receives` allows are posted for other clients";
+        taken(&self.receives, short)
+    }
+
+    /// A buffer for a receive that never comes.
+    pub(super) fn canary(&self) -> Result<Block> {
+        taken(&self.canaries, "all are posted for other clients")
     }
 
     /// Where clients read a chunk, which is registered the first time that it is asked for. The error
@@ -137,4 +150,10 @@ impl Adapter {
         self.exported.clear();
         self.sources.clear();
     }
+}
+
+/// A buffer of a pool of receives; the error says why there is none.
+fn taken(pool: &Pool, short: &'static str) -> Result<Block> {
+    let short = || Error::new("buffers for receives", std::io::Error::other(short));
+    pool.take()?.ok_or_else(short)
 }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 /// Lengths of the buffers that are kept, and most bytes of each length.
 const CLASSES: [(usize, usize); 3] =
     [(8 << 10, 2 << 20), (128 << 10, 4 << 20), (1152 << 10, 9 << 20)];
-/// Bytes that are registered at a time, where a buffer is no longer.
+/// Most bytes that are registered at a time, where a buffer is no longer.
 const SHARE: usize = 512 << 10;
 
 /// The buffers that are lent.
@@ -49,7 +49,7 @@ struct Lent {
 impl Adverts {
     pub(super) fn new(domain: &Arc<Domain>, wire: Arc<Wire>) -> Self {
         let pool = |(block, limit): (usize, usize)| {
-            Pool::new(domain, Access::RemoteWrite, block, SHARE, limit)
+            Pool::new(domain, Access::RemoteWrite, block, SHARE.min(8 * block), limit)
         };
         let pools = CLASSES.into_iter().map(pool).collect();
         let state = State { next: 1, lent: HashMap::default(), leaving: HashMap::default() };

@@ -2,7 +2,6 @@
 
 use super::link::{MOST_ADVERTS, VerbsLink};
 use super::packet::{Assembled, Assembly, Packet};
-use super::server::buffer;
 use super::wire::{MessagePair, Stall};
 use crate::engine::{Link, LinkError};
 use crate::rdma::{Block, Completion};
@@ -111,10 +110,7 @@ impl MessageConnection {
         let Some(extra) = &mut self.extra else { return };
         let more = adapter.shares.take(*extra);
         let posted = (0..more)
-            .take_while(|_| {
-                let buffer = buffer(&adapter.receives);
-                buffer.and_then(|buffer| pair.post_receive(buffer)).is_ok()
-            })
+            .take_while(|_| adapter.receive().and_then(|buffer| pair.post_receive(buffer)).is_ok())
             .count() as u32;
         adapter.shares.give_back(more - posted);
         *extra += posted;

@@ -10,7 +10,7 @@ use super::gather::Gather;
 use super::hello::{ClientHello, Welcome};
 use super::packet::{Piece, Record};
 use super::reads::READ_DEPTH;
-use super::server::{ReadPair, Server, buffer, tuning};
+use super::server::{ReadPair, Server, tuning};
 use super::target::{Advert, Target};
 use super::wire::{Offer, Stall, Wire, withdrawn};
 use crate::ChunkId;
@@ -566,7 +566,7 @@ impl ReadSide {
     /// From RESET to connected, with the receive that tells of a failure.
     fn begin(&self, id: &Id, tuning: &Tuning, adapter: &Adapter) -> rdma::Result<()> {
         self.pair.init(id, tuning)?;
-        self.pair.post_receive(buffer(&adapter.canaries)?)?;
+        self.pair.post_receive(adapter.canary()?)?;
         self.pair.connect(id, tuning)?;
         self.queue.arm()
     }

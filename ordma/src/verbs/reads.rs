@@ -17,7 +17,7 @@ use super::server::tuning;
 use super::wire::Wire;
 use crate::arena::Geometry;
 use crate::client::ReadLane;
-use crate::engine::{LinkError, PageRead, ReadBatch};
+use crate::engine::{LinkError, PageRead, ReadBatch, put_pages};
 use crate::lock;
 use crate::rdma::{
     self, Access, Cap, Channel, Completion, CompletionQueue, Device, Domain, Id, Local, Op, Part,
@@ -483,23 +483,14 @@ impl Reads {
             Dest::There(lent) => (None, Some(Arc::clone(lent.registration()))),
         };
         let size = self.geometry.page_size;
-        let judge = |at: usize, page: &PageRead, place: &mut [u8]| {
-            if let Some(part) = &part {
-                place.copy_from_slice(&part.bytes()[at * size..(at + 1) * size]);
-            }
-            accept(&footers[at], place, &page.reference, page.floor, &page.key)
-        };
-        // Neighbours mostly lie in the same memory, and a place that is gone gets nothing.
-        let runs = pages.chunk_by(|a, b| a.dest.region.same(&b.dest.region));
         let mut outcomes = Vec::with_capacity(pages.len());
-        for run in runs {
-            let mut memory = run[0].dest.region.writable();
-            for page in run {
-                let dest = &page.dest;
-                let place = memory.as_mut().and_then(|memory| memory.part(dest.start, dest.len));
-                let judged = place.map(|place| judge(outcomes.len(), page, place));
-                outcomes.push(judged.unwrap_or(Err(AccessFault::Unreachable)));
-            }
+        for pages in pages.chunk_by(|a, b| a.dest.region.same(&b.dest.region)) {
+            put_pages(pages, &mut outcomes, |at, page, place| {
+                if let Some(part) = &part {
+                    place.copy_from_slice(&part.bytes()[at * size..(at + 1) * size]);
+                }
+                accept(&footers[at], place, &page.reference, page.floor, &page.key)
+            });
         }
         if let Some(registration) = registration
             && outcomes.contains(&Err(AccessFault::Torn))

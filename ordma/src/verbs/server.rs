@@ -5,7 +5,6 @@ use super::connection::MessageConnection;
 use super::credits::{Credits, LEAST_WINDOW, SPARE};
 use super::hello::{ClientHello, Refusal, Welcome, Wish};
 use super::link::VerbsLink;
-use super::pool::Pool;
 use super::reads::READ_DEPTH;
 use super::wire::{INLINE, MessagePair, SENDS, Wire};
 use crate::arena::Arena;
@@ -208,9 +207,9 @@ impl Server {
         };
         pair.init(id, &tuning)?;
         for _ in 0..FIRST_WINDOW + SPARE {
-            pair.post_receive(buffer(&adapter.receives)?)?;
+            pair.post_receive(adapter.receive()?)?;
         }
-        let spare = buffer(&adapter.receives)?;
+        let spare = adapter.receive()?;
         pair.connect(id, &tuning)?;
         let wire = Wire::new(
             Arc::clone(&pair),
@@ -276,15 +275,6 @@ impl Server {
             _ => {}
         }
     }
-}
-
-/// A buffer for a receive.
-pub(super) fn buffer(pool: &Pool) -> rdma::Result<Block> {
-    let short = || {
-        let error = "all that the setting `receives` allows are posted for other clients";
-        rdma::Error::new("buffers for receives", std::io::Error::other(error))
-    };
-    pool.take()?.ok_or_else(short)
 }
 
 /// How queue pairs are connected, but for rights and depths.

@@ -62,6 +62,7 @@ impl Row {
         Self::verbs_with(ordma::verbs::Settings::default())
     }
 
+    #[cfg(feature = "device-tests")]
     pub fn verbs_with(settings: ordma::verbs::Settings) -> Self {
         let host = std::env::var("DAFS_RDMA_ADDRESS").unwrap_or_else(|_| "10.9.9.1".to_owned());
         Self::new(ordma::verbs::Verbs::new(settings), &format!("{host}:0"))
