@@ -750,8 +750,7 @@ fn a_recorded_session(over: Over) {
             third.greet(None).unwrap();
             for frame in frames(&recorded[0]) {
                 third.write_all(frame).unwrap();
-                // As if it was waiting for replies.
-                std::thread::sleep(Duration::from_millis(50));
+                third.receive_frame().expect("a reply to each");
             }
             assert!(server.tree_of("private").join("directory").exists(), "{:?}", done(&server));
             return;

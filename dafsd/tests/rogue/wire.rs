@@ -75,6 +75,18 @@ impl Socket {
         (answer[10] == 0).then(|| answer[32..].try_into().unwrap())
     }
 
+    /// The next frame's head and data. `None` at the end.
+    pub fn receive_frame(&mut self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let mut header = [0; 24];
+        self.read_exact(&mut header).ok()?;
+        let head = u32::from_le_bytes(header[4..8].try_into().unwrap()) as usize;
+        let data = u64::from_le_bytes(header[8..16].try_into().unwrap()) as usize;
+        let (mut head, mut data) = (vec![0; head], vec![0; data]);
+        self.read_exact(&mut head).ok()?;
+        self.read_exact(&mut data).ok()?;
+        Some((head, data))
+    }
+
     /// Waits for the server to close, and returns what it says before.
     pub fn expect_end(&mut self) -> Vec<u8> {
         let (mut said, mut buffer) = (Vec::new(), vec![0; 65536]);
@@ -152,7 +164,7 @@ impl Rogue {
             let key = identity(SERVER).public();
             let (initiator, begin) = Initiator::begin(&identity(number), &key, level).unwrap();
             rogue.send_frame(&begin, &[]).unwrap();
-            let (answer, _) = rogue.receive_frame().unwrap();
+            let (answer, _) = rogue.main.receive_frame().unwrap();
             rogue.secured = Some(initiator.finish(&answer).unwrap());
         }
         rogue
@@ -220,7 +232,7 @@ impl Rogue {
             head = sealed;
         }
         self.send_frame(&head, &[]).map_err(|_| Failure::Lost)?;
-        let (mut head, _) = self.receive_frame().ok_or(Failure::Lost)?;
+        let (mut head, _) = self.main.receive_frame().ok_or(Failure::Lost)?;
         if let Some((channel, _)) = &self.secured {
             let mut plain = Vec::new();
             channel.open(&head, &mut plain).unwrap();
@@ -236,17 +248,6 @@ impl Rogue {
         bytes.extend((data.len() as u64).to_le_bytes());
         bytes.extend([0; 8]);
         self.main.write_all(&[&bytes[..], head, data].concat())
-    }
-
-    fn receive_frame(&mut self) -> Option<(Vec<u8>, Vec<u8>)> {
-        let mut header = [0; 24];
-        self.main.read_exact(&mut header).ok()?;
-        let head = u32::from_le_bytes(header[4..8].try_into().unwrap()) as usize;
-        let data = u64::from_le_bytes(header[8..16].try_into().unwrap()) as usize;
-        let (mut head, mut data) = (vec![0; head], vec![0; data]);
-        self.main.read_exact(&mut head).ok()?;
-        self.main.read_exact(&mut data).ok()?;
-        Some((head, data))
     }
 
     /// Asks for pages on the second connection of the engine `tcp`.
