@@ -280,7 +280,7 @@ fn dropping_the_last_handle_ends_the_session_promptly() {
     server.take_log();
     let begun = Instant::now();
     drop(file);
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(server.take_log(), [Op::Close, Op::Disconnect]);
     assert!(server.state().sessions.is_empty());
 }

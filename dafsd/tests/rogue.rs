@@ -28,7 +28,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use wire::{Rogue, Socket, entry, fields};
+use wire::{PATIENCE, Rogue, Socket, entry, fields};
 
 /// May use the export `open`, as user 1000.
 const ROGUE: u8 = 6;
@@ -472,10 +472,17 @@ fn second_connections_need_the_right_proof(over: Over) {
     rogue.begin("open", None).unwrap();
     match over.kind {
         Kind::Shm => {
-            std::thread::sleep(Duration::from_millis(300));
             let mut kinds = Vec::new();
-            while let Some((kind, _)) = rogue.second().control() {
-                kinds.push(kind);
+            let mut end = Instant::now() + PATIENCE;
+            while Instant::now() < end {
+                match rogue.second().control() {
+                    Some((kind, _)) => {
+                        kinds.push(kind);
+                        // What comes without the proof comes soon after.
+                        end = Instant::now() + Duration::from_millis(300);
+                    }
+                    None => std::thread::sleep(Duration::from_millis(1)),
+                }
             }
             assert_eq!(kinds, [1], "the boot page and no chunk");
         }
@@ -740,7 +747,11 @@ fn a_recorded_session(over: Over) {
         if !live {
             file.close().unwrap();
             client.close();
-            std::thread::sleep(Duration::from_millis(200));
+            let end = Instant::now() + PATIENCE;
+            while server.server().session_counts() != (1, 1) {
+                assert!(Instant::now() < end, "{:?}", server.server().session_counts());
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         let recorded = proxy.recorded();
         assert!(recorded.iter().all(|bytes| bytes.len() > 100), "both connections");
