@@ -199,6 +199,7 @@ unsafe fn copy_avx(to: *mut u8, from: *const u8, len: usize) {
             "add {to}, 256",
             "sub {len}, 256",
             "jnz 2b",
+            "vzeroupper",
             from = inout(reg) from => _,
             to = inout(reg) to => _,
             len = inout(reg) len => _,
