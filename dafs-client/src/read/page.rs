@@ -15,6 +15,9 @@ pub(super) enum Single {
     Faulted(Prior),
 }
 
+/// What came of a page that was to be read one-sidedly.
+pub(super) type Outcome = Result<Footer, AccessFault>;
+
 /// Reads within one page, if it has a reference.
 pub(super) async fn read_one(file: &OpenFile, to: &Segment, offset: u64) -> Single {
     let session = file.session();
@@ -46,7 +49,7 @@ pub(super) async fn read_one(file: &OpenFile, to: &Segment, offset: u64) -> Sing
         let mut table = lock(&session.table);
         table.directory.saw(footer.file, block, footer.generation, footer.version);
     }
-    served(session, file, &[footer], page_size);
+    served(session, file, &[Ok(footer)], page_size);
     // At most a page.
     let valid = footer.valid as usize;
     let bytes = to.len.min(valid.saturating_sub(within));
@@ -61,7 +64,7 @@ pub(super) async fn read_one(file: &OpenFile, to: &Segment, offset: u64) -> Sing
 }
 
 /// A page that ends before its size must be the last one.
-pub(super) fn whole(footer: Footer, page_size: usize) -> Result<Footer, AccessFault> {
+pub(super) fn whole(footer: Footer, page_size: usize) -> Outcome {
     if footer.valid as usize == page_size || footer.last {
         Ok(footer)
     } else {
@@ -75,12 +78,17 @@ pub(super) fn fault_seen(session: &Session, reference: &RemoteRef, fault: Access
     lock(&session.table).directory.faulted(reference, fault);
 }
 
-/// Counts pages that were read one-sidedly, and notes what they say of the end of the file.
-pub(super) fn served(session: &Session, file: &OpenFile, pages: &[Footer], page_size: usize) {
-    session.counters.ordma_pages.add(pages.len() as u64);
-    session.counters.ordma_bytes.add((pages.len() * page_size) as u64);
-    pages.iter().for_each(|footer| saw_end(file, footer));
-    session.record_heat(pages);
+/// Counts the pages that were read one-sidedly, and notes what they say of the end of the file.
+pub(super) fn served(session: &Session, file: &OpenFile, pages: &[Outcome], page_size: usize) {
+    let good = pages.iter().flatten();
+    let mut count = 0;
+    for footer in good.clone() {
+        saw_end(file, footer);
+        count += 1;
+    }
+    session.counters.ordma_pages.add(count as u64);
+    session.counters.ordma_bytes.add((count * page_size) as u64);
+    session.record_heat(count, good);
 }
 
 /// Notes what a page says of the end of the file.

@@ -2,7 +2,7 @@
 
 use super::Prior;
 use super::fetch::{self, Fetched, Want};
-use super::page::{copy_out, fault_seen, saw_end, served, whole};
+use super::page::{Outcome, copy_out, fault_seen, saw_end, served, whole};
 use crate::counters::ReadReport;
 use crate::directory::Known;
 use crate::error::Result;
@@ -20,10 +20,6 @@ const TRIES: u8 = 2;
 
 /// One page of the read.
 struct Page {
-    block: u64,
-    dest: Segment,
-    /// The page is only partly wanted and lands here.
-    bounce: Option<Region>,
     known: Option<Known>,
     /// One-sided reads that found the page changing.
     torn: u8,
@@ -36,14 +32,19 @@ enum State {
     Ordma,
     /// To be read by RPC.
     Rpc,
-    Here(Footer),
+    Here {
+        /// Bytes of it that belong to the file.
+        valid: u32,
+        /// It holds the end of the file.
+        last: bool,
+    },
     /// After the end of the file.
     Beyond,
 }
 
 /// What one of the transfers under way brought, for the pages with these places.
 enum Event {
-    Ordma(Vec<usize>, Vec<std::result::Result<Footer, AccessFault>>),
+    Ordma(Vec<usize>, Vec<Outcome>),
     Rpc(Vec<usize>, Result<Fetched>),
 }
 
@@ -51,7 +52,13 @@ struct Window<'a> {
     file: &'a Arc<OpenFile>,
     grant: Arc<Grant>,
     path: Path,
+    to: &'a Segment,
+    offset: u64,
+    /// The block of the first page; those of the others follow.
+    first: u64,
     pages: Vec<Page>,
+    /// Where the first and the last page land, if they are only partly wanted.
+    bounces: [Option<Region>; 2],
     report: ReadReport,
 }
 
@@ -63,53 +70,23 @@ pub(super) async fn read(
     path: Path,
     prior: Option<Prior>,
 ) -> Result<ReadReport> {
-    let grant = file.session().grant()?;
-    let pages = plan(file, &grant, to, offset);
-    let mut window = Window { file, grant, path, pages, report: ReadReport::default() };
+    let mut window = Window::new(file, to, offset, path)?;
     if let Some(prior) = prior {
         window.report.faults += 1;
-        if prior.fault == AccessFault::Torn && prior.block == window.pages[0].block {
+        if prior.fault == AccessFault::Torn && prior.block == window.first {
             window.pages[0].torn = 1;
             file.session().counters.torn_retries.add(1);
         }
     }
     if matches!(path, Path::Auto | Path::Ordma) {
         window.look_up();
-        if window.ends_before(offset).await {
-            window.give_back();
-            return Ok(window.report);
+        if window.ends_before().await {
+            return Ok(window.give_back());
         }
     }
     window.run().await?;
-    window.deliver(to, offset);
-    window.give_back();
-    Ok(window.report)
-}
-
-/// Which pages the range touches, and where each lands.
-fn plan(file: &OpenFile, grant: &Grant, to: &Segment, offset: u64) -> Vec<Page> {
-    let page_size = grant.page_size;
-    let size = page_size as u64;
-    let end = offset + to.len as u64;
-    let blocks = offset / size..end.div_ceil(size);
-    let pages = blocks.map(|block| {
-        let start = block * size;
-        let bounce = if start >= offset && start + size <= end {
-            None
-        } else {
-            Some(file.session().take_bounce(page_size))
-        };
-        let dest = match &bounce {
-            Some(page) => page.segment(0, page_size),
-            // Within the segment, so it fits.
-            None => {
-                let at = usize::try_from(start - offset).unwrap_or(0);
-                to.region.segment(to.start + at, page_size)
-            }
-        };
-        Page { block, dest, bounce, known: None, torn: 0, state: State::Rpc }
-    });
-    pages.collect()
+    window.deliver();
+    Ok(window.give_back())
 }
 
 impl Window<'_> {
@@ -117,8 +94,7 @@ impl Window<'_> {
     fn look_up(&mut self) {
         let session = self.file.session();
         let number = self.file.number();
-        let (Some(first), Some(last)) = (self.pages.first(), self.pages.last()) else { return };
-        let blocks = first.block..last.block + 1;
+        let blocks = self.first..self.first + self.pages.len() as u64;
         let (mut hits, mut misses) = (0, 0);
         let mut table = lock(&session.table);
         for (page, known) in self.pages.iter_mut().zip(table.directory.lookup_run(number, blocks)) {
@@ -136,13 +112,12 @@ impl Window<'_> {
         session.counters.directory_misses.add(misses);
     }
 
-    /// Whether the file ends before `offset`, as far as its last page tells without an RPC.
-    async fn ends_before(&mut self, offset: u64) -> bool {
+    /// Whether the file ends before the first byte asked for, as far as its last page tells without an
+    /// RPC.
+    async fn ends_before(&mut self) -> bool {
         let session = self.file.session();
-        let (Some(first), Some(last)) = (self.pages.first(), self.file.last_block()) else {
-            return false;
-        };
-        if last >= first.block || first.known.is_some() {
+        let Some(last) = self.file.last_block() else { return false };
+        if last >= self.first || self.pages[0].known.is_some() {
             return false;
         }
         let known = lock(&session.table).directory.lookup(self.file.number(), last);
@@ -166,10 +141,10 @@ impl Window<'_> {
                     footer.generation,
                     footer.version,
                 );
-                served(session, self.file, &[footer], page_size);
+                served(session, self.file, &[Ok(footer)], page_size);
                 self.report.ordma += 1;
                 let end = last * page_size as u64 + u64::from(footer.valid);
-                let ends = footer.last && end <= offset;
+                let ends = footer.last && end <= self.offset;
                 session.counters.ends_without_rpc.add(u64::from(ends));
                 ends
             }
@@ -185,10 +160,9 @@ impl Window<'_> {
     async fn run(&mut self) -> Result<()> {
         // Pages after the one that held the end of the file are not asked for until that one says
         // that the file goes on.
-        let first = self.pages.first().map_or(0, |page| page.block);
         let mut limit = match self.file.last_block() {
-            Some(last) if last >= first => {
-                let place = usize::try_from(last - first).unwrap_or(usize::MAX);
+            Some(last) if last >= self.first => {
+                let place = usize::try_from(last - self.first).unwrap_or(usize::MAX);
                 match self.pages.get(place) {
                     Some(page) if page.known.is_some() => place + 1,
                     _ => self.pages.len(),
@@ -198,7 +172,7 @@ impl Window<'_> {
         };
         loop {
             if let Some(end) = self.pages[..limit].iter().position(|page| match page.state {
-                State::Here(footer) => footer.last,
+                State::Here { last, .. } => last,
                 State::Beyond => true,
                 State::Ordma | State::Rpc => false,
             }) {
@@ -210,7 +184,7 @@ impl Window<'_> {
                 continue;
             }
             let ended = match self.pages[limit - 1].state {
-                State::Here(footer) => footer.last,
+                State::Here { last, .. } => last,
                 _ => true,
             };
             if ended || limit == self.pages.len() {
@@ -248,14 +222,12 @@ impl Window<'_> {
             (0..limit).filter(|&place| matches!(self.pages[place].state, State::Rpc)).collect();
         let (placement, most) = self.placement(rpc.len());
         let file = self.file;
-        for places in fetch::groups(&rpc, |place| self.pages[place].block, most) {
-            let wants: Vec<Want> = places
-                .iter()
-                .map(|&place| {
-                    let Page { block, ref dest, known, .. } = self.pages[place];
-                    Want { block, dest: dest.clone(), known }
-                })
-                .collect();
+        for places in fetch::groups(&rpc, |place| self.block(place), most) {
+            let want = |&place: &usize| {
+                let known = self.pages[place].known;
+                Want { block: self.block(place), dest: self.dest(place), known }
+            };
+            let wants: Vec<Want> = places.iter().map(want).collect();
             under_way.push(Box::pin(async move {
                 Event::Rpc(places, fetch::fetch(file, &wants, placement).await)
             }));
@@ -295,9 +267,8 @@ impl Window<'_> {
         for places in places.chunks(most) {
             let places = places.to_vec();
             let reads = places.iter().filter_map(|&place| {
-                let page = &self.pages[place];
-                let known = page.known?;
-                let dest = page.dest.clone();
+                let known = self.pages[place].known?;
+                let dest = self.dest(place);
                 let (reference, floor) = (known.reference, known.floor());
                 Some(PageRead { reference, floor, dest, key: Arc::clone(key) })
             });
@@ -331,23 +302,21 @@ impl Window<'_> {
     }
 
     /// Takes the outcomes of one-sided reads.
-    fn ordma(&mut self, places: &[usize], outcomes: Vec<std::result::Result<Footer, AccessFault>>) {
+    fn ordma(&mut self, places: &[usize], mut outcomes: Vec<Outcome>) {
         let file = self.file;
         let session = file.session();
-        let page_size = self.grant.page_size;
-        let mut here = Vec::with_capacity(places.len());
         // Those in a version that the directory does not know of.
         let mut seen = Vec::new();
-        for (&place, outcome) in places.iter().zip(outcomes) {
+        for (&place, outcome) in places.iter().zip(&mut outcomes) {
             let page = &mut self.pages[place];
-            let Some(known) = page.known else { continue };
-            match outcome.and_then(|footer| whole(footer, page_size)) {
-                Ok(footer) => {
-                    page.state = State::Here(footer);
+            let Some(known) = &page.known else { continue };
+            *outcome = outcome.and_then(|footer| whole(footer, self.grant.page_size));
+            match *outcome {
+                Ok(Footer { file, block, generation, version, valid, last, .. }) => {
+                    page.state = State::Here { valid, last };
                     self.report.ordma += 1;
-                    here.push(footer);
-                    if known.seen != Some(footer.version) {
-                        seen.push(footer);
+                    if known.seen != Some(version) {
+                        seen.push((file, block, generation, version));
                     }
                 }
                 Err(fault) => {
@@ -364,10 +333,10 @@ impl Window<'_> {
                 }
             }
         }
-        served(session, file, &here, page_size);
+        served(session, file, &outcomes, self.grant.page_size);
         if !seen.is_empty() {
             let mut table = lock(&session.table);
-            for Footer { file, block, generation, version, .. } in seen {
+            for (file, block, generation, version) in seen {
                 table.directory.saw(file, block, generation, version);
             }
         }
@@ -383,7 +352,7 @@ impl Window<'_> {
                 page.state = State::Beyond;
                 continue;
             };
-            page.state = State::Here(footer);
+            page.state = State::Here { valid: footer.valid, last: footer.last };
             saw_end(self.file, &footer);
             match placement {
                 Placement::Inline => self.report.inline += 1,
@@ -399,7 +368,7 @@ impl Window<'_> {
                 fault_seen(session, &known.reference, AccessFault::Bad);
                 tracing::warn!(
                     file = %self.file.name,
-                    block = page.block,
+                    block = footer.block,
                     reference = ?known.reference,
                     "a page in the server's memory does not match its check and has not changed"
                 );
@@ -408,23 +377,24 @@ impl Window<'_> {
     }
 
     /// Counts the bytes read, and copies what landed in bounce pages.
-    fn deliver(&mut self, to: &Segment, offset: u64) {
+    fn deliver(&mut self) {
+        let Self { to, offset, first, .. } = *self;
         let size = self.grant.page_size as u64;
         let end = offset + to.len as u64;
         let mut at = offset;
-        for page in &self.pages {
-            let State::Here(footer) = page.state else { break };
-            let start = page.block * size;
-            let until = end.min(start + u64::from(footer.valid)).max(at);
-            // Both lie within the segment or the page.
-            let place = |n: u64| usize::try_from(n).unwrap_or(0);
-            if let Some(bounce) = &page.bounce {
-                let len = place(until - at);
-                copy_out(bounce, place(at - start), to, place(at - offset), len);
+        for (place, page) in self.pages.iter().enumerate() {
+            let State::Here { valid, last } = page.state else { break };
+            let start = (first + place as u64) * size;
+            let until = end.min(start + u64::from(valid)).max(at);
+            if let Some(bounce) = self.bounce(place) {
+                // Both lie within the segment or the page.
+                let within = |n: u64| usize::try_from(n).unwrap_or(0);
+                let len = within(until - at);
+                copy_out(bounce, within(at - start), to, within(at - offset), len);
                 self.report.copied += len as u64;
             }
             at = until;
-            if footer.last {
+            if last {
                 break;
             }
         }
@@ -432,16 +402,58 @@ impl Window<'_> {
     }
 
     /// Returns the bounce pages; nothing is under way any more.
-    fn give_back(&mut self) {
-        for page in &mut self.pages {
-            if let Some(bounce) = page.bounce.take() {
-                self.file.session().give_bounce(bounce);
-            }
-        }
+    fn give_back(self) -> ReadReport {
+        self.bounces.into_iter().flatten().for_each(|page| self.file.session().give_bounce(page));
+        self.report
     }
 }
 
 impl<'a> Window<'a> {
+    /// The pages that the range touches, and where each lands.
+    fn new(file: &'a Arc<OpenFile>, to: &'a Segment, offset: u64, path: Path) -> Result<Self> {
+        let grant = file.session().grant()?;
+        let page_size = grant.page_size;
+        let size = page_size as u64;
+        let end = offset + to.len as u64;
+        let (first, behind) = (offset / size, end.div_ceil(size));
+        let pages: Vec<_> = (first..behind)
+            .map(|_| Page { known: None, torn: 0, state: State::Rpc })
+            .collect();
+        let partly = |wanted: bool| wanted.then(|| file.session().take_bounce(page_size));
+        let head = !offset.is_multiple_of(size) || end < size * (first + 1);
+        let tail = pages.len() > 1 && !end.is_multiple_of(size);
+        let bounces = [partly(head), partly(tail)];
+        let report = ReadReport::default();
+        Ok(Self { file, grant, path, to, offset, first, pages, bounces, report })
+    }
+
+    fn block(&self, place: usize) -> u64 {
+        self.first + place as u64
+    }
+
+    /// Where a page lands that is only partly wanted.
+    fn bounce(&self, place: usize) -> Option<&Region> {
+        let [head, tail] = &self.bounces;
+        match place {
+            0 => head.as_ref(),
+            _ if place + 1 == self.pages.len() => tail.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Where a page lands.
+    fn dest(&self, place: usize) -> Segment {
+        let size = self.grant.page_size;
+        match self.bounce(place) {
+            Some(page) => page.segment(0, size),
+            None => {
+                // Less than a page. The page lies within the segment, so all of it fits.
+                let before = usize::try_from(self.offset % size as u64).unwrap_or(0);
+                self.to.region.segment(self.to.start + place * size - before, size)
+            }
+        }
+    }
+
     fn session(&self) -> &'a crate::session::Session {
         self.file.session()
     }

@@ -239,13 +239,13 @@ impl Session {
         self.closing.load(Ordering::Acquire)
     }
 
-    /// Records pages that were read one-sidedly; one of a few is kept.
-    pub(crate) fn record_heat(&self, pages: &[Footer]) {
+    /// Records so many pages that were read one-sidedly; one of a few is kept.
+    pub(crate) fn record_heat<'p>(&self, count: usize, pages: impl Iterator<Item = &'p Footer>) {
         // At most as many as fit a window.
-        let count = u32::try_from(pages.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
         let before = self.heat_tick.fetch_add(count, Ordering::Relaxed);
         let to_next = (HEAT_SAMPLING - before % HEAT_SAMPLING) % HEAT_SAMPLING;
-        let mut sampled = pages.iter().skip(to_next as usize).step_by(HEAT_SAMPLING as usize);
+        let mut sampled = pages.skip(to_next as usize).step_by(HEAT_SAMPLING as usize);
         let Some(first) = sampled.next() else { return };
         let mut table = lock(&self.table);
         for &Footer { file, block, generation, .. } in std::iter::once(first).chain(sampled) {
