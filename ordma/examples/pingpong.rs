@@ -9,7 +9,7 @@
 use dafs_keys::{FileKey, PageKey, Protection, ReadKey, Secret};
 use ordma::arena::{Geometry, Guard};
 use ordma::{
-    Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, PageRead, ReadAccess,
+    Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, PageReads, ReadAccess,
     ReadBatch, Receiver, RemoteRef, Service,
 };
 use std::io::{Read, Write};
@@ -195,13 +195,12 @@ impl Ordma {
 
     fn read(&self, buffer: &mut [u8], turn: usize) {
         ordma::region::lend(buffer, |region| {
-            let pages = (0..region.len() / PAGE).map(|i| PageRead {
-                reference: self.pages[(turn + i) % self.pages.len()],
-                floor: 0,
-                dest: region.segment(i * PAGE, PAGE),
-                key: Arc::clone(&self.key),
-            });
-            self.finish(&self.endpoint.read(pages.collect()));
+            let count = region.len() / PAGE;
+            let mut reads = PageReads::into(region, PAGE, &self.key, count);
+            for i in 0..count {
+                reads.push(self.pages[(turn + i) % self.pages.len()], 0, i * PAGE);
+            }
+            self.finish(&self.endpoint.read(reads));
         });
     }
 

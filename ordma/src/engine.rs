@@ -6,7 +6,7 @@
 //! [`Endpoint::drive`], so that a blocking caller needs no other thread.
 
 use crate::arena::{Arena, Chunk, Geometry, Slot, copy_slots};
-use crate::region::Segment;
+use crate::region::{Region, Segment};
 use crate::slot::Footer;
 use crate::{AccessFault, ChunkId, RemoteRef};
 use dafs_keys::secret::MacKey;
@@ -297,7 +297,7 @@ pub trait Endpoint: Send + Sync + fmt::Debug {
     fn withdraw(&self, tag: Tag) -> u64;
     /// Posts one-sided reads. The batch completes while someone drives the endpoint, or at once
     /// (see [`Capabilities::local_reads`]).
-    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch>;
+    fn read(&self, reads: PageReads) -> Arc<ReadBatch>;
     /// Whether one-sided reads are worth posting now. `false` while what carries them is being set up
     /// again after a fault that a NIC met: they would fault, each, and say nothing of the pages that
     /// they are for. Messages and direct transfers go on meanwhile.
@@ -314,50 +314,127 @@ pub trait Endpoint: Send + Sync + fmt::Debug {
     fn close(&self);
 }
 
-/// One page to be read one-sidedly.
-#[derive(Clone, Debug)]
+/// One page to be read one-sidedly, of those in [`PageReads`].
+#[derive(Clone, Copy, Debug)]
 pub struct PageRead {
     /// Which page.
     pub reference: RemoteRef,
     /// The least version that is acceptable.
     pub floor: u64,
-    /// What it takes to read pages of the file.
-    pub key: Arc<FileKey>,
-    /// Where the payload goes: page size. Zeroed on a fault.
-    pub dest: Segment,
+    /// Which of the regions the payload goes to, and where in it it begins.
+    region: u32,
+    start: usize,
 }
 
-impl PageRead {
-    /// Whether the request for the page has to bear a tag.
+/// Pages of one file to be read one-sidedly together: all under one key, and most of them into one
+/// region, so that neither is named for each.
+#[derive(Clone, Debug)]
+pub struct PageReads {
+    key: Arc<FileKey>,
+    page_size: usize,
+    pages: Vec<PageRead>,
+    first: Region,
+    /// The other regions.
+    more: Vec<Region>,
+}
+
+impl PageReads {
+    /// No pages yet, of what will be about so many, to be put into `region`. `key` is what it takes to
+    /// read pages of the file.
+    #[must_use]
+    pub fn into(region: &Region, page_size: usize, key: &Arc<FileKey>, count: usize) -> Self {
+        let (key, pages) = (Arc::clone(key), Vec::with_capacity(count));
+        Self { key, page_size, pages, first: region.clone(), more: Vec::new() }
+    }
+
+    /// Pages that follow go to this region.
+    pub fn turn_to(&mut self, region: &Region) {
+        if !self.more.last().unwrap_or(&self.first).same(region) {
+            self.more.push(region.clone());
+        }
+    }
+
+    /// One more page: `floor` is the least version that is acceptable, and `start` where in the region
+    /// its payload begins, which is zeroed on a fault.
+    ///
+    /// # Panics
+    /// If a page has no room there.
+    pub fn push(&mut self, reference: RemoteRef, floor: u64, start: usize) {
+        let room = self.more.last().unwrap_or(&self.first).len();
+        assert!(start.checked_add(self.page_size).is_some_and(|end| end <= room));
+        // There are fewer regions than pages, and those fit into memory.
+        let region = u32::try_from(self.more.len()).unwrap_or(u32::MAX);
+        self.pages.push(PageRead { reference, floor, region, start });
+    }
+
+    /// The pages, in the order in which they were asked for.
+    #[must_use]
+    pub fn pages(&self) -> &[PageRead] {
+        &self.pages
+    }
+
+    /// Bytes of a page.
+    #[must_use]
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// What it takes to read pages of the file.
+    #[must_use]
+    pub fn key(&self) -> &FileKey {
+        &self.key
+    }
+
+    /// Runs `f` on a page's place, or returns `None` if the region was withdrawn. Must not block.
+    pub fn with_place<R>(&self, page: &PageRead, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
+        self.region(page).writable()?.part(page.start, self.page_size).map(f)
+    }
+
+    /// The region that a page goes to.
+    pub(crate) fn region(&self, page: &PageRead) -> &Region {
+        match page.region.checked_sub(1) {
+            None => &self.first,
+            Some(at) => &self.more[at as usize],
+        }
+    }
+
+    /// Where a page goes: the region, the first byte, and how many there are.
+    pub(crate) fn place(&self, page: &PageRead) -> (&Region, usize, usize) {
+        (self.region(page), page.start, self.page_size)
+    }
+
+    /// Whether requests for the pages have to bear tags.
     pub(crate) fn is_tagged(&self) -> bool {
         matches!(*self.key, FileKey::Keyed(_))
     }
-}
 
-/// Puts pages into their places, which lie in one region, under one lock. `put` is told the place that
-/// the outcome will have in `outcomes`.
-pub(crate) fn put_pages(
-    pages: &[PageRead],
-    outcomes: &mut Vec<Result<Footer, AccessFault>>,
-    mut put: impl FnMut(usize, &PageRead, &mut [u8]) -> Result<Footer, AccessFault>,
-) {
-    let start = outcomes.len();
-    if let Some(mut memory) = pages.first().and_then(|page| page.dest.region.writable()) {
-        outcomes.extend(pages.iter().enumerate().map(|(at, page)| {
-            let place = memory.part(page.dest.start, page.dest.len);
-            // A place that is none is the caller's mistake.
-            place.map_or(Err(AccessFault::Stale), |place| put(start + at, page, place))
-        }));
+    /// Puts some of the pages into their places, those that go to the same region under one lock. `put`
+    /// is told the place that the outcome will have in `outcomes`.
+    pub(crate) fn put(
+        &self,
+        pages: &[PageRead],
+        outcomes: &mut Vec<Result<Footer, AccessFault>>,
+        mut put: impl FnMut(usize, &PageRead, &mut [u8]) -> Result<Footer, AccessFault>,
+    ) {
+        for pages in pages.chunk_by(|a, b| a.region == b.region) {
+            let start = outcomes.len();
+            if let Some(mut memory) = self.region(&pages[0]).writable() {
+                outcomes.extend(pages.iter().enumerate().map(|(at, page)| {
+                    let place = memory.part(page.start, self.page_size);
+                    place.map_or(Err(AccessFault::Stale), |place| put(start + at, page, place))
+                }));
+            }
+            // A place that is gone gets nothing.
+            outcomes.resize(start + pages.len(), Err(AccessFault::Unreachable));
+        }
     }
-    // A place that is gone gets nothing.
-    outcomes.resize(start + pages.len(), Err(AccessFault::Unreachable));
 }
 
 /// One-sided reads posted together.
 #[derive(Debug)]
 pub struct ReadBatch {
     /// What was asked for.
-    pub pages: Vec<PageRead>,
+    pub reads: PageReads,
     ended: AtomicBool,
     outcome: Completion<Vec<Result<Footer, AccessFault>>>,
 }
@@ -365,8 +442,8 @@ pub struct ReadBatch {
 impl ReadBatch {
     /// A batch that is not done yet.
     #[must_use]
-    pub fn new(pages: Vec<PageRead>) -> Arc<Self> {
-        Arc::new(Self { pages, ended: AtomicBool::new(false), outcome: Completion::default() })
+    pub fn new(reads: PageReads) -> Arc<Self> {
+        Arc::new(Self { reads, ended: AtomicBool::new(false), outcome: Completion::default() })
     }
 
     /// Ends the batch: one outcome per page, in order; payloads of faulted pages are zeroed here.
@@ -375,13 +452,13 @@ impl ReadBatch {
     /// # Panics
     /// If the counts differ.
     pub fn complete(&self, outcome: Vec<Result<Footer, AccessFault>>) {
-        assert_eq!(outcome.len(), self.pages.len());
+        assert_eq!(outcome.len(), self.reads.pages.len());
         if self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
-        for (page, result) in self.pages.iter().zip(&outcome) {
+        for (page, result) in self.reads.pages.iter().zip(&outcome) {
             if result.is_err() {
-                page.dest.with(|bytes| bytes.fill(0));
+                self.reads.with_place(page, |bytes| bytes.fill(0));
             }
         }
         self.outcome.complete(outcome);
@@ -389,7 +466,7 @@ impl ReadBatch {
 
     /// Ends the batch with the same fault for each page, unless it has ended.
     pub fn fail(&self, fault: AccessFault) {
-        self.complete(vec![Err(fault); self.pages.len()]);
+        self.complete(vec![Err(fault); self.reads.pages.len()]);
     }
 
     /// The outcomes, once.
@@ -490,9 +567,9 @@ mod tests {
     fn a_batch_that_has_ended_leaves_its_buffers_alone() {
         let region = Region::owned(vec![7; 16]);
         let reference = RemoteRef { chunk: 0, slot: 0, file: 1, block: 2, generation: 3 };
-        let dest = region.segment(0, 16);
-        let batch =
-            ReadBatch::new(vec![PageRead { reference, floor: 0, key: FileKey::clear(), dest }]);
+        let mut reads = PageReads::into(&region, 16, &FileKey::clear(), 1);
+        reads.push(reference, 0, 0);
+        let batch = ReadBatch::new(reads);
         batch.fail(AccessFault::Torn);
         assert_eq!(region.with(|bytes| bytes.to_vec()), Some(vec![0; 16]));
         // The caller gets the page in another way now.

@@ -4,7 +4,7 @@
 //! engines send them over a connection, `cut` at a time. What must hold whatever comes is asserted.
 
 use crate::arena::Geometry;
-use crate::engine::{LinkError, PageRead, Receiver};
+use crate::engine::{LinkError, PageReads, Receiver};
 use crate::region::Region;
 use crate::shm::control;
 use crate::stream::frame::Limits;
@@ -80,13 +80,12 @@ pub fn replies(bytes: &[u8], cut: usize) {
     let reads = Reads::new(ours.into(), "fuzz".to_owned(), geometry, [0; 16], false);
     let region = Region::owned(vec![0xEE; 2 * PAGE]);
     let key = Arc::new(FileKey::Sealed(PageKey::derive(&Secret::from_bytes([1; 32]), 1, 5)));
-    let page = |block: usize| PageRead {
-        reference: RemoteRef { chunk: 0, slot: 0, file: 5, block: block as u64, generation: 1 },
-        floor: 0,
-        key: Arc::clone(&key),
-        dest: region.segment(block * PAGE, PAGE),
-    };
-    let (batch, _) = reads.post(vec![page(0), page(1)]);
+    let mut wanted = PageReads::into(&region, PAGE, &key, 2);
+    for block in 0..2 {
+        let reference = RemoteRef { chunk: 0, slot: 0, file: 5, block, generation: 1 };
+        wanted.push(reference, 0, block as usize * PAGE);
+    }
+    let (batch, _) = reads.post(wanted);
     feed(&reads, theirs, bytes, cut);
     if let Poll::Ready(outcomes) = batch.poll(&mut Context::from_waker(Waker::noop())) {
         assert!(outcomes.iter().all(Result::is_err), "a page out of thin air");

@@ -5,7 +5,7 @@ use crate::counters::ReadReport;
 use crate::file::OpenFile;
 use crate::session::Session;
 use crate::sync::lock;
-use ordma::{AccessFault, Footer, PageRead, Region, RemoteRef, Segment};
+use ordma::{AccessFault, Footer, PageReads, Region, RemoteRef, Segment};
 
 /// How such a read went.
 pub(super) enum Single {
@@ -34,9 +34,10 @@ pub(super) async fn read_one(file: &OpenFile, to: &Segment, offset: u64) -> Sing
     session.counters.directory_hits.add(1);
 
     let bounce = (to.len < page_size).then(|| session.take_bounce(page_size));
-    let dest = bounce.as_ref().map_or_else(|| to.clone(), |page| page.segment(0, page_size));
-    let read = PageRead { reference: known.reference, floor: known.floor(), dest, key };
-    let outcome = session.post(&live.endpoint, vec![read]).await.pop();
+    let (region, start) = bounce.as_ref().map_or((&to.region, to.start), |page| (page, 0));
+    let mut reads = PageReads::into(region, page_size, &key, 1);
+    reads.push(known.reference, known.floor(), start);
+    let outcome = session.post(&live.endpoint, reads).await.pop();
     let outcome = outcome.unwrap_or(Err(AccessFault::Unreachable));
     let footer = match outcome.and_then(|footer| whole(footer, page_size)) {
         Ok(footer) => footer,

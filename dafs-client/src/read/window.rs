@@ -12,7 +12,7 @@ use crate::session::{Grant, Live};
 use crate::sync::{Boxed, join_all, lock};
 use dafs_keys::FileKey;
 use dafs_proto::Placement;
-use ordma::{AccessFault, FOOTER_LEN, Footer, PageRead, Region, Segment};
+use ordma::{AccessFault, FOOTER_LEN, Footer, PageReads, Region, Segment};
 use std::sync::Arc;
 
 /// How often a page is tried one-sidedly while it is changing.
@@ -128,9 +128,9 @@ impl Window<'_> {
         };
         let page_size = self.grant.page_size;
         let bounce = session.take_bounce(page_size);
-        let dest = bounce.segment(0, page_size);
-        let read = PageRead { reference: known.reference, floor: known.floor(), dest, key };
-        let outcome = session.post(&live.endpoint, vec![read]).await.pop();
+        let mut reads = PageReads::into(&bounce, page_size, &key, 1);
+        reads.push(known.reference, known.floor(), 0);
+        let outcome = session.post(&live.endpoint, reads).await.pop();
         session.give_bounce(bounce);
         let outcome = outcome.unwrap_or(Err(AccessFault::Unreachable));
         match outcome.and_then(|footer| whole(footer, page_size)) {
@@ -266,13 +266,15 @@ impl Window<'_> {
         let most = live.endpoint.capabilities().read_batch.max(1);
         for places in places.chunks(most) {
             let places = places.to_vec();
-            let reads = places.iter().filter_map(|&place| {
-                let known = self.pages[place].known?;
-                let dest = self.dest(place);
-                let (reference, floor) = (known.reference, known.floor());
-                Some(PageRead { reference, floor, dest, key: Arc::clone(key) })
-            });
-            let reads = session.post(&live.endpoint, reads.collect());
+            let size = self.grant.page_size;
+            let mut reads = PageReads::into(self.place(places[0]).0, size, key, places.len());
+            for &place in &places {
+                let Some(known) = &self.pages[place].known else { continue };
+                let (region, start) = self.place(place);
+                reads.turn_to(region);
+                reads.push(known.reference, known.floor(), start);
+            }
+            let reads = session.post(&live.endpoint, reads);
             under_way.push(Box::pin(async move { Event::Ordma(places, reads.await) }));
         }
     }
@@ -416,9 +418,8 @@ impl<'a> Window<'a> {
         let size = page_size as u64;
         let end = offset + to.len as u64;
         let (first, behind) = (offset / size, end.div_ceil(size));
-        let pages: Vec<_> = (first..behind)
-            .map(|_| Page { known: None, torn: 0, state: State::Rpc })
-            .collect();
+        let pages: Vec<_> =
+            (first..behind).map(|_| Page { known: None, torn: 0, state: State::Rpc }).collect();
         let partly = |wanted: bool| wanted.then(|| file.session().take_bounce(page_size));
         let head = !offset.is_multiple_of(size) || end < size * (first + 1);
         let tail = pages.len() > 1 && !end.is_multiple_of(size);
@@ -441,17 +442,22 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Where a page lands.
-    fn dest(&self, place: usize) -> Segment {
+    /// Where a page lands: the region, and the first byte.
+    fn place(&self, place: usize) -> (&Region, usize) {
         let size = self.grant.page_size;
         match self.bounce(place) {
-            Some(page) => page.segment(0, size),
+            Some(page) => (page, 0),
             None => {
                 // Less than a page. The page lies within the segment, so all of it fits.
                 let before = usize::try_from(self.offset % size as u64).unwrap_or(0);
-                self.to.region.segment(self.to.start + place * size - before, size)
+                (&self.to.region, self.to.start + place * size - before)
             }
         }
+    }
+
+    fn dest(&self, place: usize) -> Segment {
+        let (region, start) = self.place(place);
+        region.segment(start, self.grant.page_size)
     }
 
     fn session(&self) -> &'a crate::session::Session {

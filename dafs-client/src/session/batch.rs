@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::pump::{READS, want};
-use ordma::{AccessFault, Endpoint, Footer, PageRead, ReadBatch};
+use ordma::{AccessFault, Endpoint, Footer, PageReads, ReadBatch};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ pub(crate) struct Reads<'a> {
 
 impl Session {
     /// Posts one-sided reads.
-    pub(crate) fn post(&self, endpoint: &Arc<dyn Endpoint>, pages: Vec<PageRead>) -> Reads<'_> {
-        Reads { session: self, batch: endpoint.read(pages), counted: false }
+    pub(crate) fn post(&self, endpoint: &Arc<dyn Endpoint>, reads: PageReads) -> Reads<'_> {
+        Reads { session: self, batch: endpoint.read(reads), counted: false }
     }
 }
 

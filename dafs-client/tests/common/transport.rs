@@ -3,9 +3,9 @@
 
 use super::{PAGE, Server, Verdict, ops};
 use dafs_keys::handshake::{Incoming, Initiator, Responder};
-use dafs_keys::{Identity, PageTagKey, Protection, Seal, WriteKey};
+use dafs_keys::{FileKey, Identity, PageTagKey, Protection, Seal, WriteKey};
 use dafs_proto::Header;
-use ordma::engine::{Established, PageRead};
+use ordma::engine::{Established, PageRead, PageReads};
 use ordma::{
     AccessFault, Capabilities, Connector, Endpoint, Footer, Interest, LinkError, ReadBatch,
     Receiver, Region, Segment, Tag,
@@ -174,14 +174,15 @@ impl FakeEndpoint {
         Some(data)
     }
 
-    fn read_slot(&self, page: &PageRead) -> Result<(Footer, Vec<u8>), AccessFault> {
-        self.server.state().read_slot(&page.reference, page.floor, &page.key)
+    fn read_slot(&self, page: &PageRead, key: &FileKey) -> Result<(Footer, Vec<u8>), AccessFault> {
+        self.server.state().read_slot(&page.reference, page.floor, key)
     }
 
     fn complete(&self, batch: &ReadBatch) {
-        let outcome = batch.pages.iter().map(|page| {
-            let (footer, payload) = self.read_slot(page)?;
-            page.dest.with(|bytes| bytes.copy_from_slice(&payload));
+        let reads = &batch.reads;
+        let outcome = reads.pages().iter().map(|page| {
+            let (footer, payload) = self.read_slot(page, reads.key())?;
+            reads.with_place(page, |bytes| bytes.copy_from_slice(&payload));
             Ok(footer)
         });
         let outcome = outcome.collect();
@@ -284,9 +285,9 @@ impl Endpoint for FakeEndpoint {
         inner.advertised.remove(&tag).map_or(0, |(_, placed)| placed)
     }
 
-    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
-        assert!(pages.iter().all(|page| page.dest.len == PAGE));
-        let batch = ReadBatch::new(pages);
+    fn read(&self, reads: PageReads) -> Arc<ReadBatch> {
+        assert_eq!(reads.page_size(), PAGE);
+        let batch = ReadBatch::new(reads);
         let local_reads = self.capabilities().local_reads;
         let mut inner = self.inner.lock().unwrap();
         if inner.cut {

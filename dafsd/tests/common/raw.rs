@@ -9,7 +9,7 @@ use dafs_proto::{
     Status, WireRef, WriteRequest, encode_message,
 };
 use ordma::{
-    AccessFault, Connector, Endpoint, FOOTER_LEN, Footer, Interest, LinkError, PageRead, Receiver,
+    AccessFault, Connector, Endpoint, FOOTER_LEN, Footer, Interest, LinkError, PageReads, Receiver,
     Region, RemoteRef,
 };
 use prost::Message as _;
@@ -282,9 +282,9 @@ impl Raw {
         key: &Arc<FileKey>,
     ) -> (Result<Footer, AccessFault>, Vec<u8>) {
         let region = Region::owned(vec![0xEE; PAGE]);
-        let dest = region.segment(0, PAGE);
-        let batch =
-            self.endpoint.read(vec![PageRead { reference, floor: 0, key: Arc::clone(key), dest }]);
+        let mut reads = PageReads::into(&region, PAGE, key, 1);
+        reads.push(reference, 0, 0);
+        let batch = self.endpoint.read(reads);
         let end = Instant::now() + PATIENCE;
         loop {
             if let Poll::Ready(outcome) = batch.poll(&mut Context::from_waker(Waker::noop())) {

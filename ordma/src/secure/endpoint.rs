@@ -3,7 +3,7 @@
 use super::stock::Stock;
 use super::{Secured, message, scratch};
 use crate::engine::{
-    Capabilities, Endpoint, Established, Interest, LinkError, PageRead, ReadBatch, Tag,
+    Capabilities, Endpoint, Established, Interest, LinkError, PageReads, ReadBatch, Tag,
 };
 use crate::lock;
 use crate::region::{Region, Segment};
@@ -140,8 +140,8 @@ impl Endpoint for SecureEndpoint {
         placed
     }
 
-    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
-        self.inner.read(pages)
+    fn read(&self, reads: PageReads) -> Arc<ReadBatch> {
+        self.inner.read(reads)
     }
 
     fn reads_now(&self) -> bool {

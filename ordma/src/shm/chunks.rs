@@ -3,7 +3,7 @@
 use super::boot::PeerBoot;
 use super::control::{self, Message, Received};
 use crate::arena::{Geometry, PeerChunk};
-use crate::engine::{PageRead, put_pages};
+use crate::engine::{PageRead, PageReads};
 use crate::lock;
 use crate::slot::{FOOTER_LEN, Footer, accept};
 use crate::{AccessFault, ChunkId};
@@ -149,27 +149,32 @@ impl Chunks {
 
     /// Copies pages to their places and judges them. None must be accepted before the server was
     /// found alive after this.
-    pub(crate) fn read(&self, pages: &[PageRead]) -> Vec<Result<Footer, AccessFault>> {
+    pub(crate) fn read(&self, reads: &PageReads) -> Vec<Result<Footer, AccessFault>> {
+        let pages = reads.pages();
+        if reads.is_tagged() {
+            // There is no one here to show a tag to.
+            return vec![Err(AccessFault::Revoked); pages.len()];
+        }
+        if reads.page_size() != self.geometry.page_size {
+            // Places of another size are the caller's mistake: nothing can be put there.
+            return vec![Err(AccessFault::Stale); pages.len()];
+        }
         let mut outcomes = Vec::with_capacity(pages.len());
-        let together = |a: &PageRead, b: &PageRead| {
-            a.dest.region.same(&b.dest.region)
-                && a.reference.chunk == b.reference.chunk
-                && a.is_tagged() == b.is_tagged()
-        };
+        let chunks = pages.chunk_by(|a, b| a.reference.chunk == b.reference.chunk);
         // A region is locked for a limited time only.
-        for run in pages.chunk_by(together).flat_map(|run| run.chunks(AT_ONCE)) {
-            self.read_run(run, &mut outcomes);
+        for run in chunks.flat_map(|pages| pages.chunks(AT_ONCE)) {
+            self.read_run(reads, run, &mut outcomes);
         }
         outcomes
     }
 
-    /// Reads pages of one chunk to places in one region, with tags or without.
-    fn read_run(&self, run: &[PageRead], outcomes: &mut Vec<Result<Footer, AccessFault>>) {
-        if run[0].is_tagged() {
-            // There is no one here to show a tag to.
-            outcomes.extend(run.iter().map(|_| Err(AccessFault::Revoked)));
-            return;
-        }
+    /// Reads pages of one chunk.
+    fn read_run(
+        &self,
+        reads: &PageReads,
+        run: &[PageRead],
+        outcomes: &mut Vec<Result<Footer, AccessFault>>,
+    ) {
         let chunk = run[0].reference.chunk;
         let mut table = self.table.load();
         if table.find(chunk).is_none() {
@@ -186,24 +191,13 @@ impl Chunks {
             outcomes.extend(run.iter().map(|_| Err(fault)));
             return;
         };
-        put_pages(run, outcomes, |_, page, place| self.copy_page(chunk, page, place));
-    }
-
-    fn copy_page(
-        &self,
-        chunk: &PeerChunk,
-        page: &PageRead,
-        place: &mut [u8],
-    ) -> Result<Footer, AccessFault> {
-        // A place of another size is the caller's mistake: nothing can be put there.
-        if place.len() != self.geometry.page_size {
-            return Err(AccessFault::Stale);
-        }
-        let mut footer = [0; FOOTER_LEN];
-        if !chunk.copy_out(page.reference.slot, place, &mut footer) {
-            return Err(AccessFault::Stale);
-        }
-        accept(&footer, place, &page.reference, page.floor, &page.key)
+        reads.put(run, outcomes, |_, page, place| {
+            let mut footer = [0; FOOTER_LEN];
+            if !chunk.copy_out(page.reference.slot, place, &mut footer) {
+                return Err(AccessFault::Stale);
+            }
+            accept(&footer, place, &page.reference, page.floor, reads.key())
+        });
     }
 
     /// Acts upon all messages that have arrived. The error says why no more will.

@@ -17,7 +17,7 @@ use crate::ChunkId;
 use crate::arena::{Arena, Chunk, Geometry};
 use crate::client::{Core, connect_by};
 use crate::engine::{
-    Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageRead, ReadBatch,
+    Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageReads, ReadBatch,
     Receiver, Service, Tag,
 };
 use crate::region::Segment;
@@ -290,14 +290,14 @@ impl Endpoint for ShmEndpoint {
         self.client.core.rpc.withdraw(tag)
     }
 
-    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
+    fn read(&self, reads: PageReads) -> Arc<ReadBatch> {
         let Client { core, chunks, .. } = &*self.client;
-        let batch = ReadBatch::new(pages);
+        let batch = ReadBatch::new(reads);
         if core.is_dead() {
             batch.fail(AccessFault::Unreachable);
             return batch;
         }
-        let outcomes = chunks.read(&batch.pages);
+        let outcomes = chunks.read(&batch.reads);
         // Looked at after the copies: whatever a dead server's successor has changed since, these
         // were copied before.
         if chunks.server_alive() {

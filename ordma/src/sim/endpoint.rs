@@ -6,7 +6,7 @@ use super::event::{Channel, What};
 use super::progress::Progress;
 use super::state::State;
 use crate::arena::Geometry;
-use crate::engine::{PageRead, ReadBatch};
+use crate::engine::{PageReads, ReadBatch};
 use crate::region::Segment;
 use crate::{AccessFault, Capabilities, Connector, Endpoint, Interest, LinkError, Receiver, Tag};
 use std::fmt;
@@ -126,14 +126,13 @@ impl Endpoint for SimEndpoint {
         self.core.with(conn).map_or(0, |advert| advert.placed)
     }
 
-    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
-        assert!(
-            pages.iter().all(|page| page.dest.len == self.geometry.page_size),
-            "a destination is not of page size"
-        );
-        let batch = ReadBatch::new(pages);
-        if batch.pages.is_empty() {
+    fn read(&self, reads: PageReads) -> Arc<ReadBatch> {
+        let batch = ReadBatch::new(reads);
+        if batch.reads.pages().is_empty() {
             batch.complete(Vec::new());
+        } else if batch.reads.page_size() != self.geometry.page_size {
+            // Places of another size are the caller's mistake: nothing can be put there.
+            batch.fail(AccessFault::Stale);
         } else if !self.core.with(|state| state.post_reads(self.id, &batch)) {
             batch.fail(AccessFault::Unreachable);
         }

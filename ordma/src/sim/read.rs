@@ -3,7 +3,7 @@
 use super::core::Call;
 use super::event::{Channel, Part, What};
 use super::state::State;
-use crate::engine::{PageRead, ReadBatch};
+use crate::engine::{PageRead, PageReads, ReadBatch};
 use crate::slot::accept;
 use crate::{AccessFault, Chunk, FOOTER_LEN, Footer};
 use std::sync::Arc;
@@ -25,13 +25,13 @@ struct PageCopy {
 
 impl Batch {
     fn new(batch: Arc<ReadBatch>) -> Self {
-        let copy = |page: &PageRead| PageCopy {
-            payload: vec![0; page.dest.len],
+        let copy = |_: &PageRead| PageCopy {
+            payload: vec![0; batch.reads.page_size()],
             footer: [0; FOOTER_LEN],
             fault: None,
             outcome: None,
         };
-        let copies: Vec<_> = batch.pages.iter().map(copy).collect();
+        let copies: Vec<_> = batch.reads.pages().iter().map(copy).collect();
         Self { left: copies.len(), batch, copies }
     }
 
@@ -53,11 +53,11 @@ impl State {
         };
         let mut posted = Batch::new(Arc::clone(batch));
         let fault = |page: &PageRead| match conn.client.chunks.contains(&page.reference.chunk) {
-            _ if page.is_tagged() => Some(AccessFault::Revoked),
+            _ if batch.reads.is_tagged() => Some(AccessFault::Revoked),
             false => Some(AccessFault::Gone),
             true => None,
         };
-        for (copy, page) in posted.copies.iter_mut().zip(&batch.pages) {
+        for (copy, page) in posted.copies.iter_mut().zip(batch.reads.pages()) {
             copy.fault = fault(page);
         }
         let asked: Vec<bool> = posted.copies.iter().map(|copy| copy.fault.is_none()).collect();
@@ -92,8 +92,8 @@ impl State {
         let Some(batch_) = conn.client.batches.get_mut(&batch) else {
             return;
         };
-        let (Some(copy), Some(read)) = (batch_.copies.get_mut(page), batch_.batch.pages.get(page))
-        else {
+        let pages = batch_.batch.reads.pages();
+        let (Some(copy), Some(read)) = (batch_.copies.get_mut(page), pages.get(page)) else {
             return;
         };
         if copy.fault.is_none() {
@@ -119,14 +119,14 @@ impl State {
         let Some(batch) = conn.client.batches.get_mut(&number) else {
             return;
         };
-        let (Some(copy), Some(read)) = (batch.copies.get_mut(page), batch.batch.pages.get(page))
-        else {
+        let reads = &batch.batch.reads;
+        let (Some(copy), Some(read)) = (batch.copies.get_mut(page), reads.pages().get(page)) else {
             return;
         };
         copy.outcome = Some(match (copy.fault, stray) {
             (Some(fault), _) => Err(fault),
             (None, Some(stray)) => Err(STRAY[usize::from(stray) % STRAY.len()]),
-            (None, None) => deliver(read, copy),
+            (None, None) => deliver(reads, read, copy),
         });
         let outcome = copy.outcome.and_then(Result::err).map_or("page read", AccessFault::name);
         batch.left -= 1;
@@ -161,9 +161,11 @@ fn copy_part(chunk: &Chunk, slot: u32, part: Part, copy: &mut PageCopy) -> Optio
 }
 
 /// Hands a copy on if it is what was asked for.
-fn deliver(read: &PageRead, copy: &mut PageCopy) -> Result<Footer, AccessFault> {
-    let footer = accept(&copy.footer, &mut copy.payload, &read.reference, read.floor, &read.key)?;
+fn deliver(reads: &PageReads, page: &PageRead, copy: &mut PageCopy) -> Result<Footer, AccessFault> {
+    let PageRead { reference, floor, .. } = page;
+    let footer = accept(&copy.footer, &mut copy.payload, reference, *floor, reads.key())?;
     // A buffer withdrawn meanwhile: no one is left to see the page.
-    read.dest.with(|bytes| bytes.copy_from_slice(&copy.payload)).ok_or(AccessFault::Unreachable)?;
+    let put = reads.with_place(page, |bytes| bytes.copy_from_slice(&copy.payload));
+    put.ok_or(AccessFault::Unreachable)?;
     Ok(footer)
 }

@@ -15,7 +15,7 @@ use crate::ChunkId;
 use crate::arena::{Arena, Chunk, Geometry};
 use crate::client::{Core, connect_by};
 use crate::engine::{
-    Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageRead, ReadBatch,
+    Capabilities, Connector, Endpoint, Engine, Interest, LinkError, Listener, PageReads, ReadBatch,
     Receiver, Service, Tag,
 };
 use crate::region::Segment;
@@ -298,8 +298,8 @@ impl Endpoint for TcpEndpoint {
         self.core.rpc.withdraw(tag)
     }
 
-    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
-        let (batch, queued) = self.reads.post(pages);
+    fn read(&self, reads: PageReads) -> Arc<ReadBatch> {
+        let (batch, queued) = self.reads.post(reads);
         if queued {
             self.core.nudge_reads();
         }

@@ -31,7 +31,7 @@ pub(super) struct Flight {
 impl Flight {
     /// Its pages.
     pub(super) fn pages(&self) -> &[PageRead] {
-        &self.batch.pages[self.first..self.first + self.count]
+        &self.batch.reads.pages()[self.first..self.first + self.count]
     }
 
     /// Appends the request.
@@ -40,7 +40,7 @@ impl Flight {
         out.reserve(HEADER_LEN + request.rest());
         out.extend_from_slice(&request.encode());
         for (index, page) in (0..).zip(self.pages()) {
-            if let FileKey::Keyed(key) = &*page.key {
+            if let FileKey::Keyed(key) = self.batch.reads.key() {
                 let fields = fields(&page.reference, page.floor, key.epoch());
                 out.extend_from_slice(&fields);
                 out.extend_from_slice(&key.tag(nonce, self.number, index, &fields));
@@ -85,18 +85,15 @@ impl Posting {
         }
     }
 
-    /// Cuts a batch into requests, each of which is tagged as a whole or not at all. They are sent
-    /// by [`begin`](Self::begin).
+    /// Cuts a batch into requests. They are sent by [`begin`](Self::begin).
     pub(super) fn add(&mut self, batch: &Arc<ReadBatch>) {
+        let kind = Kind::of(batch.reads.is_tagged());
         let mut first = 0;
-        for alike in batch.pages.chunk_by(|a, b| a.is_tagged() == b.is_tagged()) {
-            let kind = Kind::of(alike[0].is_tagged());
-            for pages in alike.chunks(kind.pages(self.page_size)) {
-                let (number, batch, count) = (self.next, Arc::clone(batch), pages.len());
-                self.flights.push_back(Flight { number, batch, first, count, kind });
-                self.next += 1;
-                first += count;
-            }
+        for pages in batch.reads.pages().chunks(kind.pages(self.page_size)) {
+            let (number, batch, count) = (self.next, Arc::clone(batch), pages.len());
+            self.flights.push_back(Flight { number, batch, first, count, kind });
+            self.next += 1;
+            first += count;
         }
     }
 
@@ -186,6 +183,7 @@ impl Posting {
 mod tests {
     use super::*;
     use crate::RemoteRef;
+    use crate::engine::PageReads;
     use crate::region::Region;
     use dafs_keys::{ReadKey, Secret};
     use std::io::Read;
@@ -193,9 +191,14 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn batch(pages: usize) -> Arc<ReadBatch> {
-        let dest = Region::owned(vec![0; 4096]).segment(0, 4096);
+        batch_with(&FileKey::clear(), pages)
+    }
+
+    fn batch_with(key: &Arc<FileKey>, pages: usize) -> Arc<ReadBatch> {
         let reference = RemoteRef { chunk: 0, slot: 0, file: 0, block: 0, generation: 1 };
-        ReadBatch::new(vec![PageRead { reference, floor: 0, dest, key: FileKey::clear() }; pages])
+        let mut reads = PageReads::into(&Region::owned(vec![0; 4096]), 4096, key, pages);
+        (0..pages).for_each(|_| reads.push(reference, 0, 0));
+        ReadBatch::new(reads)
     }
 
     /// Requests that have arrived.
@@ -257,13 +260,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_tagged_as_a_whole_or_not_at_all() {
+    fn pages_of_a_keyed_file_are_asked_for_with_tags() {
         let (a, mut b) = UnixStream::pair().unwrap();
         let keyed = Arc::new(FileKey::Keyed(ReadKey::new(3, Secret::from_bytes([1; 32]))));
-        let mut pages = batch(90).pages.clone();
-        pages[2..40].iter_mut().for_each(|page| page.key = Arc::clone(&keyed));
         let mut posting = Posting::new(4096, [7; 16], false);
-        posting.add(&ReadBatch::new(pages));
+        let batches = [batch(2), batch_with(&keyed, 38), batch(50)];
+        batches.iter().for_each(|batch| posting.add(batch));
         assert!(!posting.prove([9; 16], a.as_fd()));
         posting.begin(a.as_fd());
         let kinds: Vec<_> = posting.flights.iter().map(|flight| flight.kind).collect();

@@ -8,7 +8,7 @@ use super::wire::{
 use crate::AccessFault;
 use crate::arena::Geometry;
 use crate::client::ReadLane;
-use crate::engine::{LinkError, PageRead, ReadBatch};
+use crate::engine::{LinkError, PageReads, ReadBatch};
 use crate::lock;
 use crate::region::{Access, Iovecs, with_iovecs};
 use crate::slot::{FOOTER_LEN, Footer, accept};
@@ -114,23 +114,22 @@ impl Reads {
     }
 
     /// Asks for pages. Also says whether requests wait for the connection to become writable.
-    pub(crate) fn post(&self, pages: Vec<PageRead>) -> (Arc<ReadBatch>, bool) {
-        let batch = ReadBatch::new(pages);
-        let count = batch.pages.len();
-        if count == 0 {
+    pub(crate) fn post(&self, reads: PageReads) -> (Arc<ReadBatch>, bool) {
+        let batch = ReadBatch::new(reads);
+        if batch.reads.pages().is_empty() {
             batch.complete(Vec::new());
             return (batch, false);
         }
-        if self.reply_key.get().is_none() && batch.pages.iter().any(PageRead::is_tagged) {
+        if self.reply_key.get().is_none() && batch.reads.is_tagged() {
             // The server would not answer, nor could an answer be told from anyone else's.
             batch.fail(AccessFault::Revoked);
             return (batch, false);
         }
         let mut posting = lock(&self.posting);
-        let fits = batch.pages.iter().all(|page| page.dest.len == self.page_size);
+        let fits = batch.reads.page_size() == self.page_size;
         if posting.is_closed() || !fits {
             drop(posting);
-            // A place of another size is the caller's mistake; nothing can be put there.
+            // Places of another size are the caller's mistake; nothing can be put there.
             batch.fail(if fits { AccessFault::Unreachable } else { AccessFault::Stale });
             return (batch, false);
         }
@@ -169,14 +168,13 @@ impl Reads {
     /// at once. Bytes of a reply that is not there whole are left for the ordinary way.
     fn receive_single(&self, r: &mut Receiving) -> Result<Option<usize>, LinkError> {
         let Some(flight) = lock(&self.posting).first().cloned() else { return Ok(None) };
-        let page = &flight.batch.pages[flight.first];
+        let place = flight.batch.reads.place(&flight.pages()[0]);
         let mut head = [0; HEADER_LEN + TAG_LEN + FOOTER_LEN];
         let head = &mut head[..Self::longest_head(flight.kind, 1)];
         let mut iovecs = Iovecs::new();
         iovecs.push(head.as_mut_ptr(), head.len());
-        let dest = std::iter::once((&page.dest.region, page.dest.start, page.dest.len));
         let scratch = &mut r.scratch[head.len()..];
-        let got = with_iovecs(dest, Access::Write, iovecs, |iovecs| {
+        let got = with_iovecs(std::iter::once(place), Access::Write, iovecs, |iovecs| {
             let [_, place] = iovecs.as_mut_slice() else { return Ok(None) };
             if place.iov_base.is_null() {
                 // The page is no longer wanted.
@@ -224,11 +222,12 @@ impl Reads {
                 (_, count) => Self::longest_head(kind, count),
             };
             let good = |i: &usize| reply.heads[*i].is_ok();
-            let pages = &reply.flight.batch.pages[reply.flight.first..];
-            let (first, at, size) = (reply.page, reply.at, self.page_size);
+            let (reads, pages) = (&reply.flight.batch.reads, reply.flight.pages());
+            let (first, at) = (reply.page, reply.at);
             let parts = (first..reply.flight.count).filter(good).map(|i| {
                 let skip = if i == first { at } else { 0 };
-                (&pages[i].dest.region, pages[i].dest.start.wrapping_add(skip), size - skip)
+                let (region, start, size) = reads.place(&pages[i]);
+                (region, start + skip, size - skip)
             });
             let left = parts.clone().map(|(_, _, len)| len).sum();
             let got = receive_into(self.socket.as_fd(), parts, left, &mut r.scratch, next);
@@ -314,7 +313,7 @@ impl Reads {
             reply.page += 1;
         }
         let flight = &reply.flight;
-        if flight.first + flight.count == flight.batch.pages.len() {
+        if flight.first + flight.count == flight.batch.reads.pages().len() {
             r.done.push((Arc::clone(&flight.batch), std::mem::take(&mut r.outcomes)));
         }
         r.reply = None;
@@ -327,16 +326,17 @@ impl Reads {
         reply: &Reply,
         tagged: &mut Vec<u8>,
     ) -> Result<Result<Footer, AccessFault>, LinkError> {
+        let reads = &reply.flight.batch.reads;
         let page = &reply.flight.pages()[reply.page];
         match &reply.heads[reply.page] {
             Err(fault) => self.check(reply, Err(*fault), &[], tagged).map(|()| Err(*fault)),
             Ok(footer) => {
                 let judge = |payload: &mut [u8]| {
                     self.check(reply, Ok(()), &[footer, payload], tagged)?;
-                    Ok(accept(footer, payload, &page.reference, page.floor, &page.key))
+                    Ok(accept(footer, payload, &page.reference, page.floor, reads.key()))
                 };
                 // A place that is gone gets nothing.
-                page.dest.with(judge).unwrap_or(Ok(Err(AccessFault::Unreachable)))
+                reads.with_place(page, judge).unwrap_or(Ok(Err(AccessFault::Unreachable)))
             }
         }
     }
@@ -387,12 +387,12 @@ impl Reads {
     /// Puts bytes from the scratch buffer into the places where they belong.
     fn unbuffer(&self, r: &mut Receiving) -> usize {
         let Some(reply) = &r.reply else { return 0 };
-        let pages = &reply.flight.batch.pages[reply.flight.first..];
+        let (reads, pages) = (&reply.flight.batch.reads, reply.flight.pages());
         let (mut at, mut moved) = (reply.at, 0);
         for i in (reply.page..reply.flight.count).filter(|i| reply.heads[*i].is_ok()) {
             let here = (self.page_size - at).min(r.end - r.start);
             let bytes = &r.scratch[r.start..r.start + here];
-            pages[i].dest.with(|place| place[at..at + here].copy_from_slice(bytes));
+            reads.with_place(&pages[i], |place| place[at..at + here].copy_from_slice(bytes));
             (r.start, moved, at) = (r.start + here, moved + here, 0);
         }
         moved

@@ -7,7 +7,7 @@ use super::reads::Reads;
 use super::wire::{MessagePair, Stall, Wire};
 use crate::client::{Core, MessageLane};
 use crate::engine::{
-    Capabilities, Endpoint, Interest, LinkError, PageRead, ReadBatch, Receiver, Tag,
+    Capabilities, Endpoint, Interest, LinkError, PageReads, ReadBatch, Receiver, Tag,
 };
 use crate::lock;
 use crate::rdma::{Block, Channel, Completion, Id};
@@ -326,8 +326,8 @@ impl Endpoint for VerbsEndpoint {
         self.client.core.rpc.adverts.withdraw(tag)
     }
 
-    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
-        self.client.reads.post(pages)
+    fn read(&self, reads: PageReads) -> Arc<ReadBatch> {
+        self.client.reads.post(reads)
     }
 
     fn reads_now(&self) -> bool {

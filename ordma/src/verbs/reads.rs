@@ -17,7 +17,7 @@ use super::server::tuning;
 use super::wire::Wire;
 use crate::arena::Geometry;
 use crate::client::ReadLane;
-use crate::engine::{LinkError, PageRead, ReadBatch, put_pages};
+use crate::engine::{LinkError, PageRead, PageReads, ReadBatch};
 use crate::lock;
 use crate::rdma::{
     self, Access, Cap, Channel, Completion, CompletionQueue, Device, Domain, Id, Local, Op, Part,
@@ -303,8 +303,20 @@ impl Reads {
     }
 
     /// Posts one-sided reads.
-    pub(super) fn post(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
-        let batch = ReadBatch::new(pages);
+    pub(super) fn post(&self, reads: PageReads) -> Arc<ReadBatch> {
+        let batch = ReadBatch::new(reads);
+        let pages = batch.reads.pages();
+        // There is no one there to show a tag to; and places of another size are the caller's mistake:
+        // nothing can be put there.
+        let unfit = match batch.reads.page_size() == self.geometry.page_size {
+            _ if batch.reads.is_tagged() => Some(AccessFault::Revoked),
+            false => Some(AccessFault::Stale),
+            true => None,
+        };
+        if let Some(fault) = unfit {
+            batch.fail(fault);
+            return batch;
+        }
         let mut posting = lock(&self.posting);
         if posting.phase != Phase::Ready {
             let revoked = posting.phase != Phase::Closed && !posting.chunks.is_allowed();
@@ -312,13 +324,13 @@ impl Reads {
             batch.fail(if revoked { AccessFault::Revoked } else { AccessFault::Unreachable });
             return batch;
         }
-        let outcomes = vec![Err(AccessFault::Unreachable); batch.pages.len()];
+        let outcomes = vec![Err(AccessFault::Unreachable); pages.len()];
         let state = FlightState { outcomes, left: 0 };
         let flight = Arc::new(Flight { batch: Arc::clone(&batch), state: Mutex::new(state) });
         let mut state = lock(&flight.state);
         let (mut open, before): (Option<Run>, _) = (None, posting.queue.len());
-        for (at, page) in batch.pages.iter().enumerate() {
-            let place = self.place(&posting.chunks, page);
+        for (at, page) in pages.iter().enumerate() {
+            let place = posting.chunks.find(&page.reference);
             match (place, &mut open) {
                 (Err(fault), _) => state.outcomes[at] = Err(fault),
                 (Ok(place), Some(run)) if self.follows(run, at, &place) => run.count += 1,
@@ -337,18 +349,6 @@ impl Reads {
         drop(posting);
         end(ended);
         batch
-    }
-
-    fn place(&self, chunks: &Chunks, page: &PageRead) -> Result<Place, AccessFault> {
-        if page.is_tagged() {
-            // There is no one there to show a tag to.
-            return Err(AccessFault::Revoked);
-        }
-        // A place of another size is the caller's mistake: nothing can be put there.
-        if page.dest.len != self.geometry.page_size {
-            return Err(AccessFault::Stale);
-        }
-        chunks.find(&page.reference)
     }
 
     /// Whether a page goes on where a run ends.
@@ -404,15 +404,18 @@ impl Reads {
 
     /// Lends the places of a long run to the device.
     fn lend(&self, run: &Run) -> Option<Lent> {
-        let pages = &run.flight.batch.pages[run.first..run.first + run.count];
-        let region = &pages[0].dest.region;
+        let (reads, pages) = (&run.flight.batch.reads, run.pages());
+        let (region, ..) = reads.place(&pages[0]);
         let long = run.count * self.geometry.page_size >= LONG && region.len() >= LEAST;
-        if !long || !pages.iter().all(|page| page.dest.region.same(region)) {
+        if !long || !pages.iter().all(|page| reads.region(page).same(region)) {
             return None;
         }
         let holder: Weak<dyn Release> = self.this.clone();
         let hold = region.hold(&holder)?;
-        let places = pages.iter().map(|page| (page.dest.start, page.dest.len));
+        let places = pages.iter().map(|page| {
+            let (_, start, len) = reads.place(page);
+            (start, len)
+        });
         Lent::new(&self.registrations, hold, places, self.parts)
     }
 
@@ -475,7 +478,7 @@ impl Reads {
         payloads: Dest,
         footers: &Part,
     ) -> Vec<Result<Footer, AccessFault>> {
-        let pages = &run.flight.batch.pages[run.first..run.first + run.count];
+        let (reads, pages) = (&run.flight.batch.reads, run.pages());
         let footers = footers.bytes().as_chunks::<FOOTER_LEN>().0;
         let (part, registration) = match payloads {
             Dest::Here(part) => (Some(part), None),
@@ -484,14 +487,12 @@ impl Reads {
         };
         let size = self.geometry.page_size;
         let mut outcomes = Vec::with_capacity(pages.len());
-        for pages in pages.chunk_by(|a, b| a.dest.region.same(&b.dest.region)) {
-            put_pages(pages, &mut outcomes, |at, page, place| {
-                if let Some(part) = &part {
-                    place.copy_from_slice(&part.bytes()[at * size..(at + 1) * size]);
-                }
-                accept(&footers[at], place, &page.reference, page.floor, &page.key)
-            });
-        }
+        reads.put(pages, &mut outcomes, |at, page, place| {
+            if let Some(part) = &part {
+                place.copy_from_slice(&part.bytes()[at * size..(at + 1) * size]);
+            }
+            accept(&footers[at], place, &page.reference, page.floor, reads.key())
+        });
         if let Some(registration) = registration
             && outcomes.contains(&Err(AccessFault::Torn))
         {
@@ -507,7 +508,7 @@ impl Reads {
             bad.into_iter().filter_map(|(item, _)| item.and_then(|(_, run)| run)).collect();
         runs.extend(self.drain(posting));
         // What fails first is the first run: either of its two READs.
-        let first = runs.first().map(|run| run.flight.batch.pages[run.first].reference.chunk);
+        let first = runs.first().map(|run| run.pages()[0].reference.chunk);
         let fault = match status {
             // The key is of no region any more.
             Status::RemoteAccess => {
@@ -600,6 +601,10 @@ fn is_run(item: &Option<Item>) -> bool {
 }
 
 impl Run {
+    fn pages(&self) -> &[PageRead] {
+        &self.flight.batch.reads.pages()[self.first..self.first + self.count]
+    }
+
     /// Its pages have their outcomes; the batch, where it is done.
     fn told(self, outcomes: Vec<Result<Footer, AccessFault>>) -> Option<Arc<Flight>> {
         let mut state = lock(&self.flight.state);

@@ -6,7 +6,7 @@ use ordma::arena::Geometry;
 use ordma::arena::Guard;
 use ordma::{
     AccessFault, Arena, Endpoint, Engine, FOOTER_LEN, Footer, Interest, Kind, Link, LinkError,
-    Listener, PageRead, ReadBatch, Receiver, Region, RemoteRef, Segment, Service, Slot, Transfer,
+    Listener, PageReads, ReadBatch, Receiver, Region, RemoteRef, Segment, Service, Slot, Transfer,
 };
 use std::collections::VecDeque;
 use std::future::Future;
@@ -388,13 +388,11 @@ impl Client {
     /// Reads pages: the byte that each is filled with, or the fault.
     pub fn read(&self, pages: &[(RemoteRef, u64)]) -> Vec<Result<(u8, u64), AccessFault>> {
         let region = Region::owned(vec![0xEE; pages.len() * PAGE]);
-        let reads = pages.iter().enumerate().map(|(i, (reference, floor))| PageRead {
-            reference: *reference,
-            floor: *floor,
-            key: Arc::clone(&self.key),
-            dest: region.segment(i * PAGE, PAGE),
-        });
-        let batch = self.endpoint.read(reads.collect());
+        let mut reads = PageReads::into(&region, PAGE, &self.key, pages.len());
+        for (i, (reference, floor)) in pages.iter().enumerate() {
+            reads.push(*reference, *floor, i * PAGE);
+        }
+        let batch = self.endpoint.read(reads);
         let outcomes = self.finish(&batch);
         let bytes = region.take().unwrap();
         let pages = bytes.chunks(PAGE).zip(outcomes);
@@ -442,11 +440,10 @@ impl Client {
 
     /// Reads a page with another key than the right one.
     pub fn read_with(&self, key: FileKey, reference: RemoteRef) -> Result<u8, AccessFault> {
-        let dest = segment(vec![0xEE; PAGE]);
-        let key = Arc::new(key);
-        let read = PageRead { reference, floor: 0, key, dest: dest.clone() };
-        let outcome = self.finish(&self.endpoint.read(vec![read]))[0];
-        let bytes = dest.region.take().unwrap();
+        let region = Region::owned(vec![0xEE; PAGE]);
+        let read = one_page(&region, &Arc::new(key), reference);
+        let outcome = self.finish(&self.endpoint.read(read))[0];
+        let bytes = region.take().unwrap();
         assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a mixed page");
         assert!(outcome.is_ok() || bytes[0] == 0, "the place of a faulted page is zeroed");
         outcome.map(|_| bytes[0])
@@ -455,6 +452,13 @@ impl Client {
     pub fn finish(&self, batch: &Arc<ReadBatch>) -> Vec<Result<Footer, AccessFault>> {
         self.until(READS, "a batch", || poll_batch(batch))
     }
+}
+
+/// A page to be read into a region of its size.
+pub fn one_page(region: &Region, key: &Arc<FileKey>, reference: RemoteRef) -> PageReads {
+    let mut reads = PageReads::into(region, region.len(), key, 1);
+    reads.push(reference, 0, 0);
+    reads
 }
 
 pub fn poll_batch(batch: &ReadBatch) -> Option<Vec<Result<Footer, AccessFault>>> {

@@ -214,9 +214,8 @@ fn the_memory_of_a_killed_server_is_not_read() {
     let endpoint = engine.connector(&address).connect(receiver.clone(), PATIENCE).unwrap();
     let region = ordma::Region::owned(vec![0; PAGE]);
     let read = || {
-        let dest = region.segment(0, PAGE);
-        let page = ordma::PageRead { reference, floor: 0, dest, key: FileKey::clear() };
-        poll_batch(&endpoint.read(vec![page])).expect("local reads are done at once")[0]
+        let page = one_page(&region, &FileKey::clear(), reference);
+        poll_batch(&endpoint.read(page)).expect("local reads are done at once")[0]
     };
     drive_until(&*endpoint, MESSAGES, "the permission", || read().ok());
     assert!(endpoint.capabilities().local_reads);

@@ -6,7 +6,7 @@ use crate::simulated;
 use dafs_keys::tags::second_connection_proof;
 use dafs_keys::{FileKey, ReadKey, ReplayWindow, ReplyKey, Secret};
 use ordma::arena::Guard;
-use ordma::{AccessFault, FOOTER_LEN, LinkError, PageRead, ReadAccess, Region, RemoteRef};
+use ordma::{AccessFault, FOOTER_LEN, LinkError, PageReads, ReadAccess, Region, RemoteRef};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -263,21 +263,19 @@ fn a_page_that_takes_a_tag_is_not_given_without() {
     let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [0, REVOKED, 0]);
     assert_eq!(world.listener.refused(), 2);
-    // A client of the engine, with and without keys, in one batch.
+    // A client of the engine, with and without keys, in turn.
     let client = world.client();
-    let region = Region::owned(vec![0; 40 * PAGE]);
-    let pages = (0..40).map(|i| PageRead {
-        reference: if i % 3 == 0 { open } else { reference },
-        floor: 0,
-        key: if i % 3 == 0 { FileKey::clear() } else { Arc::clone(&world.key) },
-        dest: region.segment(i * PAGE, PAGE),
-    });
-    let outcomes = client.finish(&client.endpoint.read(pages.collect()));
-    // In the clear and with an epoch: fine where no key is expected.
-    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
-    let bytes = region.take().unwrap();
-    for (i, page) in bytes.chunks(PAGE).enumerate() {
-        assert!(page == [if i % 3 == 0 { 4 } else { 3 }; PAGE], "page {i}");
+    let clear = FileKey::clear();
+    let regions: Vec<_> = (0..40).map(|_| Region::owned(vec![0; PAGE])).collect();
+    let post = |(i, region)| {
+        let (reference, key) = if i % 3 == 0 { (open, &clear) } else { (reference, &world.key) };
+        client.endpoint.read(one_page(region, key, reference))
+    };
+    let batches: Vec<_> = regions.iter().enumerate().map(post).collect();
+    for (i, (batch, region)) in batches.iter().zip(&regions).enumerate() {
+        // In the clear and with an epoch: fine where no key is expected.
+        assert!(client.finish(batch)[0].is_ok(), "page {i}");
+        assert!(region.take().unwrap() == [if i % 3 == 0 { 4 } else { 3 }; PAGE], "page {i}");
     }
     assert_eq!(client.read_with(FileKey::Clear, reference), Err(AccessFault::Revoked));
 }
@@ -312,11 +310,11 @@ fn a_client_that_never_proved_itself_asks_for_nothing_keyed() {
     assert_eq!(client.read_one(reference), Ok(3));
     let connector = world.engine.connector(&world.listener.address());
     let endpoint = connector.connect(Arc::new(Inbox::default()), PATIENCE).unwrap();
-    let dest = segment(vec![9; PAGE]);
-    let read = PageRead { reference, floor: 0, key: Arc::clone(&world.key), dest: dest.clone() };
-    let outcome = poll_batch(&endpoint.read(vec![read])).expect("at once");
+    let region = Region::owned(vec![9; PAGE]);
+    let read = one_page(&region, &world.key, reference);
+    let outcome = poll_batch(&endpoint.read(read)).expect("at once");
     assert_eq!(outcome, [Err(AccessFault::Revoked)]);
-    assert!(dest.region.take().unwrap() == [0; PAGE]);
+    assert!(region.take().unwrap() == [0; PAGE]);
     // Nor does another key help, or another epoch's.
     let key = |epoch, file| FileKey::Keyed(ReadKey::derive(&world.session.keyed(), epoch, file));
     let revoked = Err(AccessFault::Revoked);
@@ -490,13 +488,11 @@ fn a_reply_that_was_tampered_with_is_never_data() {
         let session = Some(world.session.keyed());
         link.allow_reads(Some(ReadAccess { connection: Some(connection), session }));
         let region = Region::owned(vec![9; pages.len() * PAGE]);
-        let reads = pages.iter().enumerate().map(|(i, reference)| PageRead {
-            reference: *reference,
-            floor: 0,
-            key: Arc::clone(&world.key),
-            dest: region.segment(i * PAGE, PAGE),
-        });
-        let batch = endpoint.read(reads.collect());
+        let mut reads = PageReads::into(&region, PAGE, &world.key, pages.len());
+        for (i, reference) in pages.iter().enumerate() {
+            reads.push(*reference, 0, i * PAGE);
+        }
+        let batch = endpoint.read(reads);
         // The padding of statuses says nothing, and neither do bytes of the header that are zero.
         let harmless = at == 11 || (pages.len() > 1 && (at == 10 || (19..24).contains(&at)));
         let mut outcomes = None;

@@ -42,6 +42,8 @@ macro_rules! rows {
                 reads_are_refused_until_allowed
                 batches_with_faults_in_the_middle
                 version_floors
+                places_of_another_size
+                several_regions_of_one_batch
                 a_changing_page_is_never_mixed
                 several_threads_drive_one_endpoint
                 a_stopped_server_is_unreachable

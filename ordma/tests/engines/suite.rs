@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use dafs_keys::Protection;
-use ordma::{AccessFault, FOOTER_LEN, LinkError, PageRead, Region, RemoteRef, Slot};
+use ordma::{AccessFault, FOOTER_LEN, LinkError, PageReads, Region, RemoteRef, Slot};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -292,19 +292,13 @@ pub fn pages_are_read(row: &Row) {
     assert!(client.read(&[]).is_empty());
     // Each page into a region of its own, several batches at a time.
     let post = |(_, reference): &(ordma::Slot, RemoteRef)| {
-        let dest = segment(vec![0; PAGE]);
-        let read = PageRead {
-            reference: *reference,
-            floor: 0,
-            dest: dest.clone(),
-            key: client.key.clone(),
-        };
-        (client.endpoint.read(vec![read]), dest)
+        let region = Region::owned(vec![0; PAGE]);
+        (client.endpoint.read(one_page(&region, &client.key, *reference)), region)
     };
     let batches: Vec<_> = pages.iter().map(post).collect();
-    for (i, (batch, dest)) in batches.iter().enumerate() {
+    for (i, (batch, region)) in batches.iter().enumerate() {
         assert!(client.finish(batch)[0].is_ok());
-        assert!(dest.region.take().unwrap() == [i as u8 | 1; PAGE]);
+        assert!(region.take().unwrap() == [i as u8 | 1; PAGE]);
     }
     assert_eq!(world.calls(), calls, "the service is not asked");
 }
@@ -372,9 +366,8 @@ pub fn batches_with_faults_in_the_middle(row: &Row) {
     // Many single reads at once, most of them faults.
     let mut batches = Vec::new();
     for (i, (_, reference)) in pages.iter().enumerate() {
-        let dest = segment(vec![9; PAGE]);
-        let read = PageRead { reference: *reference, floor: 0, dest, key: client.key.clone() };
-        batches.push((i, client.endpoint.read(vec![read])));
+        let read = one_page(&Region::owned(vec![9; PAGE]), &client.key, *reference);
+        batches.push((i, client.endpoint.read(read)));
     }
     for (i, batch) in batches {
         let got = client.finish(&batch)[0].map(|footer| footer.version);
@@ -390,6 +383,46 @@ pub fn version_floors(row: &Row) {
     let got = client.read(&[(reference, 5), (reference, 6), (reference, 0)]);
     assert_eq!(got, [Ok((2, 5)), Err(AccessFault::Stale), Ok((2, 5))]);
     assert_eq!(client.read(&[(reference, 6)]), [Err(AccessFault::Stale)]);
+}
+
+pub fn places_of_another_size(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let (_slot, reference) = world.page(2);
+    for size in [PAGE / 2, 2 * PAGE, 0] {
+        let region = Region::owned(vec![9; size]);
+        let batch = client.endpoint.read(one_page(&region, &client.key, reference));
+        assert_eq!(client.finish(&batch), [Err(AccessFault::Stale)], "{size}");
+        assert!(region.take().unwrap() == vec![0; size], "zeroed, as after each fault");
+    }
+    assert_eq!(client.read_one(reference), Ok(2));
+}
+
+pub fn several_regions_of_one_batch(row: &Row) {
+    let world = World::new(row);
+    let client = world.client();
+    let pages: Vec<_> = (0..7).map(|i| world.page(i + 1)).collect();
+    let regions: Vec<_> = (0..3).map(|_| Region::owned(vec![9; 3 * PAGE])).collect();
+    // Region and place of each page; the first page's is left and come back to.
+    let places = [(0, 1), (1, 0), (1, 2), (0, 0), (2, 2), (2, 0), (2, 1)];
+    let mut reads = PageReads::into(&regions[0], PAGE, &client.key, pages.len());
+    for ((_, reference), (region, place)) in pages.iter().zip(places) {
+        reads.turn_to(&regions[region]);
+        reads.push(*reference, 0, place * PAGE);
+    }
+    // And one that is taken back before.
+    let gone = Region::owned(vec![9; PAGE]);
+    reads.turn_to(&gone);
+    reads.push(pages[0].1, 0, 0);
+    assert!(gone.take().is_some());
+    let outcomes = client.finish(&client.endpoint.read(reads));
+    assert!(outcomes[..7].iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(outcomes[7], Err(AccessFault::Unreachable));
+    let bytes: Vec<_> = regions.iter().map(|region| region.take().unwrap()).collect();
+    for (i, (region, place)) in places.into_iter().enumerate() {
+        assert!(bytes[region][place * PAGE..][..PAGE] == [i as u8 + 1; PAGE], "page {i}");
+    }
+    assert!(bytes[0][2 * PAGE..] == [9; PAGE] && bytes[1][PAGE..2 * PAGE] == [9; PAGE]);
 }
 
 pub fn a_changing_page_is_never_mixed(row: &Row) {
@@ -572,15 +605,8 @@ pub fn one_thread_looks_after_several_endpoints(row: &Row) {
     for client in &clients {
         client.endpoint.send(b"e", &[]).unwrap();
     }
-    let dest = || segment(vec![0; PAGE]);
-    let post = |client: &Client| {
-        client.endpoint.read(vec![PageRead {
-            reference,
-            floor: 0,
-            dest: dest(),
-            key: client.key.clone(),
-        }])
-    };
+    let region = || Region::owned(vec![0; PAGE]);
+    let post = |client: &Client| client.endpoint.read(one_page(&region(), &client.key, reference));
     let batches: Vec<_> = clients.iter().map(post).collect();
     let mut missing: Vec<_> = batches.iter().collect();
     let deadline = Instant::now() + PATIENCE;

@@ -6,7 +6,7 @@ use dafs_keys::handshake::{Incoming, Initiator, Responder, ask, is_packet};
 use dafs_keys::{Identity, Protection};
 use ordma::secure::{Gate, SecureConnector, Settings};
 use ordma::{
-    Capabilities, Connector, Endpoint, Interest, Link, LinkError, PageRead, ReadAccess, ReadBatch,
+    Capabilities, Connector, Endpoint, Interest, Link, LinkError, PageReads, ReadAccess, ReadBatch,
     Receiver, Segment, Service, Tag, Transfer,
 };
 use proptest::prelude::*;
@@ -203,8 +203,8 @@ impl Endpoint for Player {
     fn withdraw(&self, _: Tag) -> u64 {
         0
     }
-    fn read(&self, pages: Vec<PageRead>) -> Arc<ReadBatch> {
-        ReadBatch::new(pages)
+    fn read(&self, reads: PageReads) -> Arc<ReadBatch> {
+        ReadBatch::new(reads)
     }
     fn drive(&self, _: Interest, _: Duration) {}
     fn interrupt(&self) {}

@@ -1,11 +1,11 @@
 //! Random commands in foul weather: what must hold whatever happens, and that the seed decides all.
 
 use crate::harness::{
-    ANYTHING, Client, ECHO, FETCH, NOTE, PAGE, PLACE, SECOND, Stage, number, request, serve, write,
+    ANYTHING, Client, ECHO, FETCH, NOTE, PAGE, PLACE, SECOND, Stage, number, one_page, request,
+    serve, write,
 };
-use dafs_keys::FileKey;
 use ordma::sim::{Faults, Outstanding};
-use ordma::{AccessFault, Footer, Link, PageRead, ReadBatch, Region, Tag};
+use ordma::{AccessFault, Footer, Link, ReadBatch, Region, Tag};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use std::collections::BTreeSet;
@@ -156,9 +156,8 @@ impl Play {
                     }
                     Command::Read { .. } => {
                         let region = Region::owned(vec![0xEE; PAGE]);
-                        let dest = region.segment(0, PAGE);
-                        let page = PageRead { reference, floor: 0, dest, key: FileKey::clear() };
-                        actor.batches.push((endpoint.read(vec![page]), region));
+                        let batch = endpoint.read(one_page(&region, reference));
+                        actor.batches.push((batch, region));
                     }
                     Command::Drive { micros, .. } => {
                         endpoint.drive(ANYTHING, Duration::from_micros(micros));

@@ -6,8 +6,8 @@ use ordma::arena::Geometry;
 use ordma::arena::Guard;
 use ordma::sim::{Sim, World};
 use ordma::{
-    Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, Listener, PageRead, Receiver,
-    Region, RemoteRef, Service, Slot, Tag,
+    Arena, Endpoint, Engine, Footer, Interest, Kind, Link, LinkError, Listener, PageReads,
+    Receiver, Region, RemoteRef, Service, Slot, Tag,
 };
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -213,9 +213,7 @@ impl Client {
     /// Reads one page and waits for the outcome.
     pub fn read(&self, reference: RemoteRef) -> Result<(Footer, Vec<u8>), ordma::AccessFault> {
         let region = Region::owned(vec![0xEE; PAGE]);
-        let dest = region.segment(0, PAGE);
-        let batch =
-            self.endpoint.read(vec![PageRead { reference, floor: 0, dest, key: FileKey::clear() }]);
+        let batch = self.endpoint.read(one_page(&region, reference));
         let mut cx = Context::from_waker(Waker::noop());
         let outcome = loop {
             match batch.poll(&mut cx) {
@@ -289,4 +287,11 @@ pub fn write(slot: &Slot, generation: u64, version: u64, byte: u8) {
     };
     let payload = [byte; PAGE];
     slot.write(&payload, &footer.encode(&payload));
+}
+
+/// A page to be read into a region of its size.
+pub fn one_page(region: &Region, reference: RemoteRef) -> PageReads {
+    let mut reads = PageReads::into(region, PAGE, &FileKey::clear(), 1);
+    reads.push(reference, 0, 0);
+    reads
 }

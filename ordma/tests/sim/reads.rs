@@ -1,11 +1,11 @@
 //! One-sided reads, their faults, and the chunks they go to.
 
-use crate::harness::{Client, SECOND, Stage, write};
+use crate::harness::{Client, SECOND, Stage, one_page, write};
 use dafs_keys::FileKey;
 use ordma::ReadAccess;
 use ordma::arena::Guard;
 use ordma::sim::Faults;
-use ordma::{AccessFault, PageRead, Region, RemoteRef};
+use ordma::{AccessFault, PageReads, Region, RemoteRef};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -17,13 +17,10 @@ fn pages_are_read_without_the_server_hearing_of_it() {
     let (_, second) = stage.page(4);
     let client = Client::connect(&stage.world).unwrap();
     let region = Region::owned(vec![0; 2 * 4096]);
-    let page = |reference, at| PageRead {
-        reference,
-        floor: 0,
-        dest: region.segment(at, 4096),
-        key: FileKey::clear(),
-    };
-    let batch = client.endpoint.read(vec![page(first, 0), page(second, 4096)]);
+    let mut reads = PageReads::into(&region, 4096, &FileKey::clear(), 2);
+    reads.push(first, 0, 0);
+    reads.push(second, 0, 4096);
+    let batch = client.endpoint.read(reads);
     stage.world.run_until_idle();
     let Poll::Ready(outcome) = batch.poll(&mut Context::from_waker(Waker::noop())) else {
         panic!("not done");
@@ -62,17 +59,14 @@ fn a_page_below_the_floor_is_stale() {
     let stage = Stage::new(3);
     let (_, reference) = stage.page(3);
     let client = Client::connect(&stage.world).unwrap();
-    let dest = Region::owned(vec![1; 4096]).segment(0, 4096);
-    let batch = client.endpoint.read(vec![PageRead {
-        reference,
-        floor: 1,
-        dest: dest.clone(),
-        key: FileKey::clear(),
-    }]);
+    let region = Region::owned(vec![1; 4096]);
+    let mut reads = PageReads::into(&region, 4096, &FileKey::clear(), 1);
+    reads.push(reference, 1, 0);
+    let batch = client.endpoint.read(reads);
     stage.world.run_until_idle();
     let outcome = batch.poll(&mut Context::from_waker(Waker::noop()));
     assert_eq!(outcome, Poll::Ready(vec![Err(AccessFault::Stale)]));
-    assert_eq!(dest.with_ref(|bytes| bytes.iter().all(|b| *b == 0)), Some(true));
+    assert_eq!(region.with_ref(|bytes| bytes.iter().all(|b| *b == 0)), Some(true));
 }
 
 #[test]
@@ -213,9 +207,7 @@ fn reads_end_with_the_world() {
     let stage = Stage::new(10);
     let (_, reference) = stage.page(1);
     let client = Client::connect(&stage.world).unwrap();
-    let dest = Region::owned(vec![1; 4096]).segment(0, 4096);
-    let batch =
-        client.endpoint.read(vec![PageRead { reference, floor: 0, dest, key: FileKey::clear() }]);
+    let batch = client.endpoint.read(one_page(&Region::owned(vec![1; 4096]), reference));
     drop((client, stage));
     let outcome = batch.poll(&mut Context::from_waker(Waker::noop()));
     assert_eq!(outcome, Poll::Ready(vec![Err(AccessFault::Unreachable)]));
