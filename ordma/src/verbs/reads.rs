@@ -94,10 +94,16 @@ struct Flight {
 
 #[derive(Debug)]
 struct FlightState {
-    outcomes: Vec<Result<Footer, AccessFault>>,
+    /// Of all pages, once some have one and others do not.
+    outcomes: Vec<Outcome>,
     /// Pages without an outcome.
     left: usize,
 }
+
+type Outcome = Result<Footer, AccessFault>;
+
+/// A batch that is done, and what came of its pages.
+type Ended = (Arc<ReadBatch>, Vec<Outcome>);
 
 /// How the queue pair is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -317,6 +323,10 @@ impl Reads {
             batch.fail(fault);
             return batch;
         }
+        if pages.is_empty() {
+            batch.complete(Vec::new());
+            return batch;
+        }
         let mut posting = lock(&self.posting);
         if posting.phase != Phase::Ready {
             let revoked = posting.phase != Phase::Closed && !posting.chunks.is_allowed();
@@ -324,28 +334,23 @@ impl Reads {
             batch.fail(if revoked { AccessFault::Revoked } else { AccessFault::Unreachable });
             return batch;
         }
-        let outcomes = vec![Err(AccessFault::Unreachable); pages.len()];
-        let state = FlightState { outcomes, left: 0 };
+        let state = FlightState { outcomes: Vec::new(), left: pages.len() };
         let flight = Arc::new(Flight { batch: Arc::clone(&batch), state: Mutex::new(state) });
-        let mut state = lock(&flight.state);
-        let (mut open, before): (Option<Run>, _) = (None, posting.queue.len());
+        let (mut ended, mut open, before) = (Vec::new(), None::<Run>, posting.queue.len());
         for (at, page) in pages.iter().enumerate() {
             let place = posting.chunks.find(&page.reference);
             match (place, &mut open) {
-                (Err(fault), _) => state.outcomes[at] = Err(fault),
+                (Err(fault), _) => ended.extend(flight.told(at, vec![Err(fault)])),
                 (Ok(place), Some(run)) if self.follows(run, at, &place) => run.count += 1,
                 (Ok(place), _) => {
                     let flight = Arc::clone(&flight);
                     posting.queue.extend(open.replace(Run { flight, first: at, count: 1, place }));
                 }
             }
-            state.left += usize::from(place.is_ok());
         }
         posting.queue.extend(open);
         posting.begun += (posting.queue.len() - before) as u64;
-        let none = state.left == 0;
-        drop(state);
-        let ended = if none { vec![flight] } else { self.begin_runs(&mut posting) };
+        ended.extend(self.begin_runs(&mut posting));
         drop(posting);
         end(ended);
         batch
@@ -365,7 +370,7 @@ impl Reads {
 
     /// Posts the runs that wait, as many as there is room for; the batches that are done with it,
     /// where that fails.
-    fn begin_runs(&self, posting: &mut Posting) -> Vec<Arc<Flight>> {
+    fn begin_runs(&self, posting: &mut Posting) -> Vec<Ended> {
         match self.try_begin_runs(posting) {
             Ok(()) => Vec::new(),
             Err(error) => self.down(posting, &error),
@@ -420,7 +425,7 @@ impl Reads {
     }
 
     /// Takes what has completed; the batches that are done with it.
-    fn take(&self, receiving: &mut Receiving) -> Result<Vec<Arc<Flight>>, LinkError> {
+    fn take(&self, receiving: &mut Receiving) -> Result<Vec<Ended>, LinkError> {
         let mut ended = Vec::new();
         loop {
             let Receiving { completions, done, .. } = receiving;
@@ -446,16 +451,22 @@ impl Reads {
                 self.tell_left(&mut posting);
                 ended.extend(self.begin_runs(&mut posting));
             }
+            let (idle, waiting) = (posting.done == posting.begun, !posting.queue.is_empty());
             drop(posting);
             // Those who post do not wait for this.
             self.judge(done.drain(..), &mut ended);
-            // Runs that waited for the buffers of those that were judged just now.
-            ended.extend(self.begin_runs(&mut lock(&self.posting)));
+            if waiting {
+                // For the buffers of those that were judged just now.
+                ended.extend(self.begin_runs(&mut lock(&self.posting)));
+            }
+            if idle {
+                return Ok(ended);
+            }
         }
     }
 
     /// Puts pages that are here into their places, and judges them.
-    fn judge(&self, done: impl IntoIterator<Item = Done>, ended: &mut Vec<Arc<Flight>>) {
+    fn judge(&self, done: impl IntoIterator<Item = Done>, ended: &mut Vec<Ended>) {
         let mut payloads = None;
         for (item, _) in done {
             match item {
@@ -472,12 +483,7 @@ impl Reads {
         }
     }
 
-    fn judge_run(
-        &self,
-        run: &Run,
-        payloads: Dest,
-        footers: &Part,
-    ) -> Vec<Result<Footer, AccessFault>> {
+    fn judge_run(&self, run: &Run, payloads: Dest, footers: &Part) -> Vec<Outcome> {
         let (reads, pages) = (&run.flight.batch.reads, run.pages());
         let footers = footers.bytes().as_chunks::<FOOTER_LEN>().0;
         let (part, registration) = match payloads {
@@ -502,7 +508,7 @@ impl Reads {
     }
 
     /// Runs that failed, and all that is under way: the queue pair is down.
-    fn fail_runs(&self, posting: &mut Posting, bad: Vec<Done>) -> Vec<Arc<Flight>> {
+    fn fail_runs(&self, posting: &mut Posting, bad: Vec<Done>) -> Vec<Ended> {
         let status = bad.first().map_or(Status::Flushed, |(_, status)| *status);
         let mut runs: Vec<Run> =
             bad.into_iter().filter_map(|(item, _)| item.and_then(|(_, run)| run)).collect();
@@ -530,7 +536,7 @@ impl Reads {
     }
 
     /// The queue pair is of no use at the moment.
-    fn down(&self, posting: &mut Posting, error: &rdma::Error) -> Vec<Arc<Flight>> {
+    fn down(&self, posting: &mut Posting, error: &rdma::Error) -> Vec<Ended> {
         tracing::warn!(%error, "one-sided reads are down");
         fail(self.drain(posting), AccessFault::Unreachable)
     }
@@ -606,19 +612,30 @@ impl Run {
     }
 
     /// Its pages have their outcomes; the batch, where it is done.
-    fn told(self, outcomes: Vec<Result<Footer, AccessFault>>) -> Option<Arc<Flight>> {
-        let mut state = lock(&self.flight.state);
-        let places = self.first..self.first + outcomes.len();
+    fn told(self, outcomes: Vec<Outcome>) -> Option<Ended> {
+        self.flight.told(self.first, outcomes)
+    }
+}
+
+impl Flight {
+    /// Pages from `first` on have their outcomes; the batch, where it is done.
+    fn told(&self, first: usize, outcomes: Vec<Outcome>) -> Option<Ended> {
+        let pages = self.batch.reads.pages().len();
+        let mut state = lock(&self.state);
         state.left -= outcomes.len();
-        state.outcomes[places].copy_from_slice(&outcomes);
+        if outcomes.len() == pages {
+            // As most batches end: all at once.
+            return Some((Arc::clone(&self.batch), outcomes));
+        }
+        state.outcomes.resize(pages, Err(AccessFault::Unreachable));
+        state.outcomes[first..first + outcomes.len()].copy_from_slice(&outcomes);
         let done = state.left == 0;
-        drop(state);
-        done.then_some(self.flight)
+        done.then(|| (Arc::clone(&self.batch), std::mem::take(&mut state.outcomes)))
     }
 }
 
 /// The batches that are done when runs end with a fault.
-fn fail(runs: Vec<Run>, fault: AccessFault) -> Vec<Arc<Flight>> {
+fn fail(runs: Vec<Run>, fault: AccessFault) -> Vec<Ended> {
     let told = |run: Run| {
         let outcomes = vec![Err(fault); run.count];
         run.told(outcomes)
@@ -627,11 +644,8 @@ fn fail(runs: Vec<Run>, fault: AccessFault) -> Vec<Arc<Flight>> {
 }
 
 /// Ends batches. No lock may be held, since that may run anything.
-fn end(ended: Vec<Arc<Flight>>) {
-    for flight in ended {
-        let outcomes = std::mem::take(&mut lock(&flight.state).outcomes);
-        flight.batch.complete(outcomes);
-    }
+fn end(ended: Vec<Ended>) {
+    ended.into_iter().for_each(|(batch, outcomes)| batch.complete(outcomes));
 }
 
 impl Release for Reads {
