@@ -385,7 +385,8 @@ impl PageReads {
         &self.key
     }
 
-    /// Runs `f` on a page's place, or returns `None` if the region was withdrawn. Must not block.
+    /// Runs `f` on the place of one of the pages, or returns `None` if the region was withdrawn. Must not
+    /// block.
     pub fn with_place<R>(&self, page: &PageRead, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
         self.region(page).writable()?.part(page.start, self.page_size).map(f)
     }
