@@ -301,3 +301,49 @@ impl MemoryFile {
 pub(crate) fn publish(word: &AtomicU64, value: u64) {
     word.store(value.to_le(), Ordering::Release);
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    /// Stores the upper halves of the vector registers that the wide copy uses. Touches none before:
+    /// the array is the caller's.
+    ///
+    /// # Safety
+    /// The processor must have AVX.
+    #[inline(never)]
+    unsafe fn upper_halves(halves: &mut [[u8; 16]; 8]) {
+        // SAFETY: eight stores into the array, which has room for them.
+        unsafe {
+            std::arch::asm!(
+                "vextractf128 [{to}], ymm0, 1",
+                "vextractf128 [{to} + 16], ymm1, 1",
+                "vextractf128 [{to} + 32], ymm2, 1",
+                "vextractf128 [{to} + 48], ymm3, 1",
+                "vextractf128 [{to} + 64], ymm4, 1",
+                "vextractf128 [{to} + 80], ymm5, 1",
+                "vextractf128 [{to} + 96], ymm6, 1",
+                "vextractf128 [{to} + 112], ymm7, 1",
+                to = in(reg) halves.as_mut_ptr(),
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    #[test]
+    fn the_wide_copy_leaves_no_upper_halves_in_use() {
+        if !is_x86_feature_detected!("avx") {
+            // There is no wide copy here, and nothing it could leave.
+            return;
+        }
+        let (from, mut to) = (vec![7u8; 4096], vec![0u8; 4096]);
+        let mut halves = [[0xFF; 16]; 8];
+        // SAFETY: both have that many bytes, and the processor has AVX.
+        unsafe {
+            raw_copy(to.as_mut_ptr(), from.as_ptr(), from.len());
+            upper_halves(&mut halves);
+        }
+        assert!(to == from);
+        assert_eq!(halves, [[0; 16]; 8], "SSE instructions wait for them");
+    }
+}
