@@ -388,7 +388,7 @@ impl PageReads {
     /// Runs `f` on the place of one of the pages, or returns `None` if the region was withdrawn. Must not
     /// block.
     pub fn with_place<R>(&self, page: &PageRead, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
-        self.region(page).writable()?.part(page.start, self.page_size).map(f)
+        self.region(page).with_part(page.start, self.page_size, f)
     }
 
     /// The region that a page goes to.
@@ -409,13 +409,23 @@ impl PageReads {
         matches!(*self.key, FileKey::Keyed(_))
     }
 
+    /// Why no page can be read from a server with pages of this size, which can be shown tags or
+    /// not.
+    pub(crate) fn unfit(&self, page_size: usize, tags: bool) -> Option<AccessFault> {
+        if self.is_tagged() && !tags {
+            return Some(AccessFault::Revoked);
+        }
+        // Places of another size are the caller's mistake: nothing can be put there.
+        (self.page_size != page_size).then_some(AccessFault::Stale)
+    }
+
     /// Puts some of the pages into their places, those that go to the same region under one lock. `put`
     /// is told the place that the outcome will have in `outcomes`.
     pub(crate) fn put(
         &self,
         pages: &[PageRead],
-        outcomes: &mut Vec<Result<Footer, AccessFault>>,
-        mut put: impl FnMut(usize, &PageRead, &mut [u8]) -> Result<Footer, AccessFault>,
+        outcomes: &mut Vec<Outcome>,
+        mut put: impl FnMut(usize, &PageRead, &mut [u8]) -> Outcome,
     ) {
         for pages in pages.chunk_by(|a, b| a.region == b.region) {
             let start = outcomes.len();
@@ -431,13 +441,16 @@ impl PageReads {
     }
 }
 
+/// What came of a page.
+pub type Outcome = Result<Footer, AccessFault>;
+
 /// One-sided reads posted together.
 #[derive(Debug)]
 pub struct ReadBatch {
     /// What was asked for.
     pub reads: PageReads,
     ended: AtomicBool,
-    outcome: Completion<Vec<Result<Footer, AccessFault>>>,
+    outcome: Completion<Vec<Outcome>>,
 }
 
 impl ReadBatch {
@@ -452,7 +465,7 @@ impl ReadBatch {
     ///
     /// # Panics
     /// If the counts differ.
-    pub fn complete(&self, outcome: Vec<Result<Footer, AccessFault>>) {
+    pub fn complete(&self, outcome: Vec<Outcome>) {
         assert_eq!(outcome.len(), self.reads.pages.len());
         if self.ended.swap(true, Ordering::AcqRel) {
             return;
@@ -471,7 +484,7 @@ impl ReadBatch {
     }
 
     /// The outcomes, once.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Vec<Result<Footer, AccessFault>>> {
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Vec<Outcome>> {
         self.outcome.poll_take(cx)
     }
 }

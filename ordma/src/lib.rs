@@ -43,7 +43,7 @@ mod wait;
 pub use arena::{Arena, Chunk, Slot};
 pub use engine::{
     Capabilities, Connector, Endpoint, Engine, Established, Interest, Link, LinkError, Listener,
-    PageRead, PageReads, ReadAccess, ReadBatch, Receiver, Service, Tag, Transfer,
+    Outcome, PageRead, PageReads, ReadAccess, ReadBatch, Receiver, Service, Tag, Transfer,
 };
 pub use reference::{AccessFault, ChunkId, RemoteRef};
 pub use region::{Region, Segment};

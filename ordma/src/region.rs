@@ -142,7 +142,12 @@ impl Region {
     }
 
     /// Like [`with`](Self::with), for a part. A device may be writing to others meanwhile.
-    fn with_part<R>(&self, start: usize, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
+    pub(crate) fn with_part<R>(
+        &self,
+        start: usize,
+        len: usize,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> Option<R> {
         self.writable()?.part(start, len).map(f)
     }
 

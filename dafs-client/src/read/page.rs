@@ -5,7 +5,7 @@ use crate::counters::ReadReport;
 use crate::file::OpenFile;
 use crate::session::Session;
 use crate::sync::lock;
-use ordma::{AccessFault, Footer, PageReads, Region, RemoteRef, Segment};
+use ordma::{AccessFault, Footer, Outcome, PageReads, Region, RemoteRef, Segment};
 
 /// How such a read went.
 pub(super) enum Single {
@@ -14,9 +14,6 @@ pub(super) enum Single {
     NotOne,
     Faulted(Prior),
 }
-
-/// What came of a page that was to be read one-sidedly.
-pub(super) type Outcome = Result<Footer, AccessFault>;
 
 /// Reads within one page, if it has a reference.
 pub(super) async fn read_one(file: &OpenFile, to: &Segment, offset: u64) -> Single {

@@ -2,7 +2,7 @@
 
 use super::Prior;
 use super::fetch::{self, Fetched, Want};
-use super::page::{Outcome, copy_out, fault_seen, saw_end, served, whole};
+use super::page::{copy_out, fault_seen, saw_end, served, whole};
 use crate::counters::ReadReport;
 use crate::directory::Known;
 use crate::error::Result;
@@ -12,7 +12,7 @@ use crate::session::{Grant, Live};
 use crate::sync::{Boxed, join_all, lock};
 use dafs_keys::FileKey;
 use dafs_proto::Placement;
-use ordma::{AccessFault, FOOTER_LEN, Footer, PageReads, Region, Segment};
+use ordma::{AccessFault, FOOTER_LEN, Footer, Outcome, PageReads, Region, Segment};
 use std::sync::Arc;
 
 /// How often a page is tried one-sidedly while it is changing.
@@ -380,13 +380,13 @@ impl Window<'_> {
 
     /// Counts the bytes read, and copies what landed in bounce pages.
     fn deliver(&mut self) {
-        let Self { to, offset, first, .. } = *self;
+        let Self { to, offset, .. } = *self;
         let size = self.grant.page_size as u64;
         let end = offset + to.len as u64;
         let mut at = offset;
         for (place, page) in self.pages.iter().enumerate() {
             let State::Here { valid, last } = page.state else { break };
-            let start = (first + place as u64) * size;
+            let start = self.block(place) * size;
             let until = end.min(start + u64::from(valid)).max(at);
             if let Some(bounce) = self.bounce(place) {
                 // Both lie within the segment or the page.
@@ -444,13 +444,12 @@ impl<'a> Window<'a> {
 
     /// Where a page lands: the region, and the first byte.
     fn place(&self, place: usize) -> (&Region, usize) {
-        let size = self.grant.page_size;
         match self.bounce(place) {
             Some(page) => (page, 0),
             None => {
-                // Less than a page. The page lies within the segment, so all of it fits.
-                let before = usize::try_from(self.offset % size as u64).unwrap_or(0);
-                (&self.to.region, self.to.start + place * size - before)
+                // Within the segment, so it fits.
+                let at = self.block(place) * self.grant.page_size as u64 - self.offset;
+                (&self.to.region, self.to.start + usize::try_from(at).unwrap_or(0))
             }
         }
     }

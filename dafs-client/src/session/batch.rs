@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::pump::{READS, want};
-use ordma::{AccessFault, Endpoint, Footer, PageReads, ReadBatch};
+use ordma::{Endpoint, Outcome, PageReads, ReadBatch};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ impl Session {
 }
 
 impl Future for Reads<'_> {
-    type Output = Vec<Result<Footer, AccessFault>>;
+    type Output = Vec<Outcome>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;

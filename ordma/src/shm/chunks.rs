@@ -3,9 +3,9 @@
 use super::boot::PeerBoot;
 use super::control::{self, Message, Received};
 use crate::arena::{Geometry, PeerChunk};
-use crate::engine::{PageRead, PageReads};
+use crate::engine::{Outcome, PageRead, PageReads};
 use crate::lock;
-use crate::slot::{FOOTER_LEN, Footer, accept};
+use crate::slot::{FOOTER_LEN, accept};
 use crate::{AccessFault, ChunkId};
 use arc_swap::ArcSwap;
 use dafs_keys::Secret;
@@ -149,15 +149,10 @@ impl Chunks {
 
     /// Copies pages to their places and judges them. None must be accepted before the server was
     /// found alive after this.
-    pub(crate) fn read(&self, reads: &PageReads) -> Vec<Result<Footer, AccessFault>> {
+    pub(crate) fn read(&self, reads: &PageReads) -> Vec<Outcome> {
         let pages = reads.pages();
-        if reads.is_tagged() {
-            // There is no one here to show a tag to.
-            return vec![Err(AccessFault::Revoked); pages.len()];
-        }
-        if reads.page_size() != self.geometry.page_size {
-            // Places of another size are the caller's mistake: nothing can be put there.
-            return vec![Err(AccessFault::Stale); pages.len()];
+        if let Some(fault) = reads.unfit(self.geometry.page_size, false) {
+            return vec![Err(fault); pages.len()];
         }
         let mut outcomes = Vec::with_capacity(pages.len());
         let chunks = pages.chunk_by(|a, b| a.reference.chunk == b.reference.chunk);
@@ -169,12 +164,7 @@ impl Chunks {
     }
 
     /// Reads pages of one chunk.
-    fn read_run(
-        &self,
-        reads: &PageReads,
-        run: &[PageRead],
-        outcomes: &mut Vec<Result<Footer, AccessFault>>,
-    ) {
+    fn read_run(&self, reads: &PageReads, run: &[PageRead], outcomes: &mut Vec<Outcome>) {
         let chunk = run[0].reference.chunk;
         let mut table = self.table.load();
         if table.find(chunk).is_none() {

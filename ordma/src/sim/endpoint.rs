@@ -130,9 +130,8 @@ impl Endpoint for SimEndpoint {
         let batch = ReadBatch::new(reads);
         if batch.reads.pages().is_empty() {
             batch.complete(Vec::new());
-        } else if batch.reads.page_size() != self.geometry.page_size {
-            // Places of another size are the caller's mistake: nothing can be put there.
-            batch.fail(AccessFault::Stale);
+        } else if let Some(fault) = batch.reads.unfit(self.geometry.page_size, false) {
+            batch.fail(fault);
         } else if !self.core.with(|state| state.post_reads(self.id, &batch)) {
             batch.fail(AccessFault::Unreachable);
         }

@@ -3,9 +3,9 @@
 use super::core::Call;
 use super::event::{Channel, Part, What};
 use super::state::State;
-use crate::engine::{PageRead, PageReads, ReadBatch};
+use crate::engine::{Outcome, PageRead, PageReads, ReadBatch};
 use crate::slot::accept;
-use crate::{AccessFault, Chunk, FOOTER_LEN, Footer};
+use crate::{AccessFault, Chunk, FOOTER_LEN};
 use std::sync::Arc;
 
 /// Reads posted together.
@@ -20,19 +20,20 @@ struct PageCopy {
     payload: Vec<u8>,
     footer: [u8; FOOTER_LEN],
     fault: Option<AccessFault>,
-    outcome: Option<Result<Footer, AccessFault>>,
+    outcome: Option<Outcome>,
 }
 
 impl Batch {
     fn new(batch: Arc<ReadBatch>) -> Self {
-        let copy = |_: &PageRead| PageCopy {
+        let left = batch.reads.pages().len();
+        let copy = || PageCopy {
             payload: vec![0; batch.reads.page_size()],
             footer: [0; FOOTER_LEN],
             fault: None,
             outcome: None,
         };
-        let copies: Vec<_> = batch.reads.pages().iter().map(copy).collect();
-        Self { left: copies.len(), batch, copies }
+        let copies = std::iter::repeat_with(copy).take(left).collect();
+        Self { left, batch, copies }
     }
 
     /// Ends the batch: what has not arrived never will.
@@ -52,13 +53,9 @@ impl State {
             return false;
         };
         let mut posted = Batch::new(Arc::clone(batch));
-        let fault = |page: &PageRead| match conn.client.chunks.contains(&page.reference.chunk) {
-            _ if batch.reads.is_tagged() => Some(AccessFault::Revoked),
-            false => Some(AccessFault::Gone),
-            true => None,
-        };
         for (copy, page) in posted.copies.iter_mut().zip(batch.reads.pages()) {
-            copy.fault = fault(page);
+            let here = conn.client.chunks.contains(&page.reference.chunk);
+            copy.fault = (!here).then_some(AccessFault::Gone);
         }
         let asked: Vec<bool> = posted.copies.iter().map(|copy| copy.fault.is_none()).collect();
         conn.client.batches.insert(number, posted);
@@ -161,7 +158,7 @@ fn copy_part(chunk: &Chunk, slot: u32, part: Part, copy: &mut PageCopy) -> Optio
 }
 
 /// Hands a copy on if it is what was asked for.
-fn deliver(reads: &PageReads, page: &PageRead, copy: &mut PageCopy) -> Result<Footer, AccessFault> {
+fn deliver(reads: &PageReads, page: &PageRead, copy: &mut PageCopy) -> Outcome {
     let PageRead { reference, floor, .. } = page;
     let footer = accept(&copy.footer, &mut copy.payload, reference, *floor, reads.key())?;
     // A buffer withdrawn meanwhile: no one is left to see the page.

@@ -8,10 +8,10 @@ use super::wire::{
 use crate::AccessFault;
 use crate::arena::Geometry;
 use crate::client::ReadLane;
-use crate::engine::{LinkError, PageReads, ReadBatch};
+use crate::engine::{LinkError, Outcome, PageReads, ReadBatch};
 use crate::lock;
 use crate::region::{Access, Iovecs, with_iovecs};
-use crate::slot::{FOOTER_LEN, Footer, accept};
+use crate::slot::{FOOTER_LEN, accept};
 use crate::stream::io;
 use crate::stream::placing::receive_into;
 use crate::turn::{Handled, Lane};
@@ -57,12 +57,12 @@ struct Receiving {
     /// What the tag of a page is over.
     tagged: Vec<u8>,
     /// Outcomes of the first pages of the batch that the next reply belongs to.
-    outcomes: Vec<Result<Footer, AccessFault>>,
+    outcomes: Vec<Outcome>,
     /// Batches that are done, to be completed once no lock is held, since that may run anything.
     done: Vec<Done>,
 }
 
-type Done = (Arc<ReadBatch>, Vec<Result<Footer, AccessFault>>);
+type Done = (Arc<ReadBatch>, Vec<Outcome>);
 
 struct Reply {
     flight: Flight,
@@ -120,17 +120,15 @@ impl Reads {
             batch.complete(Vec::new());
             return (batch, false);
         }
-        if self.reply_key.get().is_none() && batch.reads.is_tagged() {
-            // The server would not answer, nor could an answer be told from anyone else's.
-            batch.fail(AccessFault::Revoked);
+        // Without a key the server would not answer, nor could an answer be told from anyone else's.
+        if let Some(fault) = batch.reads.unfit(self.page_size, self.reply_key.get().is_some()) {
+            batch.fail(fault);
             return (batch, false);
         }
         let mut posting = lock(&self.posting);
-        let fits = batch.reads.page_size() == self.page_size;
-        if posting.is_closed() || !fits {
+        if posting.is_closed() {
             drop(posting);
-            // Places of another size are the caller's mistake; nothing can be put there.
-            batch.fail(if fits { AccessFault::Unreachable } else { AccessFault::Stale });
+            batch.fail(AccessFault::Unreachable);
             return (batch, false);
         }
         posting.add(&batch);
@@ -321,11 +319,7 @@ impl Reads {
     }
 
     /// Judges the page of a reply that has arrived. The error says that it is not the server's.
-    fn judge(
-        &self,
-        reply: &Reply,
-        tagged: &mut Vec<u8>,
-    ) -> Result<Result<Footer, AccessFault>, LinkError> {
+    fn judge(&self, reply: &Reply, tagged: &mut Vec<u8>) -> Result<Outcome, LinkError> {
         let reads = &reply.flight.batch.reads;
         let page = &reply.flight.pages()[reply.page];
         match &reply.heads[reply.page] {

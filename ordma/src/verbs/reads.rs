@@ -17,14 +17,14 @@ use super::server::tuning;
 use super::wire::Wire;
 use crate::arena::Geometry;
 use crate::client::ReadLane;
-use crate::engine::{LinkError, PageRead, PageReads, ReadBatch};
+use crate::engine::{LinkError, Outcome, PageRead, PageReads, ReadBatch};
 use crate::lock;
 use crate::rdma::{
     self, Access, Cap, Channel, Completion, CompletionQueue, Device, Domain, Id, Local, Op, Part,
     Parts, QueuePair, Remote, Status, Tuning, Work,
 };
 use crate::region::Release;
-use crate::slot::{FOOTER_LEN, Footer, accept};
+use crate::slot::{FOOTER_LEN, accept};
 use crate::turn::{Handled, Lane};
 use crate::{AccessFault, ChunkId};
 use std::collections::VecDeque;
@@ -99,8 +99,6 @@ struct FlightState {
     /// Pages without an outcome.
     left: usize,
 }
-
-type Outcome = Result<Footer, AccessFault>;
 
 /// A batch that is done, and what came of its pages.
 type Ended = (Arc<ReadBatch>, Vec<Outcome>);
@@ -312,14 +310,7 @@ impl Reads {
     pub(super) fn post(&self, reads: PageReads) -> Arc<ReadBatch> {
         let batch = ReadBatch::new(reads);
         let pages = batch.reads.pages();
-        // There is no one there to show a tag to; and places of another size are the caller's mistake:
-        // nothing can be put there.
-        let unfit = match batch.reads.page_size() == self.geometry.page_size {
-            _ if batch.reads.is_tagged() => Some(AccessFault::Revoked),
-            false => Some(AccessFault::Stale),
-            true => None,
-        };
-        if let Some(fault) = unfit {
+        if let Some(fault) = batch.reads.unfit(self.geometry.page_size, false) {
             batch.fail(fault);
             return batch;
         }
@@ -336,11 +327,12 @@ impl Reads {
         }
         let state = FlightState { outcomes: Vec::new(), left: pages.len() };
         let flight = Arc::new(Flight { batch: Arc::clone(&batch), state: Mutex::new(state) });
-        let (mut ended, mut open, before) = (Vec::new(), None::<Run>, posting.queue.len());
+        let mut state = lock(&flight.state);
+        let (mut open, before) = (None::<Run>, posting.queue.len());
         for (at, page) in pages.iter().enumerate() {
             let place = posting.chunks.find(&page.reference);
             match (place, &mut open) {
-                (Err(fault), _) => ended.extend(flight.told(at, vec![Err(fault)])),
+                (Err(fault), _) => state.put(pages.len(), at, &[Err(fault)]),
                 (Ok(place), Some(run)) if self.follows(run, at, &place) => run.count += 1,
                 (Ok(place), _) => {
                     let flight = Arc::clone(&flight);
@@ -350,7 +342,10 @@ impl Reads {
         }
         posting.queue.extend(open);
         posting.begun += (posting.queue.len() - before) as u64;
-        ended.extend(self.begin_runs(&mut posting));
+        let refused = state.end(&batch);
+        drop(state);
+        let mut ended = self.begin_runs(&mut posting);
+        ended.extend(refused);
         drop(posting);
         end(ended);
         batch
@@ -410,7 +405,7 @@ impl Reads {
     /// Lends the places of a long run to the device.
     fn lend(&self, run: &Run) -> Option<Lent> {
         let (reads, pages) = (&run.flight.batch.reads, run.pages());
-        let (region, ..) = reads.place(&pages[0]);
+        let region = reads.region(&pages[0]);
         let long = run.count * self.geometry.page_size >= LONG && region.len() >= LEAST;
         if !long || !pages.iter().all(|page| reads.region(page).same(region)) {
             return None;
@@ -621,16 +616,27 @@ impl Flight {
     /// Pages from `first` on have their outcomes; the batch, where it is done.
     fn told(&self, first: usize, outcomes: Vec<Outcome>) -> Option<Ended> {
         let pages = self.batch.reads.pages().len();
-        let mut state = lock(&self.state);
-        state.left -= outcomes.len();
         if outcomes.len() == pages {
-            // As most batches end: all at once.
+            // As most batches end: all at once, and by nobody else.
             return Some((Arc::clone(&self.batch), outcomes));
         }
-        state.outcomes.resize(pages, Err(AccessFault::Unreachable));
-        state.outcomes[first..first + outcomes.len()].copy_from_slice(&outcomes);
-        let done = state.left == 0;
-        done.then(|| (Arc::clone(&self.batch), std::mem::take(&mut state.outcomes)))
+        let mut state = lock(&self.state);
+        state.put(pages, first, &outcomes);
+        state.end(&self.batch)
+    }
+}
+
+impl FlightState {
+    /// Some of so many pages have their outcomes, those from `first` on.
+    fn put(&mut self, pages: usize, first: usize, outcomes: &[Outcome]) {
+        self.left -= outcomes.len();
+        self.outcomes.resize(pages, Err(AccessFault::Unreachable));
+        self.outcomes[first..first + outcomes.len()].copy_from_slice(outcomes);
+    }
+
+    /// The batch, where all of its pages have their outcomes.
+    fn end(&mut self, batch: &Arc<ReadBatch>) -> Option<Ended> {
+        (self.left == 0).then(|| (Arc::clone(batch), std::mem::take(&mut self.outcomes)))
     }
 }
 
