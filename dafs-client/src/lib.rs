@@ -32,6 +32,7 @@ mod counters;
 pub mod directory;
 mod error;
 mod file;
+mod files;
 mod heat;
 mod keyring;
 mod location;

@@ -268,7 +268,7 @@ fn grant(core: &Core) -> std::result::Result<Arc<Grant>, String> {
 /// Begins a session over a connector, which makes the handshake itself where the level needs one.
 pub(crate) fn begin(connector: Arc<dyn Connector>, export: &str, options: Options) -> Result<Core> {
     let background = options.background;
-    let session = Session::new(connector, export, options);
+    let session = Session::new(connector, export, options)?;
     session.connect()?;
     let owner = Owner::new(session, background)?;
     Ok(Core { owner })

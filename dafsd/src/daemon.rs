@@ -8,14 +8,17 @@ use crate::dispatch::Dispatcher;
 use crate::exporter::Listeners;
 use crate::runtime::Runtime;
 use crate::server::{Export, Server};
+use crate::sharing::{Boots, BootsError, MachineBoot};
 use crate::state::{SecretError, load_secret};
 use crate::store::{HandleReport, LocalOptions, LocalStore, Store, StoreError};
 use dafs_keys::identity::IdentityError;
 use dafs_keys::{HandleKey, Identity, Protection, PublicKey, Secret};
+use dafs_proto::Time;
 use ordma::secure::Gate;
 use ordma::{Engine, LinkError, Service};
 use rustix::fs::FlockOperation;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
@@ -76,6 +79,12 @@ pub enum StartError {
         /// Why not.
         error: io::Error,
     },
+    /// What the server knows of its earlier runs cannot be had.
+    #[error(transparent)]
+    Boots(#[from] BootsError),
+    /// The kernel does not say which start of the machine this is.
+    #[error("which start of the machine this is: {0}")]
+    Machine(io::Error),
     /// The page cache cannot be made.
     #[error("page cache: {0}")]
     Cache(StoreError),
@@ -124,12 +133,13 @@ impl Daemon {
         let runtime = Runtime::start(config.workers).map_err(StartError::Thread)?;
         let listeners = Arc::new(Listeners::default());
         let levels = config.exports.iter().map(|export| export.protection);
-        let cache = Cache::new(config.cache.clone(), levels, listeners.clone(), runtime.clone())
-            .map_err(StartError::Cache)?;
+        let boots = Arc::new(begin_boot(&config.state_dir)?);
+        let cache =
+            Cache::new(config.cache.clone(), levels, listeners.clone(), runtime.clone(), boots)
+                .map_err(StartError::Cache)?;
         let clock = Box::new(Instant::now);
         let settings = config.settings.clone();
-        let server = Server::new(settings, exports, access, Arc::clone(&cache), runtime, clock)
-            .map_err(StartError::Random)?;
+        let server = Server::new(settings, exports, access, Arc::clone(&cache), runtime, clock);
         // From here on, what has begun is stopped where something fails.
         let mut daemon = Self {
             server,
@@ -387,6 +397,17 @@ fn rdma_devices() -> String {
         }
         Err(error) => error.to_string(),
     }
+}
+
+/// Begins a run of the server.
+fn begin_boot(state: &Path) -> Result<Boots, StartError> {
+    let boot = getrandom::u64().map_err(StartError::Random)?;
+    let machine = MachineBoot::now().map_err(StartError::Machine)?;
+    // The clock that files get their ctime from.
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    let now =
+        Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or_default() };
+    Ok(Boots::begin(state, boot, now, machine)?)
 }
 
 /// Makes the state directory and takes it for this server alone, as long as the file is open.

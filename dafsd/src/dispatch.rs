@@ -125,6 +125,7 @@ impl Dispatcher {
             server: Arc::clone(server),
             session,
             link: Arc::clone(link),
+            slot: ticket.slot(),
             data: data.to_vec(),
         };
         execute(Job { cx, header, ticket, credits, replied: false }, body);

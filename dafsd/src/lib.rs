@@ -44,6 +44,7 @@ pub mod runtime;
 pub mod server;
 pub mod session;
 pub mod sessions;
+pub mod sharing;
 pub mod state;
 pub mod store;
 pub mod sync;

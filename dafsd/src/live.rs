@@ -1,18 +1,22 @@
 //! A session of the running server: its state under one lock.
 
 use crate::access::Permit;
+use crate::cache::{Standing, Told, Writer};
 use crate::ops::{OpError, Open};
 use crate::reply_cache::{Abandoned, Arrival, Begin, Ticket};
 use crate::server::Export;
 use crate::session::{Session, SessionLimits};
 use crate::sessions::SessionId;
+use crate::sharing::Owner;
 use crate::store::Credential;
 use crate::sync::Mutex;
 use dafs_keys::PublicKey;
 use dafs_keys::secret::MacKey;
 use dafs_proto::Status;
 use event_listener::Event;
+use foldhash::fast::RandomState;
 use ordma::Link;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,12 +32,15 @@ pub struct LiveSession {
     client: String,
     permit: Option<Permit>,
     reads: MacKey,
+    writer: Writer,
     began: Instant,
     state: Mutex<Session<Message, Arc<dyn Link>, Arc<Open>>>,
     /// Requests being executed. Goes up under the lock of `state`, and not after the end.
     executing: AtomicUsize,
     /// It has come down to 0, or the session has ended.
     idle: Event,
+    /// What the client knows once it uses a slot again. Locked alone.
+    told: Mutex<HashMap<u16, Vec<Told>, RandomState>>,
 }
 
 impl fmt::Debug for LiveSession {
@@ -63,6 +70,7 @@ impl LiveSession {
         client: String,
         permit: Option<Permit>,
         reads: MacKey,
+        owner: Arc<Owner>,
         limits: SessionLimits,
         now: Instant,
     ) -> Self {
@@ -72,10 +80,12 @@ impl LiveSession {
             client,
             permit,
             reads,
+            writer: Writer { owner, standing: Arc::new(Standing::default()) },
             began: now,
             state: Mutex::new(Session::new(limits, now)),
             executing: AtomicUsize::new(0),
             idle: Event::new(),
+            told: Mutex::default(),
         }
     }
 
@@ -107,6 +117,19 @@ impl LiveSession {
     #[must_use]
     pub fn reads(&self) -> &MacKey {
         &self.reads
+    }
+
+    /// Whose its changes are.
+    #[must_use]
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// The reply to the request in a slot tells the client that something is stable.
+    pub(crate) fn will_tell(&self, slot: u16, what: Vec<Told>) {
+        if !what.is_empty() {
+            self.told.lock().insert(slot, what);
+        }
     }
 
     /// What its client was granted. `None` where the export has no protection, and nobody knows
@@ -204,10 +227,18 @@ impl LiveSession {
         }
         state.renew(now);
         let begin = state.slots.begin(arrival);
-        if matches!(begin, Begin::Execute(_)) {
+        let executes = matches!(begin, Begin::Execute(_));
+        if executes {
             self.executing.fetch_add(1, Ordering::SeqCst);
         }
-        Admission::Slots(begin, state.credits())
+        let credits = state.credits();
+        drop(state);
+        if executes {
+            // A client that uses the slot again has the reply to its last request.
+            let told = self.told.lock().remove(&arrival.slot);
+            told.into_iter().flatten().for_each(Told::confirm);
+        }
+        Admission::Slots(begin, credits)
     }
 
     /// A request was executed; the link its reply goes to, if it has to be sent. `kept` is the
@@ -277,14 +308,19 @@ impl LiveSession {
         self.state.lock().link().cloned()
     }
 
-    /// Ends the session: its files are closed, and it reads no more.
-    pub(crate) fn end(&self) -> Option<Arc<dyn Link>> {
-        let (link, opens) = self.state.lock().end();
+    /// Ends the session: its files are closed, it reads no more, and nothing of it is applied any
+    /// more. Also whether it had not ended before.
+    pub(crate) fn end(&self) -> (Option<Arc<dyn Link>>, bool) {
+        let mut state = self.state.lock();
+        let first = !state.ended();
+        let (link, opens) = state.end();
+        drop(state);
+        self.writer.standing.end();
         self.idle.notify(usize::MAX);
         drop(opens);
         if let Some(link) = &link {
             link.allow_reads(None);
         }
-        link
+        (link, first)
     }
 }

@@ -107,7 +107,6 @@ pub type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
 /// The server.
 pub struct Server {
     settings: Settings,
-    boot: u64,
     runtime: Runtime,
     cache: Arc<Cache>,
     exports: Vec<Arc<Export>>,
@@ -141,7 +140,7 @@ struct Connection {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("boot", &self.boot).finish_non_exhaustive()
+        f.debug_struct("Server").field("boot", &self.boot()).finish_non_exhaustive()
     }
 }
 
@@ -156,9 +155,7 @@ pub enum BindError {
 
 impl Server {
     /// A server that nobody is connected to yet.
-    ///
-    /// # Errors
-    /// When the system has no random numbers.
+    #[must_use]
     pub fn new(
         settings: Settings,
         exports: Vec<Export>,
@@ -166,9 +163,8 @@ impl Server {
         cache: Arc<Cache>,
         runtime: Runtime,
         clock: Clock,
-    ) -> Result<Arc<Self>, getrandom::Error> {
-        Ok(Arc::new(Self {
-            boot: getrandom::u64()?,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             runtime,
             cache,
             exports: exports.into_iter().map(Arc::new).collect(),
@@ -187,7 +183,7 @@ impl Server {
             running: AtomicUsize::new(0),
             data: AtomicUsize::new(0),
             settings,
-        }))
+        })
     }
 
     /// Largest sizes in requests and replies.
@@ -205,7 +201,7 @@ impl Server {
     /// Distinguishes this run of the server from all others.
     #[must_use]
     pub fn boot(&self) -> u64 {
-        self.boot
+        self.cache.boots().boot()
     }
 
     /// Where work runs.

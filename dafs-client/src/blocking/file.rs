@@ -168,7 +168,7 @@ impl File {
     /// Bytes of writes that are kept until they are committed.
     #[must_use]
     pub fn uncommitted(&self) -> usize {
-        crate::sync::lock(&self.file.uncommitted).bytes()
+        crate::sync::lock(&self.file.state.uncommitted).bytes()
     }
 
     /// Closes the file and waits for the server's word. Does not commit. All clones are closed.

@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::file::OpenFile;
 use crate::session::Owner;
 use crate::session::rpc::CallError;
-use crate::sync::lock;
 use dafs_proto::{
     Attr, FileType, GetAttrRequest, LinkRequest, LookupRequest, MkdirRequest, Op, ReaddirRequest,
     ReadlinkRequest, RenameRequest, RmdirRequest, SetAttr, SetAttrRequest, StatfsReply,
@@ -81,38 +80,36 @@ impl Core {
     }
 
     pub(crate) async fn setattr_of(&self, handle: &[u8], set: SetAttr, what: &str) -> Result<Attr> {
-        let make = || SetAttrRequest { handle: handle.to_vec(), attr: Some(set) };
+        let make = || SetAttrRequest {
+            handle: handle.to_vec(),
+            attr: Some(set),
+            ..SetAttrRequest::default()
+        };
         let reply = self.owner.call(what, make).await?;
         self.attr(reply.attr, Op::SetAttr)
     }
 
-    /// Sets attributes of an open file. What was written before a change of the size is committed
-    /// first: sent again after it, should the server restart, it would undo the change.
+    /// Sets attributes of an open file.
     pub(crate) async fn set_attr_of(&self, file: &Arc<OpenFile>, set: SetAttr) -> Result<Attr> {
         if set.size.is_some() {
-            self.settle(&file.handle).await?;
+            let attr = crate::write::set_size(file, set).await?;
+            return self.attr(attr, Op::SetAttr);
         }
         let attr = self.setattr_of(&file.handle, set, &file.name).await?;
-        if set.size.is_some() {
-            file.saw_size(attr.size, self.owner.grant()?.page_size);
-        }
+        file.state.rest_on(self.owner.grant()?.machine_boot);
         Ok(attr)
     }
 
-    /// Commits what was written to the file with this handle, over whichever of its opens.
-    async fn settle(&self, handle: &[u8]) -> Result<()> {
-        for file in self.owner.files.all() {
-            if file.handle == handle && lock(&file.uncommitted).bytes() > 0 {
-                crate::write::commit(&file, 0, 0).await?;
+    /// Closes a file, whatever the server says. Where it has writes that are not committed, and no
+    /// other open to commit them, that is done in the background first.
+    pub(crate) async fn close(&self, file: &Arc<OpenFile>) -> Result<()> {
+        match file.set_closed() {
+            None => return Ok(()),
+            Some(Some(successor)) => {
+                self.owner.files.linger(successor, self.owner.now());
+                return Ok(());
             }
-        }
-        Ok(())
-    }
-
-    /// Closes a file, whatever the server says.
-    pub(crate) async fn close(&self, file: &OpenFile) -> Result<()> {
-        if !file.set_closed() {
-            return Ok(());
+            Some(None) => {}
         }
         match file.close_open().await {
             // An open goes with its session.
@@ -133,7 +130,9 @@ impl Core {
     pub(crate) async fn set_attr(&self, path: &Path, set: SetAttr) -> Result<Attr> {
         let node = self.walk(path, true).await?;
         if set.size.is_some() {
-            self.settle(&node.handle).await?;
+            let what = show(path);
+            let attr = crate::write::set_size_of(&self.owner, &node.handle, set, &what).await?;
+            return self.attr(attr, Op::SetAttr);
         }
         self.setattr_of(&node.handle, set, &show(path)).await
     }

@@ -3,10 +3,11 @@
 use super::{Core, walk};
 use crate::error::{Error, Result};
 use crate::file::{OpenFile, Opened, READ, WRITE};
+use crate::files::Turn;
 use crate::keyring;
 use crate::session::outstanding::Reply;
 use crate::session::rpc::{CallError, Lane};
-use crate::write::install;
+use crate::write::{install, receipt};
 use dafs_proto::{Create, Op, OpenReply, OpenRequest, SetAttr, Status};
 use std::path::Path;
 use std::sync::Arc;
@@ -136,6 +137,14 @@ impl Core {
             attr: Some(SetAttr { mode, ..SetAttr::default() }),
             want_refs: if options.read { self.owner.options.neighbours } else { 0 },
         };
+        // A file that is truncated is known by name only: nothing may be sent again meanwhile.
+        let _turn = match options.truncate {
+            true => Some(self.owner.files.turns.take(Turn::New, 0..1).await),
+            false => None,
+        };
+        if self.owner.files.are_too_many_lingering() {
+            crate::write::settle_some(&self.owner).await;
+        }
         let make = || request.clone();
         let (message, reply) = loop {
             match self.owner.call_once::<OpenRequest>(Lane::Normal, what, &make).await {
@@ -160,15 +169,18 @@ impl Core {
         let key = keyring::of_open(options.read, message.key, &mut reply);
         let key = key.map_err(|reason| self.owner.violation(reply.epoch, reason))?;
         let Reply { session, epoch, .. } = reply;
-        let opened = Opened { open: message.open, number: message.file, session, key };
+        let OpenReply { open, file: number, identity, .. } = message;
+        let opened = Opened { open, number, session, key, identity };
         let size = message.attr.as_ref().map(|attr| attr.size);
-        if options.truncate {
-            // Sent again, what was written before would undo the truncation.
-            let others = self.owner.files.all();
-            others.iter().filter(|f| f.handle == message.handle).for_each(|f| f.forget_writes());
-        }
         let name = what.to_owned();
         let file = OpenFile::new(&self.owner, message.handle, options.access(), name, opened, size);
+        if let Some(change) = message.truncated {
+            let receipt = receipt(Some(change), &*self.owner.grant()?);
+            file.state.keep(&self.owner, |uncommitted| uncommitted.keep_size(0, 0, receipt));
+        }
+        if message.created || message.truncated.is_some() {
+            file.state.rest_on(self.owner.grant()?.machine_boot);
+        }
         if options.read && self.owner.number() == session {
             install(&file, &message.refs, 0, epoch)?;
         }

@@ -2,7 +2,7 @@
 
 use crate::directory::Known;
 use crate::error::{Error, Result};
-use crate::file::OpenFile;
+use crate::file::{Came, OpenFile};
 use crate::keyring::{Malformed, Told};
 use crate::session::outstanding::{Direct, EncodeDirect, Reply, Sink, Use};
 use crate::session::rpc::{Body, Lane, Request};
@@ -154,7 +154,7 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
             }
         };
         let taken = file.take_reply::<ReadRequest>(Lane::Normal, result).await?;
-        let Some((mut message, mut reply)) = taken else { continue };
+        let Came::Reply(mut message, mut reply) = taken else { continue };
         let key = told.take(&file.keyring, message.key.take(), &mut reply);
         let key = key.map_err(|reason| session.violation(reply.epoch, reason))?;
         if message.from_slots && (whole || placement == Placement::Inline) {

@@ -160,6 +160,7 @@ impl Session {
             protection: self.options.protection.to_wire(),
             slots: u32::from(self.options.slots),
             credential: self.options.credential.clone(),
+            instance: self.instance.to_vec(),
         };
         let header = Header::request(Op::Connect, HELLO_SLOT, 0, self.options.slots);
         endpoint.send(&encode_message(header, &request), &[])?;
@@ -231,6 +232,7 @@ impl Session {
         Ok(Grant {
             id: reply.session.clone(),
             boot: reply.boot,
+            machine_boot: reply.machine_boot,
             page_size,
             max_inline: size(reply.max_inline),
             max_transfer: size(reply.max_transfer),

@@ -3,6 +3,7 @@
 use super::rpc::{CallError, Lane};
 use super::{Link, Session, lock};
 use crate::error::{Error, Result};
+use crate::write;
 use dafs_proto::{DisconnectRequest, RenewRequest};
 use ordma::LinkError;
 use std::ops::Deref;
@@ -15,6 +16,8 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_millis(200);
 /// How often it tries to reach a server that was given up.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long the end of a client waits until what was written to closed files is committed.
+const LAST_COMMITS: Duration = Duration::from_secs(5);
 /// How long closing waits for the server's answer, and for the keeper.
 const FAREWELL: Duration = Duration::from_millis(250);
 
@@ -73,7 +76,23 @@ impl Owner {
 }
 
 impl Drop for Owner {
+    /// What was written to closed files is committed first, if that does not take too long.
     fn drop(&mut self) {
+        let session = &self.session;
+        let deadline = session.now() + LAST_COMMITS;
+        for file in session.files.take_lingering() {
+            let committed = write::commit(&file, 0, 0);
+            let late = || session.is_closing() || session.now() >= deadline;
+            match session.block_on_unless(committed, late) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    tracing::error!(%error, file = %file.name, "not committed at the end");
+                }
+                None => {
+                    tracing::error!(file = %file.name, "not committed at the end: it takes too long");
+                }
+            }
+        }
         self.close();
     }
 }
@@ -105,6 +124,12 @@ impl Session {
     pub(crate) fn tend_idle(&self) {
         self.tend();
         self.files.close_dropped(self);
+        // For no longer than the lease can do without being renewed.
+        let third = self.grant().map_or(TICK, |grant| grant.lease / 3);
+        let deadline = self.now() + third;
+        if self.live().is_some() {
+            write::settle(self, || self.is_closing() || self.now() >= deadline);
+        }
     }
 
     /// Renews the lease and reports heat. A server that does not answer for a whole lease is taken

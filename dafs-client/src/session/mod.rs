@@ -19,7 +19,7 @@ pub(crate) mod rpc;
 use crate::counters::Counters;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
-use crate::file::Files;
+use crate::files::Files;
 use crate::heat::Heat;
 use crate::options::Options;
 use crate::slots::Slots;
@@ -49,6 +49,8 @@ const POOLED_PAGES: usize = 64;
 pub(crate) struct Grant {
     pub(crate) id: Vec<u8>,
     pub(crate) boot: u64,
+    /// Counts the starts of the server's machine.
+    pub(crate) machine_boot: u64,
     pub(crate) page_size: usize,
     pub(crate) max_inline: usize,
     pub(crate) max_transfer: usize,
@@ -82,6 +84,8 @@ pub(crate) struct Session {
     pub(crate) pump: Pump,
     /// Bytes of uncommitted writes kept, over all files.
     pub(crate) retained: AtomicUsize,
+    /// Names this client to the server, in all of its sessions.
+    instance: [u8; 16],
     state: Mutex<State>,
     this: Weak<Session>,
     heat_tick: AtomicU32,
@@ -144,7 +148,18 @@ pub(crate) struct Live {
 }
 
 impl Session {
-    pub(crate) fn new(connector: Arc<dyn Connector>, export: &str, options: Options) -> Arc<Self> {
+    /// A session that is not connected yet.
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub(crate) fn new(
+        connector: Arc<dyn Connector>,
+        export: &str,
+        options: Options,
+    ) -> Result<Arc<Self>> {
+        let mut instance = [0; 16];
+        getrandom::fill(&mut instance)
+            .map_err(|error| Error::InvalidArgument(format!("random numbers: {error}")))?;
         let directory = Directory::new(options.directory_entries, options.replacement);
         let now = connector.now();
         let outage = Outage {
@@ -166,7 +181,7 @@ impl Session {
             given_up: 0,
             hello: None,
         };
-        Arc::new_cyclic(|this| Self {
+        Ok(Arc::new_cyclic(|this| Self {
             connector,
             options,
             export: export.into(),
@@ -175,6 +190,7 @@ impl Session {
             files: Files::default(),
             pump: Pump::new(),
             retained: AtomicUsize::new(0),
+            instance,
             state: Mutex::new(state),
             this: this.clone(),
             heat_tick: AtomicU32::new(0),
@@ -183,7 +199,7 @@ impl Session {
             closing: AtomicBool::new(false),
             stop: Mutex::new(false),
             stopped: Condvar::new(),
-        })
+        }))
     }
 
     pub(crate) fn now(&self) -> Instant {
@@ -201,6 +217,13 @@ impl Session {
     /// Before the first connection.
     pub(crate) fn grant(&self) -> Result<Arc<Grant>> {
         lock(&self.state).grant.clone().ok_or_else(|| self.closed_error())
+    }
+
+    /// The server's boot, if the session `number` is the current one.
+    pub(crate) fn boot_of(&self, number: u64) -> Option<u64> {
+        let state = lock(&self.state);
+        let grant = state.grant.as_ref().filter(|_| state.session == number)?;
+        Some(grant.boot)
     }
 
     /// Counts sessions; the current one.

@@ -80,7 +80,7 @@ pub(crate) fn this_thread() -> Arc<ThreadWaker> {
 }
 
 /// A leaf of the future that is being polled waits for this.
-pub(super) fn want(what: u8) {
+pub(crate) fn want(what: u8) {
     WANTED.set(WANTED.get() | what);
 }
 

@@ -25,8 +25,14 @@ fn server() -> Arc<Server> {
         retire_patience: Duration::from_secs(5),
     };
     let levels = [dafs_keys::Protection::None, dafs_keys::Protection::Sealed];
-    let cache =
-        Cache::new(config, levels, Arc::new(Listeners::default()), runtime.clone()).unwrap();
+    let cache = Cache::new(
+        config,
+        levels,
+        Arc::new(Listeners::default()),
+        runtime.clone(),
+        Arc::new(crate::sharing::Boots::forgetful(1)),
+    )
+    .unwrap();
     let settings = Settings {
         limits: Limits { page_size: 4096, max_inline: 16384, max_transfer: 65536 },
         session: SessionLimits { slots: 4, opens: 2, lease: Duration::from_secs(10) },
@@ -35,7 +41,7 @@ fn server() -> Arc<Server> {
         data_in_flight: 20_000,
         transfers: 2,
     };
-    Server::new(settings, Vec::new(), access, cache, runtime, Box::new(Instant::now)).unwrap()
+    Server::new(settings, Vec::new(), access, cache, runtime, Box::new(Instant::now))
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl Cache {
 
 impl CachedFile {
     /// Begins a new epoch of the file: when it returns, and from then on, no page in a slot is under
-    /// an earlier key. Clean pages are killed. Dirty ones stay where they are, with a new version
+    /// an earlier key. Clean pages are killed. The others stay where they are, with a new version
     /// under the new key, so references to them stay good, and readers with the old key find them
     /// revoked. Nothing at level `none`.
     ///
@@ -54,12 +54,12 @@ impl CachedFile {
         let new = self.cover(meta.cover.epoch + 1);
         let old = std::mem::replace(&mut meta.cover, new);
         let mut result = Ok(());
-        let dirty: Vec<u64> = self.blocks.lock().dirty.iter().copied().collect();
-        for block in dirty {
+        let unclean = self.blocks.lock().unclean();
+        for block in unclean {
             schedule_point("new epoch: a dirty page");
             let mut shard = self.cache.shard((self.number(), block)).lock();
             // One that has become clean since then is killed with the rest.
-            if let Some(page) = shard.page((self.number(), block)).filter(|page| page.dirty)
+            if let Some(page) = shard.page((self.number(), block)).filter(|page| !page.is_clean())
                 && let Err(error) = self.reclose(block, page, &old, &meta)
             {
                 result = Err(error);

@@ -4,14 +4,16 @@ use super::cover::{self, Cover};
 use super::resize::Opens;
 use super::shard::Entry;
 use super::{Cache, error};
+use crate::sharing::Unstable;
 use crate::store::{Identity, Result, StoreFile};
 use crate::sync::{Mutex, RwLock};
 use dafs_keys::secret::MacKey;
 use dafs_keys::{FileKey, Protection, ReadKey, Secret};
 use dafs_proto::{Attr, Status, Time, WireRef};
+use event_listener::Event;
 use ordma::arena::Guard;
 use ordma::{FOOTER_LEN, Footer, Kind, RemoteRef, Slot};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +33,14 @@ pub struct CachedFile {
     pub(super) gate: async_lock::RwLock<()>,
     /// One write-back at a time, or an older version could reach the disk after a newer one.
     pub(super) writing_back: async_lock::Mutex<()>,
+    /// One sync at a time: the store tells of a failure once, to whoever asked.
+    pub(super) syncing: async_lock::Mutex<()>,
+    /// The write verifier; changes when a sync fails.
+    pub(super) verifier: AtomicU64,
+    /// What is not stable yet, and whose it is. Locked alone.
+    pub(super) unstable: Mutex<Unstable>,
+    /// A change has ended, for which another one may wait.
+    pub(super) changed: Event,
     pub(super) meta: RwLock<Meta>,
     pub(super) blocks: Mutex<Blocks>,
     /// The block after the last fill, to tell sequential reading.
@@ -55,11 +65,29 @@ pub(super) struct Meta {
     pub removed: bool,
 }
 
-/// Which blocks have an entry in the page table, and which of them are dirty.
+/// Which blocks have an entry in the page table, and which of them are not clean.
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
     pub resident: BTreeSet<u64>,
+    /// Blocks whose pages have to be written to the store.
     pub dirty: BTreeSet<u64>,
+    /// Blocks whose pages were written and are not known to be stable, with the number of syncs that
+    /// had begun before.
+    pub written: BTreeMap<u64, u64>,
+    /// Syncs of the file that have begun.
+    pub syncs: u64,
+}
+
+impl Blocks {
+    /// Blocks whose pages are dirty, or written and not stable.
+    pub fn unclean(&self) -> BTreeSet<u64> {
+        self.dirty.iter().chain(self.written.keys()).copied().collect()
+    }
+
+    /// Whether all of it is on disk for good.
+    pub fn is_clean(&self) -> bool {
+        self.dirty.is_empty() && self.written.is_empty()
+    }
 }
 
 impl fmt::Debug for CachedFile {
@@ -82,6 +110,7 @@ impl CachedFile {
         protection: Protection,
     ) -> Self {
         let cover = Cover::new(protection, &cache.secret, 1, number);
+        let verifier = cache.next_verifier();
         Self {
             cache,
             number,
@@ -91,6 +120,10 @@ impl CachedFile {
             store: RwLock::new(store),
             gate: async_lock::RwLock::new(()),
             writing_back: async_lock::Mutex::new(()),
+            syncing: async_lock::Mutex::new(()),
+            verifier: AtomicU64::new(verifier),
+            unstable: Mutex::new(Unstable::new(attr.ctime)),
+            changed: Event::new(),
             meta: RwLock::new(Meta {
                 size: attr.size,
                 cover,
@@ -151,10 +184,11 @@ impl CachedFile {
         self.meta.read().size
     }
 
-    /// The write verifier now; see [`Cache::verifier`].
+    /// The write verifier: changes when a sync of the file has failed, so that what the store may
+    /// have lost is sent again. Taken before the first page of a write is changed, and after a sync.
     #[must_use]
     pub fn verifier(&self) -> u64 {
-        self.cache.verifier()
+        self.verifier.load(Ordering::Acquire)
     }
 
     /// Puts what the disk does not have yet over attributes that were read from it.
@@ -222,9 +256,12 @@ impl CachedFile {
         Arc::clone(&self.store.read())
     }
 
-    /// Nothing of the file is in memory.
+    /// Nothing of the file is in memory, and no client would send anything of it again.
     pub(super) fn is_idle(&self) -> bool {
-        self.blocks.lock().resident.is_empty()
+        let blocks = self.blocks.lock();
+        let empty = blocks.resident.is_empty() && blocks.is_clean();
+        drop(blocks);
+        empty && self.unstable.lock().is_idle()
     }
 
     /// What guards the chunks that its pages lie in.

@@ -126,13 +126,13 @@ impl Cache {
                 if pages.is_empty() {
                     break;
                 }
-                for ((number, block), dirty) in pages {
-                    if dirty {
-                        self.flush_block(number, block).await?;
+                for ((number, block), clean) in pages {
+                    if !clean {
+                        self.sync_block(number, block).await?;
                     }
                     let page = {
                         let mut shard = shard.lock();
-                        let clean = shard.page((number, block)).is_some_and(|page| !page.dirty);
+                        let clean = shard.page((number, block)).is_some_and(|page| page.is_clean());
                         clean.then(|| shard.kill((number, block))).flatten()
                     };
                     if let Some(page) = page {

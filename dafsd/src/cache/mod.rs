@@ -9,8 +9,9 @@
 //! | `cover` | what guards a file's pages in exported memory: closing and opening them |
 //! | `epochs` | new keys for files |
 //! | `read`, `fill` | delivering pages, and bringing them in from the store |
+//! | `change` | changes that clients make: one at a time of each range, and what of them is not stable |
 //! | `write` | changing pages in place |
-//! | `writeback` | writing dirty pages to the store; commit |
+//! | `writeback` | writing dirty pages to the store, and making them stable |
 //! | `resize` | truncation, revalidation, removal |
 //!
 //! Locks, in the order in which they are taken: a file's `gate` (held across store I/O: shared by
@@ -22,6 +23,7 @@
 //! shared, from before he looks at them until the page is in the table: so all pages in the table
 //! are under the file's key of now.
 
+mod change;
 mod cover;
 mod epochs;
 mod file;
@@ -34,11 +36,13 @@ mod shard;
 mod write;
 mod writeback;
 
+pub use change::{Changed, Committed, Standing, Told, Writer};
 pub use file::CachedFile;
 pub use read::{Delivery, Pages};
 pub use resize::OpenFile;
 
 use crate::runtime::Runtime;
+use crate::sharing::{Boots, Owners};
 use crate::store::{Identity, Result, StoreError, StoreFile};
 use crate::sync::Mutex;
 use dafs_keys::{Protection, Secret};
@@ -112,13 +116,22 @@ pub struct Cache {
     files: Mutex<Files>,
     /// Bytes of dirty pages.
     dirty: AtomicUsize,
-    /// Write-back of everything is under way.
+    /// Everything is being made clean.
     writing_back: AtomicBool,
+    /// The background thread's work is being done.
+    tending: AtomicBool,
     /// The machine is short of memory.
     pressed: AtomicBool,
     /// A slot may have become free or evictable, or the dirty bytes fewer.
     relief: Event,
-    verifier: AtomicU64,
+    /// The last write verifier that was given to a file.
+    verifiers: AtomicU64,
+    /// The runs of the server.
+    boots: Arc<Boots>,
+    /// Clients that have changes which they have not been told are stable.
+    owners: Owners,
+    /// Number of the last change of any file in this boot.
+    changes: AtomicU64,
     counters: Counters,
 }
 
@@ -158,6 +171,7 @@ impl Cache {
         protections: impl IntoIterator<Item = Protection>,
         exporter: Arc<dyn Exporter>,
         runtime: Runtime,
+        boots: Arc<Boots>,
     ) -> Result<Arc<Self>> {
         let secret = Secret::random().map_err(|no| error(Status::Io, no.to_string()))?;
         let arena = Arc::new(Arena::new(config.geometry));
@@ -185,9 +199,13 @@ impl Cache {
             files: Mutex::default(),
             dirty: AtomicUsize::new(0),
             writing_back: AtomicBool::new(false),
+            tending: AtomicBool::new(false),
             pressed: AtomicBool::new(false),
             relief: Event::new(),
-            verifier: AtomicU64::new(fastrand::u64(..)),
+            verifiers: AtomicU64::new(fastrand::u64(..)),
+            boots,
+            owners: Owners::default(),
+            changes: AtomicU64::new(0),
             counters: Counters::default(),
         }))
     }
@@ -204,11 +222,21 @@ impl Cache {
         self.config.geometry.page_size
     }
 
-    /// The write verifier: changes when writes that were acknowledged as unstable may be lost, so
-    /// that their writers send them again.
+    /// The runs of the server.
     #[must_use]
-    pub fn verifier(&self) -> u64 {
-        self.verifier.load(Ordering::Acquire)
+    pub fn boots(&self) -> &Arc<Boots> {
+        &self.boots
+    }
+
+    /// Clients that have changes which they have not been told are stable.
+    #[must_use]
+    pub fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    /// A write verifier that no file has had in this boot.
+    fn next_verifier(&self) -> u64 {
+        self.verifiers.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
     }
 
     /// The cached file for a store file that was opened through an export with this name and

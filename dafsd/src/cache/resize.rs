@@ -1,7 +1,7 @@
 //! What ends pages or changes where the file ends: truncation, removal, and someone else's change.
 
-use super::CachedFile;
 use super::file::disk_state;
+use super::{CachedFile, Standing};
 use crate::store::Result;
 use dafs_proto::Attr;
 use ordma::schedule_point;
@@ -47,10 +47,28 @@ impl CachedFile {
     /// The store's; nothing has changed then. [`Status::Io`](dafs_proto::Status::Io) where the old
     /// or the new last page is corrupt: the size is set then, and the page can only be overwritten.
     pub async fn set_size(&self, size: u64) -> Result<()> {
+        self.set_size_while(size, None).await
+    }
+
+    /// The same, if the session stands.
+    pub(super) async fn set_size_while(
+        &self,
+        size: u64,
+        standing: Option<&Arc<Standing>>,
+    ) -> Result<()> {
         let _gate = self.gate.write().await;
         let store = self.store();
         schedule_point("set size: before the disk");
-        self.cache.runtime.blocking(move || store.set_len(size)).await?;
+        let standing = standing.cloned();
+        let set = move || {
+            // Only looked at: the end of a session waits for no disk, and whoever changes the file
+            // in another session waits for us.
+            if let Some(standing) = standing {
+                standing.while_it_stands(|| ())?;
+            }
+            store.set_len(size)
+        };
+        self.cache.runtime.blocking(set).await?;
         schedule_point("set size: after the disk");
         let rewritten = {
             let mut meta = self.meta.write();
@@ -87,8 +105,8 @@ impl CachedFile {
         if meta.on_disk == disk_state(&attr) {
             return Ok(());
         }
-        let dirty = !self.blocks.lock().dirty.is_empty();
-        if dirty {
+        let unclean = !self.blocks.lock().is_clean();
+        if unclean {
             tracing::warn!(
                 file = ?self.identity(),
                 "changed on the server's disk while clients write to it: the server's pages win"
@@ -134,12 +152,14 @@ impl CachedFile {
 
     /// Ends all pages, dirty ones too.
     fn discard(&self) {
-        let _meta = self.meta.write();
+        let meta = self.meta.write();
         self.kill_from(0);
+        drop(meta);
+        self.unstable.lock().forget_all();
     }
 
     /// Kills the pages from `first` on. The caller holds `meta` exclusively.
-    fn kill_from(&self, first: u64) {
+    pub(super) fn kill_from(&self, first: u64) {
         let blocks: Vec<u64> = self.blocks.lock().resident.range(first..).copied().collect();
         blocks.into_iter().for_each(|block| self.kill(block));
     }
@@ -148,7 +168,7 @@ impl CachedFile {
     pub(super) fn kill_clean(&self) {
         let blocks: Vec<u64> = {
             let blocks = self.blocks.lock();
-            blocks.resident.difference(&blocks.dirty).copied().collect()
+            blocks.resident.difference(&blocks.unclean()).copied().collect()
         };
         blocks.into_iter().for_each(|block| self.kill(block));
     }
@@ -158,7 +178,7 @@ impl CachedFile {
         let mut shard = self.cache.shard(key).lock();
         let Some(page) = shard.kill(key) else { return };
         self.blocks.lock().resident.remove(&block);
-        if page.dirty {
+        if !page.is_clean() {
             self.count_clean(block);
         }
         drop(shard);

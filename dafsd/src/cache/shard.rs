@@ -20,14 +20,22 @@ pub(super) struct Page {
     pub slot: Slot,
     pub generation: u64,
     pub version: u64,
-    /// Differs from the disk, or is being written there.
+    /// Differs from what the store was given, or is being written there.
     pub dirty: bool,
+    /// Was written to the store, which has not made it stable yet. It stays, for should the store
+    /// fail to, it has to be written again.
+    pub written: bool,
     heat: u8,
     /// Where the key stands in its clock's ring.
     ring: usize,
 }
 
 impl Page {
+    /// Whether the disk has it for good, so that it may go.
+    pub fn is_clean(&self) -> bool {
+        !self.dirty && !self.written
+    }
+
     /// Generation and version: what tells this content, under this key, from all others.
     pub fn state(&self) -> (u64, u64) {
         (self.generation, self.version)
@@ -129,7 +137,7 @@ impl Shard {
         let ring = &mut self.clock(slot.chunk.guard()).ring;
         let at = ring.len();
         ring.push(key);
-        let page = Page { slot, generation, version: 0, dirty, heat: 1, ring: at };
+        let page = Page { slot, generation, version: 0, dirty, written: false, heat: 1, ring: at };
         let before = self.entries.insert(key, Entry::Live(page));
         debug_assert!(!matches!(before, Some(Entry::Live(_))), "a page has one slot");
     }
@@ -165,7 +173,7 @@ impl Shard {
             }
             let key = ring[*hand];
             let page = self.page(key)?;
-            if page.dirty || page.heat > 0 {
+            if !page.is_clean() || page.heat > 0 {
                 page.heat = page.heat.saturating_sub(1);
                 self.clock(guard).hand += 1;
                 continue;
@@ -175,10 +183,10 @@ impl Shard {
         None
     }
 
-    /// The live pages that lie in a chunk, and whether each is dirty.
+    /// The live pages that lie in a chunk, and whether each is clean.
     pub fn in_chunk(&self, chunk: ChunkId) -> Vec<(Key, bool)> {
         let live = self.entries.iter().filter_map(|(key, entry)| match entry {
-            Entry::Live(page) if page.slot.chunk.id() == chunk => Some((*key, page.dirty)),
+            Entry::Live(page) if page.slot.chunk.id() == chunk => Some((*key, page.is_clean())),
             _ => None,
         });
         live.collect()

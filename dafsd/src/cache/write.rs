@@ -3,7 +3,7 @@
 use super::cover::Cover;
 use super::file::Meta;
 use super::shard::{Entry, Page};
-use super::{CachedFile, error};
+use super::{CachedFile, Standing, error};
 use crate::store::{Result, StoreError};
 use dafs_proto::{Extent, Status};
 use event_listener::EventListener;
@@ -40,26 +40,17 @@ impl CachedFile {
     ///
     /// # Errors
     /// [`Status::Invalid`] where the extents do not add up to `data`, [`Status::FileTooBig`] beyond
-    /// 2^63 - 1, the store's where a page that is changed in part cannot be read first,
-    /// [`Status::Io`] where it is corrupt. Extents and pages before the failing one have been
-    /// written.
+    /// what the store can hold; nothing has changed then. The store's where a page that is changed
+    /// in part cannot be read first, [`Status::Io`] where it is corrupt: extents and pages before the
+    /// failing one have been written, and the file is no longer than they make it.
     pub async fn write(self: &Arc<Self>, extents: &[Extent], data: &[u8]) -> Result<()> {
-        let total = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.length));
-        if total != Some(data.len() as u64) {
-            let what = format!("write extents that do not add up to their {} bytes", data.len());
-            return Err(error(Status::Invalid, what));
-        }
+        check_extents(extents, data, self.max_size())?;
         let mut rest = data;
         for extent in extents {
             let len = usize::try_from(extent.length).unwrap_or(usize::MAX);
             let (bytes, behind) = rest.split_at(len);
             rest = behind;
-            let end = extent.offset.checked_add(extent.length);
-            if end.is_none_or(|end| end > MAX_SIZE) {
-                let what = format!("write {len} bytes at {}", extent.offset);
-                return Err(error(Status::FileTooBig, what));
-            }
-            self.write_range(extent.offset, bytes).await?;
+            self.write_range(extent.offset, bytes, None).await?;
         }
         if !data.is_empty() {
             self.meta.write().changed();
@@ -67,7 +58,35 @@ impl CachedFile {
         Ok(())
     }
 
-    async fn write_range(self: &Arc<Self>, offset: u64, mut bytes: &[u8]) -> Result<()> {
+    /// The most bytes that the file can have.
+    pub(super) fn max_size(&self) -> u64 {
+        MAX_SIZE
+    }
+
+    /// Writes one range, as long as the session stands.
+    pub(super) async fn write_range(
+        self: &Arc<Self>,
+        offset: u64,
+        bytes: &[u8],
+        standing: Option<&Standing>,
+    ) -> Result<()> {
+        let (before, end) = (self.size(), offset + bytes.len() as u64);
+        let mut done = 0;
+        let written = self.write_pages(offset, bytes, standing, &mut done).await;
+        if written.is_err() && end > before {
+            let there = if done > 0 { before.max(offset + done as u64) } else { before };
+            self.shrink_back(end, there).await;
+        }
+        written
+    }
+
+    async fn write_pages(
+        self: &Arc<Self>,
+        offset: u64,
+        mut bytes: &[u8],
+        standing: Option<&Standing>,
+        done: &mut usize,
+    ) -> Result<()> {
         let page = self.page_size();
         let end = offset + bytes.len() as u64;
         let mut at = offset;
@@ -75,11 +94,40 @@ impl CachedFile {
             let start = usize::try_from(at % page).unwrap_or(0);
             let (now, later) = bytes.split_at(bytes.len().min(self.cache.page_size() - start));
             self.cache.below_dirty_limit().await;
-            self.write_page(at / page, start, now, end).await?;
+            self.write_page(at / page, start, now, end, standing).await?;
             at += now.len() as u64;
+            *done += now.len();
             bytes = later;
         }
         Ok(())
+    }
+
+    /// A write that would have made the file `end` bytes long has failed: it is as long as what is
+    /// there, unless others have made it longer, or shorter.
+    async fn shrink_back(&self, end: u64, there: u64) {
+        // No write-back meanwhile, which would write a page with its former length.
+        let _gate = self.gate.write().await;
+        {
+            let mut meta = self.meta.write();
+            if meta.size != end || there >= end {
+                return;
+            }
+            meta.size = there;
+            let last = self.last_block(there);
+            self.kill_from(last + 1);
+            if let Err(error) = self.rewrite(last, &meta) {
+                tracing::error!(%error, file = ?self.identity(), "after a failed write");
+            }
+        }
+        let store = self.store();
+        let cut = move || match store.attr() {
+            Ok(attr) if attr.size > there => store.set_len(there),
+            other => other.map(drop),
+        };
+        if let Err(error) = self.cache.runtime.blocking(cut).await {
+            // Bytes behind the end of the file on disk are zeros of a page that was written back.
+            tracing::error!(%error, file = ?self.identity(), "after a failed write");
+        }
     }
 
     /// Applies one page's part of a write that ends at `end`.
@@ -89,10 +137,20 @@ impl CachedFile {
         start: usize,
         bytes: &[u8],
         end: u64,
+        standing: Option<&Standing>,
     ) -> Result<()> {
         let mut slot = None;
         let result = loop {
-            match self.apply(block, start, bytes, &mut slot) {
+            let mut apply = || self.apply(block, start, bytes, &mut slot);
+            let applied = match standing {
+                Some(standing) => standing.while_it_stands(apply),
+                None => Ok(apply()),
+            };
+            let applied = match applied {
+                Ok(applied) => applied,
+                Err(ended) => break Err(ended),
+            };
+            match applied {
                 Ok(()) => break Ok(()),
                 Err(Obstacle::Filling(listener)) => listener.await,
                 Err(Obstacle::Size) => {
@@ -150,9 +208,10 @@ impl CachedFile {
                 payload[start..start + bytes.len()].copy_from_slice(bytes);
                 let state = page.spend_version(&self.cache.arena);
                 self.put(block, &page.slot, state, &meta, payload);
+                let clean = page.is_clean();
                 if !page.dirty {
-                    page.dirty = true;
-                    self.count_dirty(block);
+                    (page.dirty, page.written) = (true, false);
+                    self.note_dirty(block, clean);
                 }
                 return Ok(());
             }
@@ -166,7 +225,7 @@ impl CachedFile {
             self.put(block, &slot, (generation, 0), &meta, payload);
             shard.insert(key, slot, generation, true);
             self.blocks.lock().resident.insert(block);
-            self.count_dirty(block);
+            self.note_dirty(block, true);
             Ok(())
         })
     }
@@ -231,9 +290,33 @@ impl CachedFile {
         self.open(block, page.state(), cover, &footer, payload)
     }
 
-    /// Counts a page that has just become dirty. Called under its shard's lock.
-    fn count_dirty(&self, block: u64) {
-        self.blocks.lock().dirty.insert(block);
-        self.cache.dirty.fetch_add(self.cache.page_size(), Ordering::Relaxed);
+    /// Notes that a page has just become dirty, and counts it if it was clean. Called under its
+    /// shard's lock.
+    fn note_dirty(&self, block: u64, clean: bool) {
+        let mut blocks = self.blocks.lock();
+        blocks.written.remove(&block);
+        blocks.dirty.insert(block);
+        drop(blocks);
+        if clean {
+            self.cache.dirty.fetch_add(self.cache.page_size(), Ordering::Relaxed);
+        }
     }
+}
+
+/// Looks at what a write asks for.
+///
+/// # Errors
+/// As for [`CachedFile::write`].
+pub(super) fn check_extents(extents: &[Extent], data: &[u8], max_size: u64) -> Result<()> {
+    let total = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.length));
+    if total != Some(data.len() as u64) {
+        let what = format!("write extents that do not add up to their {} bytes", data.len());
+        return Err(error(Status::Invalid, what));
+    }
+    for Extent { offset, length } in extents {
+        if offset.checked_add(*length).is_none_or(|end| end > max_size) {
+            return Err(error(Status::FileTooBig, format!("write {length} bytes at {offset}")));
+        }
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Writing dirty pages to the store, and commit.
 
 use super::file::disk_state;
-use super::{Cache, CachedFile};
+use super::{Cache, CachedFile, Committed};
 use crate::store::Result;
 use dafs_proto::Extent;
 use ordma::{FOOTER_LEN, schedule_point};
@@ -36,7 +36,7 @@ impl Cache {
         }
     }
 
-    /// Starts write-back of all dirty pages, unless it is under way.
+    /// Starts to make all pages clean, unless that is under way.
     pub(super) fn start_writeback(self: &Arc<Self>) {
         if self.writing_back.swap(true, Ordering::AcqRel) {
             return;
@@ -44,9 +44,9 @@ impl Cache {
         let cache = Arc::clone(self);
         let runtime = self.runtime.clone();
         self.runtime.run(async move {
-            let flushed = cache.write_back_all().await;
+            let cleaned = cache.commit_where(|file| !file.blocks.lock().is_clean()).await;
             cache.writing_back.store(false, Ordering::Release);
-            if flushed.is_err() {
+            if cleaned.is_err() {
                 // Whoever waits for room would at once ask again: give the disk a moment.
                 runtime.blocking(|| std::thread::sleep(Duration::from_millis(100))).await;
             }
@@ -57,33 +57,47 @@ impl Cache {
         });
     }
 
-    /// Writes back what is dirty now; pages stay dirty where it fails.
-    async fn write_back_all(&self) -> Result<()> {
-        let mut result = Ok(());
+    /// Writes to the store what has been dirty for about the configured interval, makes stable what
+    /// nobody has open, and forgets files that are not in use.
+    async fn tend(self: &Arc<Self>) {
         for file in self.all_files() {
-            if file.blocks.lock().dirty.is_empty() {
+            let (dirty, unclean) = {
+                let blocks = file.blocks.lock();
+                (!blocks.dirty.is_empty(), !blocks.is_clean())
+            };
+            let done = if file.is_removed() {
                 continue;
-            }
-            if let Err(error) = file.flush(0..=u64::MAX).await {
+            } else if unclean && file.opens.load(Ordering::Acquire) == 0 {
+                file.commit(Extent::default()).await.map(drop)
+            } else if dirty {
+                file.flush(0..=u64::MAX).await
+            } else {
+                continue;
+            };
+            if let Err(error) = done {
                 tracing::warn!(%error, file = ?file.identity(), "write-back failed; pages stay dirty");
-                result = Err(error);
             }
         }
-        result
+        self.sweep_files();
     }
 
-    /// Writes everything back and makes it stable.
+    /// Makes everything stable.
     ///
     /// # Errors
     /// The last file's error, after all files have been tried.
     pub async fn flush_all(&self) -> Result<()> {
+        let is_unstable = |file: &CachedFile| {
+            let clean = file.blocks.lock().is_clean();
+            !clean || !file.unstable.lock().is_idle()
+        };
+        self.commit_where(|file| !file.is_removed() && is_unstable(file)).await
+    }
+
+    async fn commit_where(&self, wanted: impl Fn(&CachedFile) -> bool) -> Result<()> {
         let mut result = Ok(());
-        for file in self.all_files() {
-            if file.is_removed() {
-                continue;
-            }
+        for file in self.all_files().into_iter().filter(|file| wanted(file)) {
             if let Err(error) = file.commit(Extent::default()).await {
-                tracing::error!(%error, file = ?file.identity(), "flush failed");
+                tracing::error!(%error, file = ?file.identity(), "flush failed; pages stay dirty");
                 result = Err(error);
             }
         }
@@ -102,20 +116,25 @@ impl Cache {
             loop {
                 std::thread::sleep(interval);
                 let Some(cache) = cache.upgrade() else { return };
-                cache.start_writeback();
-                cache.sweep_files();
+                if cache.tending.swap(true, Ordering::AcqRel) {
+                    continue;
+                }
+                let tended = Arc::clone(&cache);
+                cache.runtime.run(async move {
+                    tended.tend().await;
+                    tended.tending.store(false, Ordering::Release);
+                });
             }
         })?;
         Ok(())
     }
 
-    /// Writes one page back, if it is dirty.
-    pub(super) async fn flush_block(&self, number: u64, block: u64) -> Result<()> {
+    /// Makes one page stable.
+    pub(super) async fn sync_block(&self, number: u64, block: u64) -> Result<()> {
         let file = self.files.lock().by_number.get(&number).and_then(std::sync::Weak::upgrade);
-        match file {
-            Some(file) => file.flush(block..=block).await,
-            None => Ok(()),
-        }
+        let Some(file) = file else { return Ok(()) };
+        let page = file.page_size();
+        file.commit(Extent { offset: block * page, length: page }).await.map(drop)
     }
 }
 
@@ -124,29 +143,86 @@ impl CachedFile {
     /// stable.
     ///
     /// # Errors
-    /// The store's. Pages that could not be written stay dirty, and a later call tries again. Where
-    /// the store cannot say what became of pages that it had taken, the write verifier changes, so
-    /// that the writers send them again.
-    pub async fn commit(&self, extent: Extent) -> Result<()> {
-        let first = extent.offset / self.page_size();
+    /// The store's. Pages that could not be written, or not made stable, are dirty, and a later call
+    /// tries again. After a failed sync the write verifier is another one.
+    pub async fn commit(&self, extent: Extent) -> Result<Committed> {
+        let page = self.page_size();
+        let first = extent.offset / page;
         let last = match extent.length {
             0 => u64::MAX,
-            len => extent.offset.saturating_add(len - 1) / self.page_size(),
+            len => extent.offset.saturating_add(len - 1) / page,
         };
-        self.flush(first..=last).await?;
+        let range = first * page..last.saturating_add(1).saturating_mul(page);
+        let _one = self.syncing.lock().await;
+        let through = {
+            let mut unstable = self.unstable.lock();
+            unstable.round_begins(self.cache.changes.load(Ordering::Acquire))
+        };
+        let flushed = self.flush(first..=last).await;
+        let sync = {
+            let mut blocks = self.blocks.lock();
+            blocks.syncs += 1;
+            blocks.syncs
+        };
         let store = self.store();
+        schedule_point("commit: before the sync");
         let synced = self.cache.runtime.blocking(move || store.sync(false)).await;
-        if synced.is_err() {
-            // After a failed fsync the kernel drops the error with the pages (see the "fsyncgate"
-            // discussion of 2018): a second fsync would succeed and mean nothing.
-            self.cache.verifier.fetch_add(1, Ordering::AcqRel);
+        schedule_point("commit: after the sync");
+        if let Err(error) = synced {
+            // The kernel has told of the failure, and taken the pages for clean: a second sync would
+            // succeed and mean nothing. So the pages are written again.
+            self.verifier.store(self.cache.next_verifier(), Ordering::Release);
             self.cache.counters.writeback_errors.fetch_add(1, Ordering::Relaxed);
+            self.write_again();
+            return Err(error);
         }
-        synced
+        self.synced_before(sync);
+        // The others are stable all the same.
+        flushed?;
+        let round = self.unstable.lock().round_succeeded(&range);
+        Ok(Committed { range, round, through, verifier: self.verifier() })
     }
 
-    /// Writes the dirty pages among `blocks` back. A page is clean afterwards only if it has not
-    /// changed since it was copied out, nor got a new key.
+    /// What was written before sync number `sync` began is stable.
+    fn synced_before(&self, sync: u64) {
+        let stable: Vec<u64> = {
+            let blocks = self.blocks.lock();
+            let before = blocks.written.iter().filter(|(_, syncs)| **syncs < sync);
+            before.map(|(block, _)| *block).collect()
+        };
+        for block in stable {
+            let key = (self.number(), block);
+            let mut shard = self.cache.shard(key).lock();
+            let is_still = self.blocks.lock().written.get(&block).is_some_and(|at| *at < sync);
+            if let Some(page) = shard.page(key).filter(|page| page.written && is_still) {
+                page.written = false;
+                self.count_clean(block);
+            }
+        }
+        self.cache.relief.notify(usize::MAX);
+    }
+
+    /// What was written may be lost: it is dirty again.
+    fn write_again(&self) {
+        let written: Vec<u64> = self.blocks.lock().written.keys().copied().collect();
+        for block in written {
+            let key = (self.number(), block);
+            let mut shard = self.cache.shard(key).lock();
+            if let Some(page) = shard.page(key).filter(|page| page.written) {
+                (page.written, page.dirty) = (false, true);
+                let mut blocks = self.blocks.lock();
+                blocks.written.remove(&block);
+                blocks.dirty.insert(block);
+            }
+        }
+    }
+
+    /// Writes the dirty pages among `blocks` to the store. A page is not dirty afterwards only if it
+    /// has not changed since it was copied out, nor got a new key. Each page is tried, whatever
+    /// becomes of the others.
+    ///
+    /// # Errors
+    /// That of the first page that could not be written.
     pub(super) async fn flush(&self, blocks: RangeInclusive<u64>) -> Result<()> {
         let _one = self.writing_back.lock().await;
         let dirty: Vec<u64> = self.blocks.lock().dirty.range(blocks).copied().collect();
@@ -154,25 +230,41 @@ impl CachedFile {
             return Ok(());
         }
         let mut result = Ok(());
+        let mut most = (MAX_RUN / self.cache.page_size()).max(1);
+        // Up to here pages are written one by one, since together they could not be.
+        let mut singly = 0;
         let mut rest = &dirty[..];
         while let [first, ..] = *rest {
-            let most = (MAX_RUN / self.cache.page_size()).max(1);
             let neighbours = rest.iter().zip(first..).take_while(|(a, b)| **a == *b).count();
-            let count = neighbours.min(most);
+            let count = if first < singly { 1 } else { neighbours.min(most) };
             let _gate = self.gate.read().await;
-            match self.copy_run(first, count) {
+            let (done, error) = match self.copy_run(first, count) {
                 Ok(Some(run)) => {
-                    rest = &rest[run.states.len()..];
-                    self.write_run(run).await?;
+                    let pages = run.states.len();
+                    match self.write_run(run).await {
+                        Ok(()) => (pages, None),
+                        Err(_) if pages > 1 => {
+                            singly = first + pages as u64;
+                            (0, None)
+                        }
+                        Err(error) => (1, Some(error)),
+                    }
                 }
                 // Truncated meanwhile.
-                Ok(None) => rest = &rest[1..],
-                Err(error) => {
-                    // Nothing of it reaches the disk, and the others need not wait for it.
+                Ok(None) => (1, None),
+                // Nothing of it reaches the disk.
+                Err(error) => (1, Some(error)),
+            };
+            if let Some(error) = error {
+                if result.is_ok() {
                     result = Err(error);
-                    rest = &rest[1..];
                 }
+                // The store is in trouble: no use in large writes until one goes well.
+                most = 1;
+            } else if done > 0 {
+                most = (most * 2).min((MAX_RUN / self.cache.page_size()).max(1));
             }
+            rest = &rest[done..];
         }
         let _gate = self.gate.read().await;
         self.settle().await?;
@@ -228,11 +320,13 @@ impl CachedFile {
             let mut shard = self.cache.shard(key).lock();
             let Some(page) = shard.page(key) else { continue };
             if page.dirty && page.state() == state {
-                page.dirty = false;
-                self.count_clean(block);
+                (page.dirty, page.written) = (false, true);
+                let mut blocks = self.blocks.lock();
+                blocks.dirty.remove(&block);
+                let syncs = blocks.syncs;
+                blocks.written.insert(block, syncs);
             }
         }
-        self.cache.relief.notify(usize::MAX);
         Ok(())
     }
 
@@ -260,9 +354,12 @@ impl CachedFile {
         Ok(())
     }
 
-    /// Counts a page that is not dirty any more. Called under its shard's lock.
+    /// Counts a page that is clean now, or gone. Called under its shard's lock.
     pub(super) fn count_clean(&self, block: u64) {
-        self.blocks.lock().dirty.remove(&block);
+        let mut blocks = self.blocks.lock();
+        blocks.dirty.remove(&block);
+        blocks.written.remove(&block);
+        drop(blocks);
         self.cache.dirty.fetch_sub(self.cache.page_size(), Ordering::Relaxed);
     }
 }

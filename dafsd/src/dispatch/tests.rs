@@ -149,7 +149,14 @@ fn build(
         retire_patience: Duration::from_secs(5),
     };
     let listeners = Arc::new(Listeners::default());
-    let cache = Cache::new(config, [protection], listeners, runtime.clone()).unwrap();
+    let cache = Cache::new(
+        config,
+        [protection],
+        listeners,
+        runtime.clone(),
+        Arc::new(crate::sharing::Boots::forgetful(1)),
+    )
+    .unwrap();
     let export = |name: &str, directory: &tempfile::TempDir, read_only| {
         let options =
             LocalOptions { read_only, state: state.map(Path::to_owned), ..Default::default() };
@@ -170,7 +177,7 @@ fn build(
     let time = Arc::new(AtomicU64::new(0));
     let (start, now) = (Instant::now(), Arc::clone(&time));
     let clock = Box::new(move || start + Duration::from_millis(now.load(Ordering::Relaxed)));
-    let server = Server::new(SETTINGS, exports, access, cache, runtime, clock).unwrap();
+    let server = Server::new(SETTINGS, exports, access, cache, runtime, clock);
     server.set_ready();
     let service = Dispatcher::new(Arc::clone(&server));
     World { directory, other, server, service, time, links: Mutex::new(0) }
@@ -304,9 +311,13 @@ fn a_session_reads_and_writes() {
     let getattr = GetAttrRequest { handle: open.handle.clone() };
     assert_eq!(world.call(&link, &getattr, (0, 3)).unwrap().attr.unwrap().size, 7);
     let size = SetAttr { size: Some(2), ..SetAttr::default() };
-    let setattr = SetAttrRequest { handle: open.handle.clone(), attr: Some(size) };
+    let setattr = SetAttrRequest {
+        handle: open.handle.clone(),
+        attr: Some(size),
+        ..SetAttrRequest::default()
+    };
     assert_eq!(world.call(&link, &setattr, (0, 4)).unwrap().attr.unwrap().size, 2);
-    let commit = CommitRequest { open: open.open, extent: None };
+    let commit = CommitRequest { open: open.open, ..CommitRequest::default() };
     world.call(&link, &commit, (0, 5)).unwrap();
     assert_eq!(std::fs::read(world.directory.path().join("f")).unwrap(), b"he");
 

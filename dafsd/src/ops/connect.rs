@@ -62,7 +62,7 @@ pub async fn connect(
         }
         Err(error) => {
             if !resumed {
-                server.end_session(&session);
+                server.end_session(&session, false);
             }
             return Err(bind_error(error));
         }
@@ -86,6 +86,7 @@ pub async fn connect(
         root_attr: Some(root.attr),
         shm_socket: server.shm_socket().to_owned(),
         verbs_address: server.verbs_address().to_owned(),
+        machine_boot: server.cache().boots().machine_boot(),
     })
 }
 
@@ -190,7 +191,7 @@ fn new_session(
     let most = server.session_limits().slots.max(1);
     let slots = u16::try_from(request.slots).unwrap_or(u16::MAX).clamp(1, most);
     let client = request.client.chars().filter(|c| !c.is_control()).take(MAX_CLIENT).collect();
-    server.add_session(export, client, key, asked, slots)
+    server.add_session(export, client, key, &request.instance, asked, slots)
 }
 
 fn bind_new(
@@ -199,7 +200,7 @@ fn bind_new(
     session: &Arc<LiveSession>,
 ) -> Result<(), OpError> {
     server.bind(link, session).map_err(|error| {
-        server.end_session(session);
+        server.end_session(session, false);
         bind_error(error)
     })
 }

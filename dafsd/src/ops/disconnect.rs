@@ -12,6 +12,6 @@ pub async fn disconnect(
     _request: DisconnectRequest,
 ) -> Result<DisconnectReply, OpError> {
     tracing::info!(session = ?cx.session, "disconnected");
-    cx.server.end_session(&cx.session);
+    cx.server.end_session(&cx.session, true);
     Ok(DisconnectReply {})
 }

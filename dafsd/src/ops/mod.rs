@@ -33,6 +33,7 @@ pub mod renew;
 mod rights;
 pub mod rmdir;
 pub mod setattr;
+pub mod stability;
 pub mod statfs;
 pub mod stats;
 pub mod symlink;
@@ -48,6 +49,8 @@ pub struct OpContext {
     pub session: Arc<LiveSession>,
     /// The connection it came over: the one for direct transfers. The reply finds its own way.
     pub link: Arc<dyn Link>,
+    /// The request slot it came in.
+    pub slot: u16,
     /// The inline data of the request, at most `max_inline` bytes.
     pub data: Vec<u8>,
 }

@@ -1,6 +1,6 @@
 //! OPEN: opens a file, and may create or truncate it.
 
-use super::{OpContext, OpError, Open};
+use super::{OpContext, OpError, Open, stability};
 use crate::store::{Access, CreateOptions, Credential, Handle, Node, Store};
 use dafs_proto::{Create, OpenReply, OpenRequest};
 use std::sync::Arc;
@@ -47,13 +47,12 @@ pub async fn open(cx: &OpContext, request: OpenRequest) -> Result<OpenReply, OpE
             Ok((node, created, file.hold()))
         })
         .await?;
-    if created {
-        if let Some(size) = size.filter(|size| *size > 0) {
-            file.set_size(size).await?;
-        }
-    } else if request.truncate {
-        file.set_size(0).await?;
-    } else {
+    let size = if created { size.filter(|size| *size > 0) } else { request.truncate.then_some(0) };
+    let mut truncated = None;
+    if let Some(size) = size {
+        let (changed, _) = file.set_size_for(cx.session.writer(), size, None).await?;
+        truncated = Some(stability::change(&changed));
+    } else if !created {
         file.revalidate().await?;
     }
     let Node { handle, mut attr, .. } = node;
@@ -71,8 +70,10 @@ pub async fn open(cx: &OpContext, request: OpenRequest) -> Result<OpenReply, OpE
         };
     }
     let (file, handle) = (open.file.number(), cx.wire(&open.handle));
+    let identity = open.file.identity().to_wire();
     let open = cx.session.add_open(open)?;
-    Ok(OpenReply { open, handle, file, attr: Some(attr), refs, created, key })
+    let attr = Some(attr);
+    Ok(OpenReply { open, handle, file, attr, refs, created, key, identity, truncated })
 }
 
 /// What is to be opened.

@@ -1,6 +1,6 @@
 //! SETATTR: sets size, owner, mode and times.
 
-use super::{OpContext, OpError, overlaid};
+use super::{OpContext, OpError, overlaid, stability};
 use crate::store::{Access, Credential, Store};
 use dafs_proto::{Attr, Extent, SetAttr, SetAttrReply, SetAttrRequest};
 use std::sync::Arc;
@@ -14,6 +14,8 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
     cx.check_writable()?;
     let handle = cx.handle(&request.handle)?;
     let attr = request.attr.unwrap_or_default();
+    let resend = stability::resend(request.resend.as_ref());
+    let mut reply = SetAttrReply::default();
     if let Some(size) = attr.size {
         let (handle, cache) = (handle.clone(), Arc::clone(cx.server.cache()));
         let export = Arc::clone(cx.export());
@@ -23,7 +25,15 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
             Ok(cache.open(file, &export.name, export.protection)?.hold())
         };
         let file = cx.store(open).await?;
-        file.set_size(size).await?;
+        let resend = resend.as_ref().map(|resend| (resend, request.from));
+        let (changed, from) = file.set_size_for(cx.session.writer(), size, resend).await?;
+        reply.change = Some(stability::change(&changed));
+        reply.from = from;
+        reply.identity = file.identity().to_wire();
+        reply.refused = !changed.refused.is_empty();
+        reply.skipped = !reply.refused && !changed.skipped.is_empty();
+    } else if resend.is_some() {
+        return Err(OpError::invalid("send attributes again, other than the size"));
     }
     let node = {
         let handle = handle.clone();
@@ -51,7 +61,8 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
             file.new_epoch().await?;
         }
     }
-    Ok(SetAttrReply { attr: Some(overlaid(cx, node)) })
+    reply.attr = Some(overlaid(cx, node));
+    Ok(reply)
 }
 
 /// Whether someone who could read before cannot after.

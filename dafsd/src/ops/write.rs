@@ -1,7 +1,7 @@
 //! WRITE: changes pages, with data that came inline or is fetched from the client's memory.
 
 use super::read::{MAX_WANT_REFS, check_extents, one_buffer};
-use super::{OpContext, OpError, Reply};
+use super::{OpContext, OpError, Reply, stability};
 use dafs_proto::{Extent, Placement, Stability, Status, WriteReply, WriteRequest};
 
 /// Serves WRITE. With a stability other than `Unstable` the data is on disk before the reply.
@@ -29,7 +29,10 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
     };
     // Bounds the memory of all direct transfers.
     let _permit = if direct { Some(cx.server.transfers().acquire().await) } else { None };
-    if direct && total > 0 {
+    let resend = stability::resend(request.resend.as_ref());
+    let (writer, extents) = (cx.session.writer(), &request.extents);
+    let file = &open.file;
+    let changed = if direct && total > 0 {
         let len = usize::try_from(total).unwrap_or(usize::MAX);
         let from = one_buffer(&request.buffers, len)?;
         let mut buffer = cx.server.buffers().take();
@@ -39,16 +42,20 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
         cx.link
             .open_data(&request.seal, &mut buffer)
             .map_err(|error| OpError::new(Status::Transfer, error.to_string()))?;
-        open.file.write(&request.extents, &buffer).await?;
+        let written = file.write_for(writer, extents, &buffer, resend.as_ref()).await;
         cx.server.buffers().give(buffer);
+        written?
     } else {
-        open.file.write(&request.extents, &cx.data).await?;
-    }
+        file.write_for(writer, extents, &cx.data, resend.as_ref()).await?
+    };
+    let mut told = Vec::new();
     if request.stability() != Stability::Unstable {
-        for extent in &request.extents {
-            open.file.commit(*extent).await?;
+        for extent in request.extents.iter().filter(|extent| extent.length > 0) {
+            told.push(stability::stable(cx, &open.file, open.file.commit(*extent).await?).1);
         }
     }
+    let stable = stability::keep_share(cx, &mut told).await;
+    cx.session.will_tell(cx.slot, told);
     let mut refs = Vec::new();
     let want = u64::from(request.want_refs.min(MAX_WANT_REFS));
     if let (Some(Extent { offset, length }), 1..) = (request.extents.first(), want) {
@@ -58,11 +65,14 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
     }
     let body = WriteReply {
         count: total,
-        verifier: open.file.verifier(),
         stability: request.stability,
         file: open.file.number(),
         refs,
         size: open.file.size(),
+        change: Some(stability::change(&changed)),
+        skipped: stability::extents(&changed.skipped),
+        refused: stability::extents(&changed.refused),
+        stable,
     };
     Ok(body.into())
 }

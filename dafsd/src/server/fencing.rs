@@ -142,7 +142,7 @@ impl Server {
     ) -> Result<CutOff, FenceError> {
         let taken = self.take_sessions(|all| all.take_expired(&is_theirs));
         for session in &taken {
-            if let Some(link) = self.disconnect(session) {
+            if let Some(link) = self.disconnect(session, false) {
                 link.close(why);
             }
         }

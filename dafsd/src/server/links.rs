@@ -7,10 +7,14 @@ use crate::live::LiveSession;
 use crate::ops::OpError;
 use crate::session::SessionLimits;
 use crate::sessions::{SessionId, Sessions};
+use crate::sharing::OwnerId;
 use dafs_keys::{Protection, PublicKey, Secret};
 use dafs_proto::Status;
 use ordma::{Link, ReadAccess};
 use std::sync::Arc;
+
+/// How many leases a client may be away until what it was not told is stable is forgotten.
+const LEASES_AWAY: u32 = 10;
 
 impl Server {
     /// A client connected; refused where there are too many, or the server is stopping.
@@ -95,6 +99,7 @@ impl Server {
         export: &Arc<Export>,
         client: String,
         key: Option<&PublicKey>,
+        instance: &[u8],
         asked: Option<&AskedCredential>,
         slots: u16,
     ) -> Result<Arc<LiveSession>, OpError> {
@@ -103,6 +108,11 @@ impl Server {
         let id = SessionId::random().map_err(|error| no_random(&error))?;
         let reads = Secret::random().map_err(|error| no_random(&error))?.keyed();
         let limits = SessionLimits { slots, ..self.settings.session };
+        let instance = if instance.is_empty() { id.as_bytes() } else { instance };
+        let owner = OwnerId::new(key, instance).ok_or_else(|| {
+            let what = format!("a client's instance of {} bytes, not 16", instance.len());
+            OpError::invalid(what)
+        })?;
         // Under the lock: whoever takes a right away does that first, and then looks for sessions.
         let mut sessions = self.sessions.lock();
         let permit = self.permit(export, key, asked)?;
@@ -112,11 +122,15 @@ impl Server {
         } else {
             Arc::clone(export)
         };
-        let session = LiveSession::new(id, export, client, permit, reads, limits, self.now());
+        let (owners, now) = (self.cache.owners(), self.now());
+        let owner = owners.begin(owner);
+        let session =
+            LiveSession::new(id, export, client, permit, reads, Arc::clone(&owner), limits, now);
         let session = Arc::new(session);
-        sessions
-            .insert(id, Arc::clone(&session))
-            .map_err(|error| OpError::new(Status::TooManySessions, error.to_string()))?;
+        sessions.insert(id, Arc::clone(&session)).map_err(|error| {
+            owners.end(&owner, false, now);
+            OpError::new(Status::TooManySessions, error.to_string())
+        })?;
         Ok(session)
     }
 
@@ -143,10 +157,11 @@ impl Server {
         Ok(())
     }
 
-    /// Ends a session and closes its files. The link, if any, stays.
-    pub(crate) fn end_session(&self, session: &LiveSession) {
+    /// Ends a session and closes its files. The link, if any, stays. `farewell`: its client will not
+    /// come back.
+    pub(crate) fn end_session(&self, session: &LiveSession, farewell: bool) {
         self.take_sessions(|sessions| sessions.remove(&session.id()).into_iter().collect());
-        self.disconnect(session);
+        self.disconnect(session, farewell);
     }
 
     /// Takes sessions out of the table. They have still to be [ended](Self::disconnect).
@@ -163,8 +178,16 @@ impl Server {
     }
 
     /// Ends a session that is not in the table any more. Its link, if any, is returned.
-    pub(super) fn disconnect(&self, session: &LiveSession) -> Option<Arc<dyn Link>> {
-        let link = session.end()?;
+    pub(super) fn disconnect(
+        &self,
+        session: &LiveSession,
+        farewell: bool,
+    ) -> Option<Arc<dyn Link>> {
+        let (link, first) = session.end();
+        if first {
+            self.cache.owners().end(&session.writer().owner, farewell, self.now());
+        }
+        let link = link?;
         if let Some(connection) = self.links.write().get_mut(&link.id()) {
             connection.session = None;
             connection.since = self.now();
@@ -176,8 +199,15 @@ impl Server {
         let now = self.now();
         for session in self.take_sessions(|all| all.take_expired(|session| session.expired(now))) {
             tracing::info!(?session, "the lease of a lost client has run out");
-            session.end();
+            self.disconnect(&session, false);
         }
+    }
+
+    /// Forgets what clients have changed and were not told is stable, where they have been away for
+    /// too long. Should they come back after a restart, they cannot send it again.
+    fn forget_gone(&self) {
+        let patience = self.settings.session.lease.saturating_mul(LEASES_AWAY);
+        self.cache.forget_gone(patience, self.now());
     }
 
     /// Does what time asks for: ends leases, closes connections that never asked for a session,
@@ -185,6 +215,7 @@ impl Server {
     pub fn tick(self: &Arc<Self>) {
         self.reload(false);
         self.expire();
+        self.forget_gone();
         let now = self.now();
         let is_idle = |connection: &Connection| {
             let age = now.saturating_duration_since(connection.since);

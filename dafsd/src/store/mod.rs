@@ -101,6 +101,14 @@ pub struct Identity {
     pub generation: u64,
 }
 
+impl Identity {
+    /// As clients have it, who only compare it.
+    #[must_use]
+    pub fn to_wire(&self) -> Vec<u8> {
+        [self.device, self.inode, self.generation].iter().flat_map(|n| n.to_le_bytes()).collect()
+    }
+}
+
 /// Why the store did not do what was asked. Nothing was changed unless the operation says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {status}")]

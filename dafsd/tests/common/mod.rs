@@ -5,6 +5,7 @@
 use dafs_client::blocking::{Client, File};
 use dafs_client::{OpenOptions, Options, Path};
 use dafs_keys::{HandleKey, Identity, Protection, Secret};
+use dafs_proto::Time;
 use dafsd::access::Access;
 use dafsd::authorized::Authorized;
 use dafsd::cache::{Cache, CacheConfig};
@@ -14,11 +15,13 @@ use dafsd::exporter::Listeners;
 use dafsd::runtime::Runtime;
 use dafsd::server::{Export, Limits, Server, Settings};
 use dafsd::session::SessionLimits;
+use dafsd::sharing::{Boots, MachineBoot};
 use dafsd::store::{LocalOptions, LocalStore, Store};
 use ordma::arena::Geometry;
 use ordma::secure::SecureConnector;
 use ordma::sim::{Sim, World};
 use ordma::{Connector, Engine, Listener, Service};
+use rustix::time::{ClockId, clock_gettime};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -243,7 +246,8 @@ impl TestServer {
         };
         let listeners = Arc::new(Listeners::default());
         let levels = self.setup.exports.iter().map(|_| self.over.protection);
-        let cache = Cache::new(config, levels, listeners.clone(), runtime.clone()).unwrap();
+        let boots = Arc::new(self.begin_boot());
+        let cache = Cache::new(config, levels, listeners.clone(), runtime.clone(), boots).unwrap();
         let secret = Secret::from_bytes([7; Secret::LEN]);
         let exports = self.setup.exports.iter().map(|name| self.export(name, &secret)).collect();
         let settings = Settings {
@@ -268,8 +272,7 @@ impl TestServer {
             }
         };
         let server =
-            Server::new(settings, exports, access, Arc::clone(&cache), runtime.clone(), clock)
-                .unwrap();
+            Server::new(settings, exports, access, Arc::clone(&cache), runtime.clone(), clock);
         let dispatcher: Arc<dyn Service> = Dispatcher::new(Arc::clone(&server));
         let service = match self.over.protection {
             Protection::None => dispatcher,
@@ -286,6 +289,15 @@ impl TestServer {
             cache.start_background().unwrap();
         }
         self.running = Some(Running { server, cache, listeners, pump });
+    }
+
+    /// Begins a run of the server. What it records outlives it.
+    fn begin_boot(&self) -> Boots {
+        let state = self.directory.path().join("state");
+        std::fs::create_dir_all(&state).unwrap();
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        let now = Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap() };
+        Boots::begin(&state, fastrand::u64(1..), now, MachineBoot::now().unwrap()).unwrap()
     }
 
     fn export(&self, name: &str, secret: &Secret) -> Export {

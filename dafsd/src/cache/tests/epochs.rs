@@ -125,7 +125,14 @@ fn a_reply_has_pages_of_one_epoch() {
 fn an_export_is_revoked_with_all_files_it_led_to() {
     let levels = [Protection::None, Protection::Keyed, Protection::Sealed];
     let exporter = Arc::new(Shown::default());
-    let cache = Cache::new(config(8, 4), levels, exporter, Runtime::inline()).unwrap();
+    let cache = Cache::new(
+        config(8, 4),
+        levels,
+        exporter,
+        Runtime::inline(),
+        Arc::new(Boots::forgetful(1)),
+    )
+    .unwrap();
     let disks: Vec<_> = (0..5).map(|_| MemoryFile::with(vec![1; PAGE])).collect();
     let open = |disk: usize, export: &str, level| {
         let disk = Arc::clone(&disks[disk]) as Arc<dyn StoreFile>;

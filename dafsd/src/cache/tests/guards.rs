@@ -19,7 +19,9 @@ fn guards_of_pages(cache: &Cache, file: &Arc<CachedFile>) -> Vec<Guard> {
 fn each_guard_has_its_share_and_its_own_pages() {
     let exporter = Arc::new(Shown::default());
     let shown = Arc::clone(&exporter);
-    let cache = Cache::new(config(8, 5), BOTH, exporter, Runtime::inline()).unwrap();
+    let cache =
+        Cache::new(config(8, 5), BOTH, exporter, Runtime::inline(), Arc::new(Boots::forgetful(1)))
+            .unwrap();
     assert_eq!(*shown.0.lock(), [Guard::None, Guard::Tags]);
     let disks = [MemoryFile::with(vec![1; 40 * PAGE]), MemoryFile::with(vec![2; 40 * PAGE])];
     let sealed = open(&cache, Protection::Sealed, &disks[0]);
@@ -54,7 +56,14 @@ fn a_guard_without_exports_gets_nothing_and_one_with_them_at_least_a_chunk() {
     {
         let exporter = Arc::new(Shown::default());
         let levels = levels.iter().copied();
-        let cache = Cache::new(config(8, 1), levels, exporter, Runtime::inline()).unwrap();
+        let cache = Cache::new(
+            config(8, 1),
+            levels,
+            exporter,
+            Runtime::inline(),
+            Arc::new(Boots::forgetful(1)),
+        )
+        .unwrap();
         assert_eq!(chunks(&cache), expected);
     }
 }
@@ -63,7 +72,14 @@ fn a_guard_without_exports_gets_nothing_and_one_with_them_at_least_a_chunk() {
 fn a_file_has_one_level() {
     let exporter = Arc::new(Shown::default());
     let levels = [Protection::Sealed, Protection::None];
-    let cache = Cache::new(config(8, 1), levels, exporter, Runtime::inline()).unwrap();
+    let cache = Cache::new(
+        config(8, 1),
+        levels,
+        exporter,
+        Runtime::inline(),
+        Arc::new(Boots::forgetful(1)),
+    )
+    .unwrap();
     let disk = MemoryFile::with(vec![1; PAGE]);
     let open = |level| cache.open(Arc::clone(&disk) as Arc<dyn StoreFile>, "x", level);
     let status = |level| open(level).unwrap_err().status;

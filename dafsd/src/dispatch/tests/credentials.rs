@@ -96,10 +96,11 @@ fn a_user_reads_writes_and_makes_what_the_user_may() {
     let lookup = LookupRequest { directory: root.clone(), name: b"f".to_vec() };
     let handle = world.call(&link, &lookup, next()).unwrap().handle;
     let size = SetAttr { size: Some(0), ..SetAttr::default() };
-    let setattr = SetAttrRequest { handle: handle.clone(), attr: Some(size) };
+    let setattr =
+        SetAttrRequest { handle: handle.clone(), attr: Some(size), ..SetAttrRequest::default() };
     assert_eq!(status(world.call(&link, &setattr, next())), Status::Access);
     let chmod = SetAttr { mode: Some(0o777), ..SetAttr::default() };
-    let setattr = SetAttrRequest { handle, attr: Some(chmod) };
+    let setattr = SetAttrRequest { handle, attr: Some(chmod), ..SetAttrRequest::default() };
     assert_eq!(status(world.call(&link, &setattr, next())), Status::Permission);
     assert_eq!(std::fs::read(world.path("f")).unwrap(), b"hello");
 
@@ -133,9 +134,15 @@ fn the_creator_of_a_file_writes_it_whatever_its_mode() {
     let write = WriteRequest { open: open.open, extents, ..Default::default() };
     world.call_with(&link, &write, (0, 2), b"hello").unwrap();
     let size = SetAttr { size: Some(2), ..SetAttr::default() };
-    let setattr = SetAttrRequest { handle: open.handle.clone(), attr: Some(size) };
+    let setattr = SetAttrRequest {
+        handle: open.handle.clone(),
+        attr: Some(size),
+        ..SetAttrRequest::default()
+    };
     world.call(&link, &setattr, (0, 3)).unwrap();
-    world.call(&link, &CommitRequest { open: open.open, extent: None }, (0, 4)).unwrap();
+    world
+        .call(&link, &CommitRequest { open: open.open, ..CommitRequest::default() }, (0, 4))
+        .unwrap();
     assert_eq!(std::fs::read(world.path("new")).unwrap(), b"he");
 
     // By its name it is opened anew; by its handle again.

@@ -136,7 +136,7 @@ fn a_panic_costs_one_error() {
         let (ticket, session, credits) = world.service.admit(&link_dyn, &header).unwrap();
         world.server.begin_request(0).unwrap();
         let server = Arc::clone(&world.server);
-        let cx = OpContext { server, session, link: link_dyn.clone(), data: Vec::new() };
+        let cx = OpContext { server, session, link: link_dyn.clone(), slot: 0, data: Vec::new() };
         Job { cx, header, ticket, credits, replied: false }
     };
     let first = job();
@@ -164,7 +164,13 @@ fn a_dropped_request_is_answered() {
     let link_dyn: Arc<dyn Link> = link.clone();
     let (ticket, session, credits) = world.service.admit(&link_dyn, &header).unwrap();
     world.server.begin_request(0).unwrap();
-    let cx = OpContext { server: Arc::clone(&world.server), session, link: link_dyn, data: vec![] };
+    let cx = OpContext {
+        server: Arc::clone(&world.server),
+        session,
+        link: link_dyn,
+        slot: 0,
+        data: vec![],
+    };
     drop(Job { cx, header, ticket, credits, replied: false });
     assert_eq!(Header::decode(&link.take()[0].0).unwrap().0.status, Status::Io);
     assert!(world.server.drain(Duration::ZERO));

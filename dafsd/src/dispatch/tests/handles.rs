@@ -19,6 +19,7 @@ fn requests(world: &World, link: &Arc<FakeLink>, at: u32, handle: &[u8]) -> Vec<
         SetAttrRequest {
             handle: handle.clone(),
             attr: Some(SetAttr { mode: Some(0o777), size: Some(0), ..SetAttr::default() }),
+            ..SetAttrRequest::default()
         },
         OpenRequest { handle: handle.clone(), access: 1, ..OpenRequest::default() },
         OpenRequest {

@@ -1,0 +1,52 @@
+//! What requests and replies say of changes that are not stable yet; see [`crate::sharing`].
+
+use super::OpContext;
+use crate::cache::{CachedFile, Changed, Committed, Told};
+use crate::sharing::{Range, Resend};
+use dafs_proto::{Change, Extent, Stable};
+use std::sync::Arc;
+
+/// What a client says of a change that came again.
+pub(super) fn resend(wire: Option<&dafs_proto::Resend>) -> Option<Resend> {
+    wire.map(|wire| Resend { boot: wire.boot, number: wire.number, ctime: wire.ctime })
+}
+
+/// What a reply says of a change.
+pub(super) fn change(changed: &Changed) -> Change {
+    Change { number: changed.number, verifier: changed.verifier, ctime: changed.ctime }
+}
+
+/// Ranges, as replies have them.
+pub(super) fn extents(ranges: &[Range]) -> Vec<Extent> {
+    let extent = |range: &Range| Extent { offset: range.start, length: range.end - range.start };
+    ranges.iter().map(extent).collect()
+}
+
+/// What a reply says of something that is stable, and what is noted for when the client has it.
+pub(super) fn stable(cx: &OpContext, file: &Arc<CachedFile>, what: Committed) -> (Stable, Told) {
+    let Committed { through, verifier, .. } = what;
+    let owner = Arc::clone(&cx.session.writer().owner);
+    let stable = Stable { file: file.number(), verifier, through };
+    (stable, Told { file: Arc::clone(file), owner, what })
+}
+
+/// Where a client has been told too little of what it has changed: makes the file stable that has
+/// waited for longest, and notes that the client will know.
+pub(super) async fn keep_share(cx: &OpContext, told: &mut Vec<Told>) -> Vec<Stable> {
+    let owner = &cx.session.writer().owner;
+    if !owner.is_over_share() {
+        return Vec::new();
+    }
+    let Some(file) = owner.oldest() else { return Vec::new() };
+    match file.commit(Extent::default()).await {
+        Ok(committed) => {
+            let (stable, tells) = stable(cx, &file, committed);
+            told.push(tells);
+            vec![stable]
+        }
+        Err(error) => {
+            tracing::debug!(%error, file = ?file.identity(), "a client has much that is not stable");
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The clients that have changed files and have not been told that all of it is stable.
+
+use crate::cache::CachedFile;
+use crate::sync::Mutex;
+use dafs_keys::PublicKey;
+use foldhash::fast::RandomState;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// Most ranges that one client has over all files before the server makes its oldest file stable.
+pub const SHARE: usize = 4096;
+/// Most clients that are remembered after they have gone.
+const MOST_GONE: usize = 4096;
+
+/// Names one run of a client, in all of its sessions: its key, where it has shown one, and what it
+/// calls itself.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OwnerId([u8; Self::LEN]);
+
+impl OwnerId {
+    /// Length in bytes.
+    pub const LEN: usize = 48;
+    const INSTANCE: usize = 16;
+
+    /// Stands for all owners.
+    pub const ALL: Self = Self([0xFF; Self::LEN]);
+
+    /// The owner with this key and instance. `None` where the instance does not have 16 bytes.
+    #[must_use]
+    pub fn new(key: Option<&PublicKey>, instance: &[u8]) -> Option<Self> {
+        let mut bytes = [0; Self::LEN];
+        if instance.len() != Self::INSTANCE {
+            return None;
+        }
+        let (first, last) = bytes.split_at_mut(Self::LEN - Self::INSTANCE);
+        if let Some(key) = key {
+            first.copy_from_slice(key.as_bytes());
+        }
+        last.copy_from_slice(instance);
+        Some(Self(bytes))
+    }
+
+    /// The owner with these bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, ..] = self.0[Self::LEN - Self::INSTANCE..] else { return Ok(()) };
+        write!(f, "{a:02x}{b:02x}{c:02x}{d:02x}..")
+    }
+}
+
+/// A client that may have changes which it has not been told are stable.
+#[derive(Debug)]
+pub struct Owner {
+    id: OwnerId,
+    number: u64,
+    /// Ranges, over all files.
+    ranges: AtomicUsize,
+    /// Files with such ranges, the one that came first in front. Some may have none any more.
+    files: Mutex<VecDeque<Weak<CachedFile>>>,
+    /// Sessions now, and when the last one ended.
+    sessions: Mutex<(usize, Option<Instant>)>,
+}
+
+impl Owner {
+    /// Its name, in all boots.
+    #[must_use]
+    pub fn id(&self) -> OwnerId {
+        self.id
+    }
+
+    /// Its name in this boot.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The number of its ranges in some file has changed.
+    pub fn counts(&self, before: usize, after: usize) {
+        if after > before {
+            self.ranges.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.ranges.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it has any ranges.
+    #[must_use]
+    pub fn has_ranges(&self) -> bool {
+        self.ranges.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it has used its share up.
+    #[must_use]
+    pub fn is_over_share(&self) -> bool {
+        self.ranges.load(Ordering::Relaxed) > SHARE
+    }
+
+    /// Notes a file that it has ranges of now.
+    pub fn has(&self, file: &Arc<CachedFile>) {
+        let mut files = self.files.lock();
+        if files.len() == files.capacity() {
+            files.retain(|file| file.upgrade().is_some_and(|f| f.is_unstable_for(self.number)));
+        }
+        files.push_back(Arc::downgrade(file));
+    }
+
+    /// The file that it has had ranges of for the longest time. It comes last from now on.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Arc<CachedFile>> {
+        let mut files = self.files.lock();
+        while let Some(file) = files.pop_front() {
+            if let Some(found) = file.upgrade().filter(|f| f.is_unstable_for(self.number)) {
+                files.push_back(file);
+                return Some(found);
+            }
+        }
+        None
+    }
+
+    fn take_files(&self) -> Vec<Arc<CachedFile>> {
+        let files = std::mem::take(&mut *self.files.lock());
+        files.into_iter().filter_map(|file| file.upgrade()).collect()
+    }
+}
+
+/// All owners of this boot.
+#[derive(Debug, Default)]
+pub struct Owners {
+    table: Mutex<HashMap<OwnerId, Arc<Owner>, RandomState>>,
+    made: AtomicU64,
+}
+
+impl Owners {
+    /// The owner with this name, for a session that begins.
+    pub fn begin(&self, id: OwnerId) -> Arc<Owner> {
+        let mut table = self.table.lock();
+        let owner = table.entry(id).or_insert_with(|| {
+            Arc::new(Owner {
+                id,
+                number: self.made.fetch_add(1, Ordering::Relaxed) + 1,
+                ranges: AtomicUsize::new(0),
+                files: Mutex::default(),
+                sessions: Mutex::default(),
+            })
+        });
+        let mut sessions = owner.sessions.lock();
+        *sessions = (sessions.0 + 1, None);
+        drop(sessions);
+        Arc::clone(owner)
+    }
+
+    /// A session of the owner's has ended. `farewell`: the client has said that it will not come
+    /// back, and sends nothing again.
+    pub fn end(&self, owner: &Arc<Owner>, farewell: bool, now: Instant) {
+        let mut table = self.table.lock();
+        let mut sessions = owner.sessions.lock();
+        sessions.0 = sessions.0.saturating_sub(1);
+        if sessions.0 > 0 {
+            return;
+        }
+        sessions.1 = Some(now);
+        drop(sessions);
+        if farewell {
+            table.remove(&owner.id);
+            drop(table);
+            for file in owner.take_files() {
+                file.forget_owner(owner.number);
+            }
+        }
+    }
+
+    /// Takes out the owners that have had no session for so long, and the oldest ones where there
+    /// are too many. From those that [have ranges](Owner::has_ranges) nothing must be taken again.
+    pub fn take_gone(&self, patience: Duration, now: Instant) -> Vec<Arc<Owner>> {
+        let mut table = self.table.lock();
+        let mut gone: Vec<(Instant, OwnerId)> = table
+            .values()
+            .filter_map(|owner| match *owner.sessions.lock() {
+                (0, Some(since)) => Some((since, owner.id)),
+                _ => None,
+            })
+            .collect();
+        gone.sort_unstable_by_key(|(since, _)| *since);
+        let too_many = gone.len().saturating_sub(MOST_GONE);
+        let is_over = |at: usize, since: &Instant| {
+            at < too_many || now.saturating_duration_since(*since) >= patience
+        };
+        let over = gone.iter().enumerate().filter(|(at, (since, _))| is_over(*at, since));
+        over.filter_map(|(_, (_, id))| table.remove(id)).collect()
+    }
+
+    /// Takes an owner in again that was [taken out](Self::take_gone), unless it has come back.
+    pub fn put_back(&self, owner: Arc<Owner>) {
+        self.table.lock().entry(owner.id).or_insert(owner);
+    }
+
+    /// Forgets what an owner has, after it was [taken out](Self::take_gone).
+    pub fn forget(&self, owner: &Owner) {
+        for file in owner.take_files() {
+            file.forget_owner(owner.number);
+        }
+    }
+}
