@@ -28,7 +28,7 @@ pub const MAGIC: u16 = 0xDAF5;
 
 /// The version of the protocol that this crate speaks, in headers and in
 /// [`ConnectRequest::version`](crate::msg::ConnectRequest::version).
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Offsets of the header's fields.
 mod at {

@@ -415,7 +415,9 @@ mod tests {
                         let fill = u8::try_from(number % 255).unwrap() + 1;
                         let data = vec![fill; usize::try_from(len).unwrap()];
                         uncommitted.keep(offset, data, receipt(number));
-                        (offset..offset + len).for_each(|at| drop(model.insert(at, fill)));
+                        (offset..offset + len).for_each(|at| {
+                            model.insert(at, fill);
+                        });
                     }
                     5 => {
                         uncommitted.keep_size(offset, offset, receipt(number));

@@ -91,6 +91,12 @@ pub struct State {
     sealed: HashMap<Sealed, ([u8; FOOTER_LEN], Vec<u8>)>,
     pub last_generation: u64,
     pub verifier: u64,
+    /// The number of the last change.
+    pub changes: u64,
+    /// What becomes of changes that come again: all is skipped, or all is refused.
+    pub resends: Option<Judgement>,
+    /// What clients said of changes that came again.
+    pub resent: Vec<dafs_proto::Resend>,
     /// What happens to the next one-sided page reads; empty: they are served.
     pub faults: VecDeque<Option<AccessFault>>,
     pub script: Option<Script>,
@@ -120,6 +126,13 @@ pub struct State {
     pub links: Vec<std::sync::Weak<transport::FakeEndpoint>>,
 }
 
+/// What becomes of a change that comes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    Skip,
+    Refuse,
+}
+
 /// The server. Clones are the same.
 #[derive(Clone)]
 pub struct Server(Arc<Mutex<State>>);
@@ -144,6 +157,9 @@ impl Server {
             sealed: HashMap::new(),
             last_generation: 0,
             verifier: 1,
+            changes: 0,
+            resends: None,
+            resent: Vec::new(),
             faults: VecDeque::new(),
             script: None,
             from_slots: VecDeque::new(),

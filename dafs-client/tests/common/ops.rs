@@ -1,7 +1,7 @@
 //! What the server does with requests.
 
 use super::transport::FakeEndpoint;
-use super::{Node, PAGE, ROOT, Server, Session, State, reply};
+use super::{Judgement, Node, PAGE, ROOT, Server, Session, State, reply};
 use dafs_keys::Protection;
 use dafs_proto::*;
 use prost::Message;
@@ -206,7 +206,9 @@ fn answer(
             let id = opened(state, request.open)?;
             let node = state.nodes.get_mut(&id).unwrap();
             node.stable = node.data.clone();
-            good(CommitReply { verifier: state.verifier })
+            let file = state.number(id);
+            let (verifier, through) = (state.verifier, state.changes);
+            good(CommitReply { stable: Some(Stable { file, verifier, through }) })
         }
         Op::GetAttr => {
             let id = id_of(state, &decode::<GetAttrRequest>(body).handle)?;
@@ -215,11 +217,20 @@ fn answer(
         Op::SetAttr => {
             let request: SetAttrRequest = decode(body);
             let id = id_of(state, &request.handle)?;
+            let mut reply = SetAttrReply::default();
             if let Some(size) = request.attr.and_then(|set| set.size) {
-                state.change(id, |data| data.resize(size as usize, 0));
-                state.nodes.get_mut(&id).unwrap().stable.resize(size as usize, 0);
+                reply.from = size.min(state.nodes[&id].data.len() as u64);
+                let judgement = request.resend.and(state.resends);
+                state.resent.extend(request.resend);
+                if judgement.is_none() {
+                    state.change(id, |data| data.resize(size as usize, 0));
+                }
+                reply.skipped = judgement == Some(Judgement::Skip);
+                reply.refused = judgement == Some(Judgement::Refuse);
+                reply.change = Some(changed(state));
             }
-            good(SetAttrReply { attr: Some(attr(state, id)) })
+            reply.attr = Some(attr(state, id));
+            good(reply)
         }
         Op::Mkdir => {
             let request: MkdirRequest = decode(body);
@@ -297,15 +308,16 @@ fn open(state: &mut State, session: &[u8], request: &OpenRequest) -> Answer {
     }
     if request.truncate {
         state.change(id, Vec::clear);
-        state.nodes.get_mut(&id).unwrap().stable.clear();
     }
+    let truncated = request.truncate.then(|| changed(state));
     let session = state.sessions.get_mut(session).unwrap();
     session.last_open += 1;
     let open = session.last_open;
     session.opens.insert(open, id);
     let (file, attr) = (state.number(id), Some(attr(state, id)));
     let key = (request.access & 1 != 0).then(|| state.wire_key(id, None)).flatten();
-    good(OpenReply { open, handle: handle(id), file, attr, refs: Vec::new(), created, key })
+    let handle = handle(id);
+    good(OpenReply { open, handle, file, attr, created, key, truncated, ..OpenReply::default() })
 }
 
 fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) -> Answer {
@@ -385,17 +397,30 @@ fn write(
     let extent = request.extents[0];
     assert_eq!(extent.length as usize, data.len());
     let end = extent.offset as usize + data.len();
-    state.change(id, |bytes| {
-        bytes.resize(bytes.len().max(end), 0);
-        bytes[extent.offset as usize..end].copy_from_slice(data);
-    });
+    let judgement = request.resend.and(state.resends);
+    state.resent.extend(request.resend);
+    if judgement.is_none() {
+        state.change(id, |bytes| {
+            bytes.resize(bytes.len().max(end), 0);
+            bytes[extent.offset as usize..end].copy_from_slice(data);
+        });
+    }
     if request.stability() != Stability::Unstable {
         let node = state.nodes.get_mut(&id).unwrap();
         node.stable = node.data.clone();
     }
     let (file, size) = (state.number(id), state.nodes[&id].data.len() as u64);
-    let (count, verifier, stability) = (data.len() as u64, state.verifier, request.stability);
-    good(WriteReply { count, verifier, stability, file, refs: Vec::new(), size })
+    let (count, stability, change) = (data.len() as u64, request.stability, Some(changed(state)));
+    let all = |is| if judgement == Some(is) { vec![extent] } else { Vec::new() };
+    let (skipped, refused) = (all(Judgement::Skip), all(Judgement::Refuse));
+    let rest = WriteReply::default();
+    good(WriteReply { count, stability, file, size, change, skipped, refused, ..rest })
+}
+
+/// Counts a change.
+fn changed(state: &mut State) -> Change {
+    state.changes += 1;
+    Change { number: state.changes, verifier: state.verifier, ctime: None }
 }
 
 fn readdir(state: &mut State, request: &ReaddirRequest) -> Answer {

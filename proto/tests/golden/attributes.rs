@@ -1,6 +1,6 @@
 //! What works on attributes, of a file and of the file system.
 
-use crate::{ATTR, attr, call};
+use crate::{ATTR, CHANGE, RESEND, attr, call, change, resend};
 use dafs_proto::{
     GetAttrReply, GetAttrRequest, Op, SetAttr, SetAttrReply, SetAttrRequest, StatfsReply,
     StatfsRequest, Time,
@@ -28,6 +28,8 @@ pub(crate) fn calls() -> Vec<Op> {
                     atime_now: true,
                     mtime_now: true,
                 }),
+                resend: resend(),
+                from: 6,
             },
             &[
                 &[0x0a, 1, 0xe1],             // handle
@@ -40,9 +42,28 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x32, 4, 0x08, 3, 0x10, 9], //   mtime: zigzag -2
                 &[0x38, 1],                   //   atime_now
                 &[0x40, 1],                   //   mtime_now
+                &[0x1a, 17],                  // resend
+                RESEND,
+                &[0x20, 6], // from
             ],
-            SetAttrReply { attr: attr() },
-            &[&[0x0a], ATTR], // attr
+            SetAttrReply {
+                attr: attr(),
+                change: change(),
+                from: 6,
+                skipped: true,
+                refused: true,
+                identity: vec![0x1d],
+            },
+            &[
+                &[0x0a], // attr
+                ATTR,
+                &[0x12, 17], // change
+                CHANGE,
+                &[0x18, 6],       // from
+                &[0x20, 1],       // skipped
+                &[0x28, 1],       // refused
+                &[0x32, 1, 0x1d], // identity
+            ],
         ),
         call(
             StatfsRequest { handle: vec![0xe1] },

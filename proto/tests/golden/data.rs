@@ -1,11 +1,18 @@
 //! What works on open files.
 
-use crate::{ATTR, attr, call};
+use crate::{ATTR, CHANGE, RESEND, attr, call, change, resend};
 use dafs_proto::{
     Buffer, CloseReply, CloseRequest, CommitReply, CommitRequest, Create, Extent, FileKey,
     GetRefsReply, GetRefsRequest, Op, OpenReply, OpenRequest, Placement, ReadReply, ReadRequest,
-    SetAttr, Stability, WriteReply, WriteRequest,
+    SetAttr, Stability, Stable, WriteReply, WriteRequest,
 };
+
+fn stable() -> Stable {
+    Stable { file: 7, verifier: 0x0a0b, through: 5 }
+}
+
+/// Its encoding.
+const STABLE: &[u8] = &[0x09, 7, 0, 0, 0, 0, 0, 0, 0, 0x11, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0, 0x18, 5];
 
 fn key() -> Option<FileKey> {
     Some(FileKey { epoch: 256, secret: vec![5, 6] })
@@ -45,6 +52,8 @@ pub(crate) fn calls() -> Vec<Op> {
                 refs: vec![1, 2],
                 created: true,
                 key: key(),
+                identity: vec![0x1d],
+                truncated: change(),
             },
             &[
                 &[0x08, 1],                         // open
@@ -57,6 +66,9 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x3a, 7],       // key
                 &[0x08, 0x80, 2], //   epoch
                 &[0x12, 2, 5, 6], //   secret
+                &[0x42, 1, 0x1d], // identity
+                &[0x4a, 17],      // truncated
+                CHANGE,
             ],
         ),
         call(CloseRequest { open: 200 }, &[&[0x08, 0xc8, 0x01]], CloseReply {}, &[]),
@@ -115,6 +127,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 stability: Stability::File.into(),
                 want_refs: 1,
                 seal: vec![4, 5],
+                resend: resend(),
             },
             &[
                 &[0x08, 1],                     // open
@@ -122,32 +135,50 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x28, 2],                     // stability: file
                 &[0x30, 1],                     // want_refs
                 &[0x3a, 2, 4, 5],               // seal
+                &[0x42, 17],                    // resend
+                RESEND,
             ],
             WriteReply {
                 count: 64,
-                verifier: 0x0a0b,
                 stability: Stability::Data.into(),
                 file: 7,
                 refs: vec![1, 2],
                 size: 74,
+                change: change(),
+                skipped: vec![Extent { offset: 10, length: 1 }],
+                refused: vec![Extent { offset: 11, length: 2 }],
+                stable: vec![stable()],
             },
             &[
-                &[0x08, 64],                           // count
-                &[0x11, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0], // verifier
-                &[0x18, 1],                            // stability: data
-                &[0x21, 7, 0, 0, 0, 0, 0, 0, 0],       // file
-                &[0x2a, 2, 1, 2],                      // refs
-                &[0x30, 74],                           // size
+                &[0x08, 64],                     // count
+                &[0x18, 1],                      // stability: data
+                &[0x21, 7, 0, 0, 0, 0, 0, 0, 0], // file
+                &[0x2a, 2, 1, 2],                // refs
+                &[0x30, 74],                     // size
+                &[0x3a, 17],                     // change
+                CHANGE,
+                &[0x42, 4, 0x08, 10, 0x10, 1], // skipped
+                &[0x4a, 4, 0x08, 11, 0x10, 2], // refused
+                &[0x52, 20],                   // stable
+                STABLE,
             ],
         ),
         call(
-            CommitRequest { open: 1, extent: Some(Extent { offset: 4096, length: 0 }) },
+            CommitRequest {
+                open: 1,
+                extent: Some(Extent { offset: 4096, length: 0 }),
+                rests_on: 3,
+            },
             &[
                 &[0x08, 1],                   // open
                 &[0x12, 3, 0x08, 0x80, 0x20], // extent: to the end
+                &[0x18, 3],                   // rests_on
             ],
-            CommitReply { verifier: u64::MAX },
-            &[&[0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]], // verifier
+            CommitReply { stable: Some(stable()) },
+            &[
+                &[0x12, 20], // stable
+                STABLE,
+            ],
         ),
         call(
             GetRefsRequest {

@@ -11,8 +11,8 @@ mod names;
 mod session;
 
 use dafs_proto::{
-    Attr, Call, ErrorReply, FileType, FrameError, GetRefsRequest, Header, Kind, Op, Status, Time,
-    WireHeat, WireRef, encode_message, encode_message_into,
+    Attr, Call, Change, ErrorReply, FileType, FrameError, GetRefsRequest, Header, Kind, Op, Resend,
+    Status, Time, WireHeat, WireRef, encode_message, encode_message_into,
 };
 use prost::Message;
 use std::fmt::Debug;
@@ -21,7 +21,7 @@ use std::fmt::Debug;
 #[rustfmt::skip]
 const REQUEST: [u8; 24] = [
     0xf5, 0xda,             // magic
-    1,                      // version
+    2,                      // version
     1,                      // kind: request
     27, 0,                  // op: GET_REFS
     0, 0,                   // status: Ok
@@ -36,7 +36,7 @@ const REQUEST: [u8; 24] = [
 #[rustfmt::skip]
 const REPLY: [u8; 30] = [
     0xf5, 0xda,                         // magic
-    1,                                  // version
+    2,                                  // version
     2,                                  // kind: reply
     13, 0,                              // op: READ
     202, 0,                             // status: Fenced
@@ -64,7 +64,7 @@ fn header() {
     assert_eq!(bytes.capacity(), bytes.len(), "one allocation of the right size");
     assert_eq!(Header::decode(&REPLY), Ok((Header { body_len: 6, ..reply }, &REPLY[24..])));
 
-    let notice = [&[0xf5, 0xda, 1, 3][..], &REQUEST[4..]].concat();
+    let notice = [&[0xf5, 0xda, 2, 3][..], &REQUEST[4..]].concat();
     let expected = Header { kind: Kind::Notice, ..request };
     assert_eq!(Header::decode(&notice), Ok((expected, &[][..])));
 }
@@ -93,7 +93,7 @@ fn wrong_headers() {
         (vec![], FrameError::Short { len: 0 }, Status::BadMessage),
         (REQUEST[..23].to_vec(), FrameError::Short { len: 23 }, Status::BadMessage),
         (with(&REQUEST, 0, 0xf4), FrameError::Magic(0xdaf4), Status::BadMessage),
-        (with(&REQUEST, 2, 2), FrameError::Version(2), Status::Version),
+        (with(&REQUEST, 2, 1), FrameError::Version(1), Status::Version),
         (with(&REQUEST, 3, 0), FrameError::Kind(0), Status::BadMessage),
         (with(&REQUEST, 3, 4), FrameError::Kind(4), Status::BadMessage),
         (with(&REQUEST, 5, 1), FrameError::Op(256 + 27), Status::UnknownOperation),
@@ -206,6 +206,20 @@ fn attr() -> Option<Attr> {
 
 /// [`attr`] with its length in front, to follow the tag of the field.
 const ATTR: &[u8] = &[4, 0x08, 2, 0x30, 7];
+
+fn change() -> Option<Change> {
+    Some(Change { number: 5, verifier: 0x0a0b, ctime: Some(Time { seconds: 1, nanoseconds: 2 }) })
+}
+
+/// Its encoding.
+const CHANGE: &[u8] = &[0x08, 5, 0x11, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0, 0x1a, 4, 0x08, 2, 0x10, 2];
+
+fn resend() -> Option<Resend> {
+    Some(Resend { boot: 9, number: 5, ctime: Some(Time { seconds: 1, nanoseconds: 2 }) })
+}
+
+/// Its encoding.
+const RESEND: &[u8] = &[0x09, 9, 0, 0, 0, 0, 0, 0, 0, 0x10, 5, 0x1a, 4, 0x08, 2, 0x10, 2];
 
 #[test]
 fn every_operation() {

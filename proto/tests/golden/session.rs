@@ -18,6 +18,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 protection: 3,
                 slots: 128,
                 credential: Some(Credential { uid: 1000, gid: 100, groups: vec![4, 300] }),
+                instance: vec![0xcc; 16],
             },
             &[
                 &[0x08, 1],                         // version
@@ -31,6 +32,8 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x08, 0xe8, 0x07],    //   uid
                 &[0x10, 100],           //   gid
                 &[0x1a, 3, 4, 0xac, 2], //   groups, packed
+                &[0x42, 16],            // instance
+                &[0xcc; 16],
             ],
             ConnectReply {
                 session: vec![0xbb; 16],
@@ -47,6 +50,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 root_attr: attr(),
                 shm_socket: "/s".into(),
                 verbs_address: "h:7".into(),
+                machine_boot: 2,
             },
             &[
                 &[0x0a, 16], // session
@@ -65,6 +69,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 ATTR,
                 &[0x6a, 2, b'/', b's'],       // shm_socket
                 &[0x72, 3, b'h', b':', b'7'], // verbs_address
+                &[0x78, 2],                   // machine_boot
             ],
         ),
         call(DisconnectRequest {}, &[], DisconnectReply {}, &[]),
