@@ -12,12 +12,14 @@
 mod parts;
 
 use parts::profile::{PROFILES, Profile};
-use parts::run::{History, Run};
+use parts::run::{History, Planned, Run, plan};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 
 /// Steps of a seed.
 const STEPS: usize = 60;
+/// Most attempts to find a shorter history.
+const SHRINKS: usize = 400;
 /// Lines of a history that are printed.
 const LINES: usize = 90;
 
@@ -55,12 +57,33 @@ fn profile_of(seed: u64, focus: Option<&str>) -> &'static Profile {
     }
 }
 
+/// Runs a seed; where it fails, with as few of its steps as fail as well.
 fn try_seed(seed: u64, profile: &'static Profile) -> Result<(), String> {
+    let mut plan = plan(seed, profile, STEPS);
+    let Err(mut why) = attempt(seed, profile, &plan) else { return Ok(()) };
+    let mut tries = 0;
+    let mut size = plan.len() / 2;
+    while size > 0 && tries < SHRINKS {
+        let mut at = 0;
+        while at < plan.len() && tries < SHRINKS {
+            let mut fewer = plan.clone();
+            fewer.drain(at..(at + size).min(plan.len()));
+            tries += 1;
+            match attempt(seed, profile, &fewer) {
+                Err(shorter) => (plan, why) = (fewer, shorter),
+                Ok(()) => at += size,
+            }
+        }
+        size /= 2;
+    }
+    let name = profile.name;
+    Err(format!("failed with DAFS_SEED={seed} DAFS_FOCUS={name}; of its steps these suffice:\n{why}"))
+}
+
+fn attempt(seed: u64, profile: &'static Profile, plan: &[Planned]) -> Result<(), String> {
     let history = History::default();
-    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        Run::new(seed, profile, &history).run(STEPS)
-    }));
-    let why = match result {
+    let run = || Run::new(seed, profile, &history).run(plan);
+    let why = match std::panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(why)) => why,
         Err(panic) => {
@@ -71,9 +94,5 @@ fn try_seed(seed: u64, profile: &'static Profile) -> Result<(), String> {
     };
     let lines = history.borrow();
     let from = lines.len().saturating_sub(LINES);
-    let name = profile.name;
-    Err(format!(
-        "failed with DAFS_SEED={seed} DAFS_FOCUS={name}\n{}\n=> {why}",
-        lines[from..].join("\n")
-    ))
+    Err(format!("{}\n=> {why}", lines[from..].join("\n")))
 }

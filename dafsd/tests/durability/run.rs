@@ -24,6 +24,20 @@ pub type History = RefCell<Vec<String>>;
 /// What may not be.
 pub type Verdict<T = ()> = Result<T, String>;
 
+/// A step, and what its choices are drawn from: so that it is the same without others before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    step: Step,
+    seed: u64,
+}
+
+/// The steps of a seed.
+pub fn plan(seed: u64, profile: &Profile, steps: usize) -> Vec<Planned> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let planned = |_| Planned { step: profile.choose(&mut random), seed: random.u64(..) };
+    (0..steps).map(planned).collect()
+}
+
 struct Peer {
     name: String,
     writer: Writer,
@@ -63,17 +77,17 @@ impl<'a> Run<'a> {
         run
     }
 
-    /// Does so many steps, and looks at everything in the end.
+    /// Does the steps, and looks at everything in the end.
     ///
     /// # Errors
     /// What may not be.
-    pub fn run(&mut self, steps: usize) -> Verdict {
+    pub fn run(&mut self, plan: &[Planned]) -> Verdict {
         for peer in 0..self.peers.len() {
             self.open(peer, NAMES[0])?;
         }
-        for _ in 0..steps {
-            let step = self.profile.choose(&mut self.random);
-            self.step(step)?;
+        for Planned { step, seed } in plan {
+            self.random = fastrand::Rng::with_seed(*seed);
+            self.step(*step)?;
         }
         self.finish()
     }
@@ -463,8 +477,8 @@ impl<'a> Run<'a> {
                     faults.partly = partly;
                 });
             }
-            Step::FailPage => disk.faults(|faults| drop(faults.unwritable.insert((file, page)))),
-            Step::FailRead => disk.faults(|faults| drop(faults.unreadable.insert((file, page)))),
+            Step::FailPage => disk.faults(|faults| faults.unwritable.extend([(file, page)])),
+            Step::FailRead => disk.faults(|faults| faults.unreadable.extend([(file, page)])),
             Step::NoSpace => disk.faults(|faults| faults.space = Some(random.usize(0..4))),
             Step::KernelWrites => disk.write_back(file),
             Step::KernelLoses => disk.fail_write_back(file),
