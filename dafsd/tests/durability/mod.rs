@@ -1,5 +1,6 @@
 //! What the parts of this test have in common.
 
+mod directed;
 pub mod disk;
 pub mod model;
 pub mod profile;
