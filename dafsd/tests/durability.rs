@@ -77,7 +77,9 @@ fn try_seed(seed: u64, profile: &'static Profile) -> Result<(), String> {
         size /= 2;
     }
     let name = profile.name;
-    Err(format!("failed with DAFS_SEED={seed} DAFS_FOCUS={name}; of its steps these suffice:\n{why}"))
+    Err(format!(
+        "failed with DAFS_SEED={seed} DAFS_FOCUS={name}; of its steps these suffice:\n{why}"
+    ))
 }
 
 fn attempt(seed: u64, profile: &'static Profile, plan: &[Planned]) -> Result<(), String> {

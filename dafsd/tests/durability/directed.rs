@@ -4,7 +4,7 @@ use super::PAGE;
 use super::disk::When;
 use super::site::Site;
 use dafs_client::blocking::{Client, File};
-use dafs_client::{OpenOptions, Stability};
+use dafs_client::{OpenOptions, Stability, Status};
 use std::ops::Range;
 
 /// How often a sync may tell of a loss before it succeeds.
@@ -55,7 +55,7 @@ fn check(content: &[u8], range: Range<usize>, value: u8) {
     }
 }
 
-fn restart(site: &mut Site) {
+fn restart(site: &Site) {
     site.kill();
     site.start();
 }
@@ -68,7 +68,7 @@ fn reconnect(client: &Client) {
 #[test]
 fn an_idle_client_does_not_undo_what_another_has_made_stable() {
     for in_order in [false, true] {
-        let mut site = Site::new(1);
+        let site = Site::new(1);
         let (a, b) = (site.client("a"), site.client("b"));
         let (of_a, of_b) = (open(&a, "f"), open(&b, "f"));
         write(&of_a, 0..PAGE, 1);
@@ -78,7 +78,7 @@ fn an_idle_client_does_not_undo_what_another_has_made_stable() {
             site.stop().expect("stop");
             site.start();
         } else {
-            restart(&mut site);
+            restart(&site);
         }
         reconnect(&a);
         let content = read(&of_b);
@@ -94,13 +94,13 @@ fn an_idle_client_does_not_undo_what_another_has_made_stable() {
 
 #[test]
 fn an_idle_client_does_not_undo_what_another_has_truncated() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let (a, b) = (site.client("a"), site.client("b"));
     let (of_a, of_b) = (open(&a, "f"), open(&b, "f"));
     write(&of_a, 0..3 * PAGE, 1);
     of_b.set_len(10).expect("truncate");
     of_b.sync().expect("sync");
-    restart(&mut site);
+    restart(&site);
     reconnect(&a);
     assert_eq!(read(&of_b).len(), 10);
     sync_at_last(&of_a);
@@ -110,27 +110,27 @@ fn an_idle_client_does_not_undo_what_another_has_truncated() {
 
 #[test]
 fn an_open_does_not_undo_what_another_open_of_its_client_has_made_stable() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let client = site.client("a");
     let (first, second) = (open(&client, "f"), open(&client, "f"));
     write(&first, 0..PAGE, 1);
     write(&second, 100..200, 2);
     second.sync().expect("sync");
-    restart(&mut site);
+    restart(&site);
     sync_at_last(&first);
     check(&read(&second), 100..200, 2);
 }
 
 #[test]
 fn writes_of_several_opens_are_sent_again_in_their_order() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let client = site.client("a");
     // More of them than come in their order by chance.
     let opens: Vec<File> = (0..8).map(|_| open(&client, "f")).collect();
     for (file, value) in opens.iter().zip(1..) {
         write(file, 0..PAGE, value);
     }
-    restart(&mut site);
+    restart(&site);
     opens.iter().for_each(sync_at_last);
     check(&read(&opens[0]), 0..PAGE, 8);
 }
@@ -138,12 +138,12 @@ fn writes_of_several_opens_are_sent_again_in_their_order() {
 #[test]
 fn an_unstable_write_does_not_undo_the_stable_one_that_overwrote_it() {
     for stability in [Stability::Data, Stability::File] {
-        let mut site = Site::new(1);
+        let site = Site::new(1);
         let client = site.client("a");
         let file = open(&client, "f");
         write(&file, 0..PAGE, 1);
         file.write_at_stable(&[2; 100], 100, stability).expect("write");
-        restart(&mut site);
+        restart(&site);
         sync_at_last(&file);
         let content = read(&file);
         check(&content, 0..100, 1);
@@ -154,13 +154,13 @@ fn an_unstable_write_does_not_undo_the_stable_one_that_overwrote_it() {
 
 #[test]
 fn a_write_does_not_undo_the_one_that_overwrote_it_and_was_made_stable_alone() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let client = site.client("a");
     let file = open(&client, "f");
     write(&file, 0..2 * PAGE, 1);
     write(&file, 0..100, 2);
     file.commit(0, 100).expect("sync of a range");
-    restart(&mut site);
+    restart(&site);
     sync_at_last(&file);
     let content = read(&file);
     check(&content, 0..100, 2);
@@ -192,12 +192,12 @@ fn a_sync_beside_one_that_fails_does_not_say_that_lost_pages_are_stable() {
 
 #[test]
 fn a_write_beside_a_sync_that_fails_is_sent_again() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let client = site.client("a");
     let file = open(&client, "f");
     write(&file, 0..2 * PAGE, 1);
     file.sync().expect("sync");
-    restart(&mut site);
+    restart(&site);
     // Its first page is there when the second one is read, and lost then.
     fail_among(&site, When::Read);
     write(&file, 0..PAGE + 100, 2);
@@ -238,7 +238,7 @@ fn after_a_failed_sync_the_next_one_by_anyone_writes_the_pages_again() {
 
 #[test]
 fn after_a_failed_sync_an_orderly_stop_writes_the_pages_again() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let client = site.client("a");
     let file = open(&client, "f");
     write(&file, 0..2 * PAGE, 1);
@@ -285,7 +285,7 @@ fn one_page_that_cannot_be_written_does_not_keep_the_others_off_the_disk() {
 
 #[test]
 fn at_an_orderly_stop_all_pages_but_the_one_that_cannot_be_written_become_stable() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let client = site.client("a");
     let file = open(&client, "f");
     write(&file, 0..4 * PAGE, 1);
@@ -299,12 +299,12 @@ fn at_an_orderly_stop_all_pages_but_the_one_that_cannot_be_written_become_stable
 
 #[test]
 fn what_was_written_before_a_close_survives_a_crash_of_the_server() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let client = site.client("a");
     let file = open(&client, "f");
     write(&file, 0..2 * PAGE, 1);
     file.close().expect("close");
-    restart(&mut site);
+    restart(&site);
     let again = open(&client, "f");
     again.sync().expect("sync");
     check(&read(&again), 0..2 * PAGE, 1);
@@ -313,10 +313,10 @@ fn what_was_written_before_a_close_survives_a_crash_of_the_server() {
 
 #[test]
 fn a_file_that_is_dropped_without_a_close_keeps_what_was_written_too() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let client = site.client("a");
     write(&open(&client, "f"), 0..2 * PAGE, 1);
-    restart(&mut site);
+    restart(&site);
     let again = open(&client, "f");
     again.sync().expect("sync");
     check(&read(&again), 0..2 * PAGE, 1);
@@ -324,12 +324,12 @@ fn a_file_that_is_dropped_without_a_close_keeps_what_was_written_too() {
 
 #[test]
 fn a_failed_write_leaves_the_size_as_it_was() {
-    let mut site = Site::new(1);
+    let site = Site::new(1);
     let client = site.client("a");
     let file = open(&client, "f");
     write(&file, 0..100, 1);
     file.sync().expect("sync");
-    restart(&mut site);
+    restart(&site);
     let number = site.disk.number("f").expect("it is there");
     site.disk.faults(|faults| faults.unreadable.extend([(number, 1)]));
     // The page is read first, for the bytes that are not written.
@@ -348,13 +348,13 @@ fn a_failed_write_leaves_the_size_as_it_was() {
 }
 
 #[test]
-fn a_write_that_fails_in_its_second_page_leaves_the_size_after_the_first() {
-    let mut site = Site::new(1);
+fn a_longer_write_that_fails_in_its_first_page_leaves_the_size_as_it_was() {
+    let site = Site::new(1);
     let client = site.client("a");
     let file = open(&client, "f");
     write(&file, 0..100, 1);
     file.sync().expect("sync");
-    restart(&mut site);
+    restart(&site);
     let number = site.disk.number("f").expect("it is there");
     site.disk.faults(|faults| faults.unreadable.extend([(number, 0)]));
     // The first page has bytes that are not written.
@@ -362,4 +362,30 @@ fn a_write_that_fails_in_its_second_page_leaves_the_size_after_the_first() {
     assert_eq!(file.attr().expect("attributes").size, 100);
     site.disk.heal();
     assert_eq!(read(&file), [1; 100]);
+}
+
+#[test]
+fn a_read_after_a_restart_is_not_measured_by_what_was_seen_before() {
+    let site = Site::new(1);
+    let client = site.client("a");
+    let file = open(&client, "f");
+    write(&file, 0..PAGE, 1);
+    write(&file, 0..PAGE, 2);
+    check(&read(&file), 0..PAGE, 2);
+    file.sync().expect("sync");
+    restart(&site);
+    // Generations and versions begin anew, as the server does.
+    check(&read(&file), 0..PAGE, 2);
+}
+
+#[test]
+fn what_the_store_cannot_hold_is_refused_at_once() {
+    let site = Site::new(1);
+    let client = site.client("a");
+    let file = open(&client, "f");
+    site.disk.set_max_size(1 << 20);
+    let error = file.write_at(&[1; 100], 2 * site.disk.max_size()).expect_err("it is too far");
+    assert_eq!(error.status(), Some(Status::FileTooBig), "{error}");
+    assert_eq!(file.attr().expect("attributes").size, 0);
+    file.sync().expect("there is nothing that cannot be written");
 }

@@ -48,6 +48,8 @@ pub enum When {
     Read,
     /// Before data is written.
     Write,
+    /// After a sync.
+    Synced,
 }
 
 type Call = Box<dyn FnOnce() + Send>;
@@ -142,6 +144,16 @@ impl Disk {
             || quota.is_some()
     }
 
+    /// The pages that cannot be written, where nothing else goes wrong.
+    pub fn unwritable(&self) -> Option<BTreeSet<(u64, u64)>> {
+        let prepared = lock(&self.prepared).is_some();
+        let state = self.state();
+        let Faults { failing_syncs, space, quota, unwritable, .. } = &state.faults;
+        let is_lossless = state.inodes.values().all(|inode| inode.losses == 0);
+        let others = *failing_syncs > 0 || space.is_some() || quota.is_some() || prepared;
+        (is_lossless && !others).then(|| unwritable.clone())
+    }
+
     /// Ends all faults, and forgets the prepared call.
     pub fn heal(&self) {
         self.state().faults = Faults::default();
@@ -173,7 +185,8 @@ impl Disk {
         *lock(&self.prepared) = None;
     }
 
-    fn run_prepared(&self, now: When) {
+    /// Makes the prepared call, if it is time.
+    pub(super) fn run_prepared(&self, now: When) {
         let call = {
             let mut prepared = lock(&self.prepared);
             if prepared.as_ref().is_none_or(|(when, _)| *when != now) {
@@ -203,13 +216,6 @@ impl Disk {
         let state = self.state();
         let number = state.names.get(name.as_bytes())?;
         Some(state.inodes[number].volatile.clone())
-    }
-
-    /// Gives the file to a user.
-    pub fn set_owner(&self, name: &str, uid: u32) {
-        let mut state = self.state();
-        let number = state.names[name.as_bytes()];
-        state.inodes.get_mut(&number).expect("a name leads to a file").uid = uid;
     }
 
     /// The server's process has ended: files without a name end.
@@ -252,7 +258,6 @@ impl Disk {
     }
 
     pub(super) fn read(&self, number: u64, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        self.run_prepared(When::Read);
         let mut state = self.state();
         let pages = pages(offset, buffer.len());
         if let Some(page) = pages.clone().find(|p| state.faults.unreadable.contains(&(number, *p)))
@@ -269,7 +274,6 @@ impl Disk {
 
     /// Writes whole pages up to the first one that cannot be written.
     pub(super) fn write(&self, number: u64, data: &[u8], offset: u64) -> Result<()> {
-        self.run_prepared(When::Write);
         let mut state = self.state();
         let now = state.tick();
         for page in pages(offset, data.len()) {
@@ -302,7 +306,6 @@ impl Disk {
 
     /// `told` is how many losses the open file description was told of.
     pub(super) fn sync(&self, number: u64, told: &AtomicU64) -> Result<()> {
-        self.run_prepared(When::Sync);
         let mut state = self.state();
         let State { inodes, random, hits, faults, .. } = &mut *state;
         let Some(inode) = inodes.get_mut(&number) else {

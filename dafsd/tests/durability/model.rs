@@ -18,6 +18,7 @@
 //!   not appear later.
 
 use super::PAGE;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// Pages of the largest file.
@@ -218,13 +219,16 @@ impl Model {
         self.alive[writer] = false;
     }
 
-    /// The server ended in good order and said that everything is stable.
-    pub fn stopped(&mut self) {
+    /// The server ended in good order: everything is stable but for some pages of files.
+    pub fn stopped(&mut self, but: &BTreeSet<(usize, usize)>) {
         let Self { files, changes, .. } = self;
-        for cell in files.iter_mut().flatten() {
-            let shown = cell.now.iter().copied().min().unwrap_or(cell.floor);
-            if changes[shown].fate == Fate::Acknowledged {
-                cell.raise(shown);
+        for (file, cells) in files.iter_mut().enumerate() {
+            for (number, cell) in cells.iter_mut().enumerate() {
+                let shown = cell.now.iter().copied().min().unwrap_or(cell.floor);
+                let is_excluded = but.contains(&(file, begin(number) / PAGE));
+                if changes[shown].fate == Fate::Acknowledged && !is_excluded {
+                    cell.raise(shown);
+                }
             }
         }
     }

@@ -29,13 +29,20 @@ pub enum Step {
     FailPage,
     /// A page cannot be read for a while.
     FailRead,
+    /// No more than a few pages can be allocated.
     NoSpace,
+    /// The same for the user that all files belong to.
+    NoQuota,
     /// The kernel writes pages of a file to the device by itself.
     KernelWrites,
     /// It fails to, and loses them.
     KernelLoses,
     /// In the middle of the next operation on the disk, somebody else's sync of the file fails.
     FailAmong,
+    /// In the middle of a later operation on the disk, the server is killed and started again.
+    KillAmong,
+    /// The same with the power.
+    PowerAmong,
     /// The disk is well again.
     Heal,
 }
@@ -46,6 +53,8 @@ pub struct Profile {
     pub name: &'static str,
     pub clients: usize,
     pub files: usize,
+    /// Connections are lost at any moment.
+    pub foul: bool,
     pub steps: &'static [(Step, u32)],
 }
 
@@ -67,11 +76,12 @@ impl Profile {
 use Step::*;
 
 /// The profiles; a seed takes the one of its number.
-pub const PROFILES: [Profile; 7] = [
+pub const PROFILES: [Profile; 12] = [
     Profile {
         name: "mixed",
         clients: 3,
         files: 3,
+        foul: false,
         steps: &[
             (Open, 8),
             (Write, 26),
@@ -95,9 +105,12 @@ pub const PROFILES: [Profile; 7] = [
             (FailPage, 1),
             (FailRead, 1),
             (NoSpace, 1),
+            (NoQuota, 1),
             (KernelWrites, 1),
             (KernelLoses, 1),
             (FailAmong, 1),
+            (KillAmong, 1),
+            (PowerAmong, 1),
             (Heal, 4),
         ],
     },
@@ -106,6 +119,7 @@ pub const PROFILES: [Profile; 7] = [
         name: "restarts",
         clients: 2,
         files: 1,
+        foul: false,
         steps: &[
             (Open, 3),
             (Write, 30),
@@ -123,6 +137,7 @@ pub const PROFILES: [Profile; 7] = [
         name: "syncs",
         clients: 3,
         files: 2,
+        foul: false,
         steps: &[
             (Open, 3),
             (Write, 30),
@@ -144,6 +159,7 @@ pub const PROFILES: [Profile; 7] = [
         name: "among",
         clients: 2,
         files: 1,
+        foul: false,
         steps: &[
             (Open, 1),
             (Write, 30),
@@ -163,6 +179,7 @@ pub const PROFILES: [Profile; 7] = [
         name: "closes",
         clients: 2,
         files: 2,
+        foul: false,
         steps: &[
             (Open, 18),
             (Write, 30),
@@ -179,6 +196,7 @@ pub const PROFILES: [Profile; 7] = [
         name: "writes",
         clients: 2,
         files: 2,
+        foul: false,
         steps: &[
             (Open, 3),
             (Write, 34),
@@ -199,6 +217,7 @@ pub const PROFILES: [Profile; 7] = [
         name: "power",
         clients: 2,
         files: 2,
+        foul: false,
         steps: &[
             (Open, 4),
             (Write, 30),
@@ -213,6 +232,102 @@ pub const PROFILES: [Profile; 7] = [
             (KillClient, 2),
             (Retire, 2),
             (KernelWrites, 4),
+        ],
+    },
+    // Two files, of which one's syncs fail.
+    Profile {
+        name: "files",
+        clients: 2,
+        files: 2,
+        foul: false,
+        steps: &[(Open, 8), (Write, 34), (Read, 10), (Sync, 16), (FailSync, 8)],
+    },
+    // Nothing fails, and no server ends.
+    Profile {
+        name: "calm",
+        clients: 3,
+        files: 3,
+        foul: false,
+        steps: &[
+            (Open, 10),
+            (Write, 30),
+            (StableWrite, 8),
+            (Read, 16),
+            (Truncate, 8),
+            (TruncateByName, 4),
+            (Sync, 8),
+            (SyncRange, 6),
+            (Close, 6),
+            (Unlink, 2),
+            (Rename, 4),
+            (KillClient, 3),
+            (EndLease, 3),
+            (Retire, 3),
+            (Flush, 2),
+            (KernelWrites, 2),
+        ],
+    },
+    // One client with one open, whose server and machine end.
+    Profile {
+        name: "alone",
+        clients: 1,
+        files: 1,
+        foul: false,
+        steps: &[
+            (Write, 34),
+            (Read, 10),
+            (Sync, 10),
+            (KillServer, 6),
+            (StopServer, 3),
+            (LosePower, 6),
+            (EndLease, 2),
+            (KillAmong, 3),
+            (PowerAmong, 3),
+            (KernelWrites, 4),
+            (Retire, 2),
+        ],
+    },
+    // Pages that cannot be written, and no room, while the server runs.
+    Profile {
+        name: "room",
+        clients: 2,
+        files: 2,
+        foul: false,
+        steps: &[
+            (Open, 6),
+            (Write, 34),
+            (Read, 12),
+            (Sync, 10),
+            (SyncRange, 3),
+            (Retire, 4),
+            (Flush, 2),
+            (KillClient, 2),
+            (FailPage, 6),
+            (NoSpace, 5),
+            (NoQuota, 3),
+            (Heal, 6),
+        ],
+    },
+    // Servers and connections that end in the middle of something.
+    Profile {
+        name: "foul",
+        clients: 2,
+        files: 2,
+        foul: true,
+        steps: &[
+            (Open, 6),
+            (Write, 34),
+            (StableWrite, 6),
+            (Read, 12),
+            (Truncate, 4),
+            (Sync, 10),
+            (SyncRange, 4),
+            (Close, 4),
+            (KillAmong, 4),
+            (PowerAmong, 3),
+            (KillServer, 2),
+            (EndLease, 1),
+            (Retire, 2),
         ],
     },
 ];

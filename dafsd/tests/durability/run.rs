@@ -4,13 +4,16 @@ use super::PAGE;
 use super::disk::When;
 use super::model::{CELLS, Model, NOBODY, PAGES, Writer, begin, cell_at};
 use super::profile::{Profile, Step};
-use super::site::Site;
+use super::site::{Place, Site};
 use dafs_client::blocking::{Client, File};
 use dafs_client::{Error, OpenOptions, Path, Stability};
 use dafs_proto::SetAttr;
+use ordma::sim::Faults;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Most files that a client has open.
@@ -49,6 +52,14 @@ struct Peer {
 pub struct Run<'a> {
     site: Site,
     peers: Vec<Peer>,
+    /// Clients that were killed. Dropped at the end only: a process that was killed says nothing.
+    killed: Vec<Peer>,
+    /// How often the server ended in the middle of something.
+    ends: Arc<AtomicU64>,
+    ends_known: u64,
+    /// It did in the step that is being done.
+    ended_in_step: bool,
+    power_was_lost: bool,
     model: Model,
     names: BTreeMap<&'static str, usize>,
     /// The disk's numbers of the model's files.
@@ -63,6 +74,11 @@ impl<'a> Run<'a> {
         let mut run = Self {
             site: Site::new(seed),
             peers: Vec::new(),
+            killed: Vec::new(),
+            ends: Arc::default(),
+            ends_known: 0,
+            ended_in_step: false,
+            power_was_lost: false,
             model: Model::default(),
             names: BTreeMap::new(),
             numbers: Vec::new(),
@@ -73,6 +89,10 @@ impl<'a> Run<'a> {
         for _ in 0..profile.clients {
             let peer = run.peer();
             run.peers.push(peer);
+        }
+        if profile.foul {
+            let foul = Faults { refuse_connection: 0.0, ..Faults::foul() };
+            run.site.world.set_faults(foul);
         }
         run
     }
@@ -88,8 +108,32 @@ impl<'a> Run<'a> {
         for Planned { step, seed } in plan {
             self.random = fastrand::Rng::with_seed(*seed);
             self.step(*step)?;
+            self.catch_up();
+            if std::mem::take(&mut self.ended_in_step) {
+                self.forget_nameless();
+            }
         }
         self.finish()
+    }
+
+    /// Takes note of ends of the server in the middle of what was just done.
+    fn catch_up(&mut self) {
+        let ends = self.ends.load(Ordering::Relaxed);
+        if ends > self.ends_known {
+            self.ends_known = ends;
+            self.ended_in_step = true;
+            self.power_was_lost |= self.profile.steps.iter().any(|(s, _)| *s == Step::PowerAmong);
+            self.note("  in the middle of it the server ends and starts".into());
+            self.model.crashed();
+        }
+    }
+
+    /// Files without a name end with the server.
+    fn forget_nameless(&mut self) {
+        let named: Vec<usize> = self.names.values().copied().collect();
+        for peer in &mut self.peers {
+            peer.opens.retain(|(_, number)| named.contains(number));
+        }
     }
 
     fn note(&self, what: String) {
@@ -103,14 +147,10 @@ impl<'a> Run<'a> {
         Peer { name, writer, client, opens: Vec::new() }
     }
 
-    /// Whether nothing ever went wrong with the disk, so that nothing may fail.
-    fn is_sound(&self) -> bool {
-        self.site.disk.hits() == 0 && !self.site.disk.is_faulty()
-    }
-
-    /// An error is in order where the disk had faults.
+    /// An error is in order where the disk had faults, or the server ended in the middle.
     fn check_error(&self, what: &str, error: &Error) -> Verdict {
-        if self.is_sound() {
+        let disk = &self.site.disk;
+        if disk.hits() == 0 && !disk.is_faulty() && !self.ended_in_step {
             return Err(format!("{what} failed although nothing went wrong: {error}"));
         }
         Ok(())
@@ -213,11 +253,13 @@ impl<'a> Run<'a> {
         let most = if self.random.u8(0..4) == 0 { CELLS } else { 6 };
         let cells = self.cells(most);
         let writer = self.writer(peer);
+        self.catch_up();
         let seq = self.model.next();
         let value = u8::try_from(seq % 255 + 1).expect("below 256");
         let bytes = vec![value; begin(cells.end) - begin(cells.start)];
         let before = self.site.disk.is_faulty().then(|| file.attr().ok()).flatten();
         let result = file.write_at_stable(&bytes, begin(cells.start) as u64, stability);
+        self.catch_up();
         self.note(format!(
             "client {writer} writes {value} ({stability:?}) to {}..{} of file {number}: {result:?}",
             begin(cells.start),
@@ -234,7 +276,9 @@ impl<'a> Run<'a> {
         if done == cells.end {
             return Ok(());
         }
-        if let Err(error) = &result {
+        if let Err(error) = &result
+            && !self.model.may_report(number, writer)
+        {
             self.check_error("write", error)?;
         }
         self.model.failed_to_write(number, done..cells.end, value, writer);
@@ -280,7 +324,9 @@ impl<'a> Run<'a> {
         let Some((file, number)) = self.pick(peer) else { return Ok(()) };
         let path = [Path::Auto, Path::Auto, Path::Inline, Path::Direct][self.random.usize(0..4)];
         let writer = self.writer(peer);
-        match read_whole(&file, path) {
+        let result = read_whole(&file, path);
+        self.catch_up();
+        match result {
             Ok(content) => {
                 let what = format!("client {writer} reads {} of file {number}", content.len());
                 self.note(what);
@@ -306,6 +352,7 @@ impl<'a> Run<'a> {
         let Some((file, number)) = self.pick(peer) else { return Ok(()) };
         let end = self.random.usize(0..=CELLS);
         let result = file.set_len(begin(end) as u64);
+        self.catch_up();
         let writer = self.writer(peer);
         self.truncated(number, end, writer, writer, result)
     }
@@ -315,6 +362,7 @@ impl<'a> Run<'a> {
         let end = self.random.usize(0..=CELLS);
         let set = SetAttr { size: Some(begin(end) as u64), ..SetAttr::default() };
         let result = self.peers[peer].client.set_attr(name, set).map(drop);
+        self.catch_up();
         self.truncated(number, end, self.writer(peer), NOBODY, result)
     }
 
@@ -363,6 +411,7 @@ impl<'a> Run<'a> {
         let whole = cells == (0..CELLS);
         let result =
             if whole { file.sync() } else { file.commit(start as u64, (end - start) as u64) };
+        self.catch_up();
         let which = if whole { String::new() } else { format!("{start}..{end} of ") };
         self.note(format!("client {writer} syncs {which}file {number}: {result:?}"));
         match result {
@@ -371,7 +420,8 @@ impl<'a> Run<'a> {
                 Ok(true)
             }
             Err(error) => {
-                if !self.model.may_report(number, writer) {
+                // Where the power failed, a change of names may be lost.
+                if !self.model.may_report(number, writer) && !self.power_was_lost {
                     self.check_error("sync", &error)?;
                 }
                 self.model.failed_to_sync(number, writer);
@@ -421,21 +471,24 @@ impl<'a> Run<'a> {
     }
 
     fn end_server(&mut self, step: Step) {
-        // Files without a name end with the server.
-        let named: Vec<usize> = self.names.values().copied().collect();
-        for peer in &mut self.peers {
-            peer.opens.retain(|(_, number)| named.contains(number));
-        }
+        self.forget_nameless();
         match step {
             Step::StopServer => {
+                let before = self.site.disk.unwritable();
                 let result = self.site.stop();
                 self.note(format!("the server stops: {result:?}"));
-                if result.is_ok() {
-                    self.model.stopped();
+                // Where only pages cannot be written, all others are stable all the same.
+                let but = match result {
+                    Ok(()) => Some(BTreeSet::new()),
+                    Err(_) => before.map(|pages| self.in_model(&pages)),
+                };
+                if let Some(but) = but {
+                    self.model.stopped(&but);
                 }
             }
             Step::LosePower => {
                 self.site.lose_power();
+                self.power_was_lost = true;
                 self.note("the power fails".into());
             }
             _ => {
@@ -447,12 +500,22 @@ impl<'a> Run<'a> {
         self.site.start();
     }
 
+    /// Pages of the disk's files as pages of the model's.
+    fn in_model(&self, pages: &BTreeSet<(u64, u64)>) -> BTreeSet<(usize, usize)> {
+        let place = |(file, page): &(u64, u64)| {
+            let number = self.numbers.iter().position(|known| known == file)?;
+            Some((number, usize::try_from(*page).ok()?))
+        };
+        pages.iter().filter_map(place).collect()
+    }
+
     fn kill_client(&mut self, peer: usize) {
         self.note(format!("client {} is killed", self.writer(peer)));
         self.site.silence(&self.peers[peer].name);
         self.model.killed(self.peers[peer].writer);
         let new = self.peer();
-        self.peers[peer] = new;
+        let old = std::mem::replace(&mut self.peers[peer], new);
+        self.killed.push(old);
     }
 
     fn end_lease(&mut self, peer: usize) {
@@ -460,6 +523,9 @@ impl<'a> Run<'a> {
         let others = self.peers.iter().enumerate().filter(|(other, _)| *other != peer);
         let others: Vec<&Client> = others.map(|(_, other)| &other.client).collect();
         self.site.end_lease(&self.peers[peer].name, &others);
+        // What only that session had open, and has no name, is gone.
+        let named: Vec<usize> = self.names.values().copied().collect();
+        self.peers[peer].opens.retain(|(_, number)| named.contains(number));
     }
 
     fn fault(&mut self, step: Step, name: &'static str) {
@@ -480,6 +546,7 @@ impl<'a> Run<'a> {
             Step::FailPage => disk.faults(|faults| faults.unwritable.extend([(file, page)])),
             Step::FailRead => disk.faults(|faults| faults.unreadable.extend([(file, page)])),
             Step::NoSpace => disk.faults(|faults| faults.space = Some(random.usize(0..4))),
+            Step::NoQuota => disk.faults(|faults| faults.quota = Some((0, random.usize(0..4)))),
             Step::KernelWrites => disk.write_back(file),
             Step::KernelLoses => disk.fail_write_back(file),
             Step::FailAmong => {
@@ -492,6 +559,20 @@ impl<'a> Run<'a> {
                     commit();
                 });
             }
+            Step::KillAmong | Step::PowerAmong => {
+                let all = [When::Sync, When::Read, When::Write, When::Synced];
+                let (when, power) = (all[random.usize(0..4)], step == Step::PowerAmong);
+                let (place, ends) = (Place::clone(&self.site), Arc::clone(&self.ends));
+                disk.prepare(when, move || {
+                    if power {
+                        place.lose_power();
+                    } else {
+                        place.kill();
+                    }
+                    place.start();
+                    ends.fetch_add(1, Ordering::Relaxed);
+                });
+            }
             Step::Heal => disk.heal(),
             _ => unreachable!("{step:?} is no fault of the disk"),
         }
@@ -502,6 +583,7 @@ impl<'a> Run<'a> {
     fn finish(&mut self) -> Verdict {
         self.note("in the end".into());
         self.site.disk.heal();
+        self.site.world.set_faults(Faults::default());
         let names: Vec<_> = self.names.clone().into_iter().collect();
         for peer in &mut self.peers {
             peer.opens.truncate(OPENS - 1);

@@ -19,7 +19,9 @@ use dafsd::store::{Store, StoreError};
 use ordma::arena::Geometry;
 use ordma::sim::{PumpId, Sim, World};
 use ordma::{Engine, Listener, Service};
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 const ADDRESS: &str = "server";
@@ -31,31 +33,53 @@ const CHUNK_PAGES: usize = 8;
 /// There is room for all pages of all files.
 const CHUNKS: usize = 32;
 
-/// A server, its disk and their world.
-pub struct Site {
+/// A [`Place`] whose server runs, until this is dropped.
+pub struct Site(Place);
+
+/// A server, its disk and their world. Clones are the same place.
+#[derive(Clone)]
+pub struct Place {
     pub world: World,
     pub disk: Arc<Disk>,
-    running: Option<Running>,
+    running: Arc<Mutex<Option<Running>>>,
 }
 
+#[derive(Clone)]
 struct Running {
     server: Arc<Server>,
     cache: Arc<Cache>,
     listeners: Arc<Listeners>,
-    pump: PumpId,
+    pump: Arc<Mutex<Option<PumpId>>>,
+    dead: Arc<AtomicBool>,
 }
 
 impl Site {
     /// A running server on an empty disk.
     pub fn new(seed: u64) -> Self {
         let (world, disk) = (World::new(seed), Arc::new(Disk::new(seed)));
-        let mut site = Self { world, disk, running: None };
-        site.start();
-        site
+        let place = Place { world, disk, running: Arc::default() };
+        place.start();
+        Self(place)
     }
+}
 
+impl Deref for Site {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.0
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Place {
     /// Starts the server.
-    pub fn start(&mut self) {
+    pub fn start(&self) {
         let geometry = Geometry::new(PAGE, CHUNK_PAGES * PAGE).expect("a geometry");
         let runtime = Runtime::inline();
         let config = CacheConfig {
@@ -68,7 +92,8 @@ impl Site {
         let listeners = Arc::new(Listeners::default());
         let cache = Cache::new(config, [Protection::None], listeners.clone(), runtime.clone());
         let cache = cache.expect("memory for the cache");
-        let store = MemoryStore::new(Arc::clone(&self.disk));
+        let dead = Arc::new(AtomicBool::new(false));
+        let store = MemoryStore::new(Arc::clone(&self.disk), Arc::clone(&dead));
         let secret = Secret::from_bytes([7; Secret::LEN]);
         let export = Export {
             name: EXPORT.to_owned(),
@@ -98,18 +123,22 @@ impl Site {
         listeners.add(engine.name(), listener);
         server.set_ready();
         let pump = self.world.on_pump(Box::new(move || runtime.run_queued()));
-        self.running = Some(Running { server, cache, listeners, pump });
+        let pump = Arc::new(Mutex::new(Some(pump)));
+        *lock(&self.running) = Some(Running { server, cache, listeners, pump, dead });
     }
 
-    fn running(&self) -> &Running {
-        self.running.as_ref().expect("the server runs")
+    fn running(&self) -> Running {
+        lock(&self.running).clone().expect("the server runs")
     }
 
     /// Ends the server at once: what its page cache holds is lost, what the kernel has stays.
-    pub fn kill(&mut self) {
-        let Some(running) = self.running.take() else { return };
-        let Running { server, cache, listeners, pump } = running;
-        self.world.remove_pump(pump);
+    pub fn kill(&self) {
+        let running = lock(&self.running).take();
+        let Some(Running { server, cache, listeners, pump, dead }) = running else { return };
+        dead.store(true, Ordering::Relaxed);
+        if let Some(pump) = lock(&pump).take() {
+            self.world.remove_pump(pump);
+        }
         self.world.crash(ADDRESS);
         cache.close();
         server.runtime().stop();
@@ -118,7 +147,7 @@ impl Site {
     }
 
     /// Ends the server and then the machine's power.
-    pub fn lose_power(&mut self) {
+    pub fn lose_power(&self) {
         self.kill();
         self.disk.lose_power();
     }
@@ -127,7 +156,7 @@ impl Site {
     ///
     /// # Errors
     /// Some data could not be made stable; the server has ended all the same.
-    pub fn stop(&mut self) -> Result<(), StoreError> {
+    pub fn stop(&self) -> Result<(), StoreError> {
         let running = self.running();
         assert!(running.server.drain(Duration::from_secs(10)), "requests do not end");
         let flushed = running.server.flush_and_kill();
@@ -185,7 +214,7 @@ impl Site {
     /// What commits a file on the server behind all clients' backs, where the caller is.
     pub fn commit_behind(&self, number: u64) -> impl FnOnce() + Send + 'static {
         let Running { cache, server, .. } = self.running();
-        let (cache, runtime) = (Arc::clone(cache), server.runtime().clone());
+        let (cache, runtime) = (cache, server.runtime().clone());
         move || {
             let Some(file) = cache.find(&identity_of(number)) else { return };
             runtime.run(async move {
@@ -210,8 +239,6 @@ impl Site {
     }
 }
 
-impl Drop for Site {
-    fn drop(&mut self) {
-        self.kill();
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,14 +2,14 @@
 //! a local directory does with an inode: its number is its handle, one description is shared by all
 //! who have the file open, and a file without a name lives as long as that.
 
-use super::disk::{Disk, failed};
+use super::disk::{Disk, When, failed};
 use dafs_proto::{Attr, FileType, SetAttr, StatfsReply, Status};
 use dafsd::store::{
     Access, CreateOptions, Credential, Entry, Handle, Identity, Node, Removed, Renamed, Result,
     Store, StoreFile,
 };
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -22,6 +22,8 @@ const ROOT: u64 = 1;
 #[derive(Debug)]
 pub struct MemoryStore {
     disk: Arc<Disk>,
+    /// The server that uses it has ended: whatever still runs of it does nothing.
+    dead: Arc<AtomicBool>,
     files: Mutex<HashMap<u64, Weak<MemoryFile>>>,
 }
 
@@ -29,14 +31,16 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct MemoryFile {
     disk: Arc<Disk>,
+    dead: Arc<AtomicBool>,
     number: u64,
     /// Losses of pages that it has told of.
     told: AtomicU64,
 }
 
 impl MemoryStore {
-    pub fn new(disk: Arc<Disk>) -> Self {
-        Self { disk, files: Mutex::default() }
+    /// The store of a server that runs as long as `dead` is not set.
+    pub fn new(disk: Arc<Disk>, dead: Arc<AtomicBool>) -> Self {
+        Self { disk, dead, files: Mutex::default() }
     }
 
     fn number(&self, handle: &Handle) -> Result<u64> {
@@ -78,7 +82,8 @@ impl MemoryStore {
             return file;
         }
         let told = AtomicU64::new(self.disk.told(number));
-        let file = Arc::new(MemoryFile { disk: Arc::clone(&self.disk), number, told });
+        let (disk, dead) = (Arc::clone(&self.disk), Arc::clone(&self.dead));
+        let file = Arc::new(MemoryFile { disk, dead, number, told });
         files.insert(number, Arc::downgrade(&file));
         file
     }
@@ -286,6 +291,15 @@ impl Store for MemoryStore {
     }
 }
 
+impl MemoryFile {
+    fn check(&self) -> Result<()> {
+        if self.dead.load(Ordering::Relaxed) {
+            return failed(Status::Io, format!("file {} of a server that has ended", self.number));
+        }
+        Ok(())
+    }
+}
+
 impl StoreFile for MemoryFile {
     fn identity(&self) -> Identity {
         identity_of(self.number)
@@ -296,26 +310,37 @@ impl StoreFile for MemoryFile {
     }
 
     fn attr(&self) -> Result<Attr> {
+        self.check()?;
         self.disk.attr(self.number)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        self.disk.run_prepared(When::Read);
+        self.check()?;
         self.disk.read(self.number, buffer, offset)
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        self.disk.run_prepared(When::Write);
+        self.check()?;
         self.disk.write(self.number, data, offset)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
+        self.check()?;
         self.disk.set_len(self.number, len)
     }
 
     fn sync(&self, _: bool) -> Result<()> {
-        self.disk.sync(self.number, &self.told)
+        self.disk.run_prepared(When::Sync);
+        self.check()?;
+        let result = self.disk.sync(self.number, &self.told);
+        self.disk.run_prepared(When::Synced);
+        result
     }
 
     fn set_mtime(&self, mtime: SystemTime) -> Result<()> {
+        self.check()?;
         self.disk.set_mtime(self.number, mtime)
     }
 }
