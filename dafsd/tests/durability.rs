@@ -16,8 +16,8 @@ use parts::run::{History, Planned, Run, plan};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 
-/// Steps of a seed.
-const STEPS: usize = 60;
+/// Steps of a seed, at least and at most.
+const STEPS: (usize, usize) = (20, 200);
 /// Most attempts to find a shorter history.
 const SHRINKS: usize = 400;
 /// Lines of a history that are printed.
@@ -59,7 +59,7 @@ fn profile_of(seed: u64, focus: Option<&str>) -> &'static Profile {
 
 /// Runs a seed; where it fails, with as few of its steps as fail as well.
 fn try_seed(seed: u64, profile: &'static Profile) -> Result<(), String> {
-    let mut plan = plan(seed, profile, STEPS);
+    let mut plan = plan(seed, profile, STEPS.0..=STEPS.1);
     let Err(mut why) = attempt(seed, profile, &plan) else { return Ok(()) };
     let mut tries = 0;
     let mut size = plan.len() / 2;

@@ -11,6 +11,8 @@
 //! - A crash of the server, or a loss of power, takes each cell back to any version from its floor
 //!   on. What a living client wrote may come back until its next sync of the file: if that
 //!   succeeds, it must be there, or something newer.
+//!   As soon as it uses the file again it must be there, where nothing speaks against it: nobody else
+//!   changed the file since, and the disk never failed.
 //! - A sync that succeeds makes stable all that its client wrote to the file, but for what an
 //!   earlier sync had reported as lost; and what everyone saw, but for what failed or was reported.
 //! - A sync that fails reports what its client wrote to that file, and nobody else's.
@@ -57,6 +59,8 @@ struct Change {
     fate: Fate,
     /// It was made before the server ended and may have to be sent again.
     in_doubt: bool,
+    /// How often the server had ended before.
+    boot: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,11 +85,12 @@ pub struct Model {
     files: Vec<Vec<Cell>>,
     changes: Vec<Change>,
     alive: Vec<bool>,
+    boot: usize,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { files: Vec::new(), changes: Vec::new(), alive: vec![false] }
+        Self { files: Vec::new(), changes: Vec::new(), alive: vec![false], boot: 0 }
     }
 }
 
@@ -106,7 +111,8 @@ impl Model {
     }
 
     fn change(&mut self, file: usize, writer: Writer, fate: Fate) -> usize {
-        self.changes.push(Change { file, writer, fate, in_doubt: false });
+        let boot = self.boot;
+        self.changes.push(Change { file, writer, fate, in_doubt: false, boot });
         self.changes.len() - 1
     }
 
@@ -235,13 +241,32 @@ impl Model {
 
     /// The server's memory is gone.
     pub fn crashed(&mut self) {
-        let Self { files, changes, alive } = self;
+        let Self { files, changes, alive, boot } = self;
+        *boot += 1;
         for cell in files.iter_mut().flatten() {
             cell.now = cell.versions.iter().map(|(seq, _)| *seq).collect();
             for seq in cell.now.iter().filter(|seq| **seq > cell.floor) {
                 let change = &mut changes[*seq];
                 change.in_doubt |= alive[change.writer];
             }
+        }
+    }
+
+    /// A client has used its open of the file after the server ended, and so has sent again what it
+    /// had to. Where nobody else changed the file in between, and the server ended once only, all of
+    /// it was taken.
+    pub fn recovered(&mut self, file: usize, writer: Writer) {
+        let Self { files, changes, boot, .. } = self;
+        let others = |c: &Change| c.file == file && c.writer != writer && c.boot == *boot;
+        if changes.iter().any(others) {
+            return;
+        }
+        for cell in &mut files[file] {
+            let own = cell.versions.iter().rev().map(|(seq, _)| *seq).find(|seq| {
+                let Change { writer: by, fate, boot: of, .. } = changes[*seq];
+                by == writer && fate == Fate::Acknowledged && of + 1 == *boot
+            });
+            cell.raise_shown(own.unwrap_or(0));
         }
     }
 
@@ -254,7 +279,7 @@ impl Model {
         if cell_at(size).is_none_or(|cell| cell > CELLS) {
             return Err(format!("its size is {size}, where no change ends"));
         }
-        let Self { files, changes, alive } = self;
+        let Self { files, changes, alive, .. } = self;
         for (number, cell) in files[file].iter_mut().enumerate() {
             let (start, end) = (begin(number), begin(number + 1));
             let bytes = content.get(start..end.min(size)).unwrap_or_default();
@@ -302,6 +327,16 @@ impl Cell {
         if self.now.is_empty() {
             // It was seen to be older already: the next look finds that.
             self.now.push(floor);
+        }
+    }
+
+    /// From now on, as long as the server runs, it shows that or something newer.
+    fn raise_shown(&mut self, least: usize) {
+        if self.now.iter().any(|seq| *seq < least) {
+            self.now.retain(|seq| *seq >= least);
+            if self.now.is_empty() {
+                self.now.push(least);
+            }
         }
     }
 

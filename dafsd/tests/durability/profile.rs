@@ -76,7 +76,7 @@ impl Profile {
 use Step::*;
 
 /// The profiles; a seed takes the one of its number.
-pub const PROFILES: [Profile; 12] = [
+pub const PROFILES: [Profile; 13] = [
     Profile {
         name: "mixed",
         clients: 3,
@@ -328,6 +328,22 @@ pub const PROFILES: [Profile; 12] = [
             (KillServer, 2),
             (EndLease, 1),
             (Retire, 2),
+        ],
+    },
+    // What becomes stable where single pages cannot be written.
+    Profile {
+        name: "pages",
+        clients: 1,
+        files: 1,
+        foul: false,
+        steps: &[
+            (Write, 34),
+            (Read, 6),
+            (Sync, 8),
+            (FailPage, 8),
+            (StopServer, 8),
+            (KillClient, 6),
+            (Heal, 4),
         ],
     },
 ];

@@ -11,7 +11,7 @@ use dafs_proto::SetAttr;
 use ordma::sim::Faults;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,8 +35,9 @@ pub struct Planned {
 }
 
 /// The steps of a seed.
-pub fn plan(seed: u64, profile: &Profile, steps: usize) -> Vec<Planned> {
+pub fn plan(seed: u64, profile: &Profile, steps: RangeInclusive<usize>) -> Vec<Planned> {
     let mut random = fastrand::Rng::with_seed(seed);
+    let steps = random.usize(steps);
     let planned = |_| Planned { step: profile.choose(&mut random), seed: random.u64(..) };
     (0..steps).map(planned).collect()
 }
@@ -330,6 +331,9 @@ impl<'a> Run<'a> {
             Ok(content) => {
                 let what = format!("client {writer} reads {} of file {number}", content.len());
                 self.note(what);
+                if self.site.disk.hits() == 0 && !self.ended_in_step {
+                    self.model.recovered(number, writer);
+                }
                 self.saw(number, &content)?;
                 match file.attr() {
                     Ok(attr) if attr.size != content.len() as u64 => Err(format!(
@@ -450,11 +454,16 @@ impl<'a> Run<'a> {
         result.map(drop).map_err(|error| format!("reconnect: {error}"))
     }
 
+    /// A file that loses its name stays for those that have it open, in a session.
+    fn reconnect_all(&self) -> Verdict {
+        (0..self.peers.len()).try_for_each(|peer| self.reconnect(peer))
+    }
+
     fn unlink(&mut self, peer: usize, name: &'static str) -> Verdict {
         if self.names.remove(name).is_none() {
             return Ok(());
         }
-        self.reconnect(peer)?;
+        self.reconnect_all()?;
         self.note(format!("client {} unlinks {name}", self.writer(peer)));
         let result = self.peers[peer].client.unlink(name);
         result.map_err(|error| format!("unlink: {error}"))
@@ -464,7 +473,7 @@ impl<'a> Run<'a> {
         let to = NAMES[self.random.usize(0..self.profile.files)];
         let Some(number) = self.names.remove(from) else { return Ok(()) };
         self.names.insert(to, number);
-        self.reconnect(peer)?;
+        self.reconnect_all()?;
         self.note(format!("client {} renames {from} to {to}", self.writer(peer)));
         let result = self.peers[peer].client.rename(from, to);
         result.map_err(|error| format!("rename: {error}"))
@@ -513,7 +522,13 @@ impl<'a> Run<'a> {
         self.note(format!("client {} is killed", self.writer(peer)));
         self.site.silence(&self.peers[peer].name);
         self.model.killed(self.peers[peer].writer);
-        let new = self.peer();
+        // Who has just begun has the first file open, as all had.
+        let mut new = self.peer();
+        let options = OpenOptions::new().read(true).write(true);
+        let first = self.names.get(NAMES[0]).copied();
+        if let (Some(number), Ok(file)) = (first, new.client.open_with(NAMES[0], options)) {
+            new.opens.push((file, number));
+        }
         let old = std::mem::replace(&mut self.peers[peer], new);
         self.killed.push(old);
     }
@@ -612,9 +627,7 @@ impl<'a> Run<'a> {
             }
             if !restarted {
                 self.end_server(Step::KillServer);
-                for peer in 0..self.peers.len() {
-                    self.reconnect(peer)?;
-                }
+                self.reconnect_all()?;
             }
         }
         Ok(())
