@@ -76,7 +76,7 @@ impl Profile {
 use Step::*;
 
 /// The profiles; a seed takes the one of its number.
-pub const PROFILES: [Profile; 13] = [
+pub const PROFILES: [Profile; 15] = [
     Profile {
         name: "mixed",
         clients: 3,
@@ -345,5 +345,21 @@ pub const PROFILES: [Profile; 13] = [
             (KillClient, 6),
             (Heal, 4),
         ],
+    },
+    // Several opens of one client.
+    Profile {
+        name: "opens",
+        clients: 1,
+        files: 1,
+        foul: false,
+        steps: &[(Open, 12), (Write, 34), (Read, 8), (Sync, 8), (Close, 4), (KillServer, 6)],
+    },
+    // One open whose ranges are synced alone.
+    Profile {
+        name: "ranges",
+        clients: 1,
+        files: 1,
+        foul: false,
+        steps: &[(Write, 34), (Read, 8), (Sync, 2), (SyncRange, 14), (KillServer, 6)],
     },
 ];

@@ -85,7 +85,9 @@ impl Run<'_> {
         }
         self.model.failed_to_write(number, done..cells.end, value, writer);
         let failed = begin(done)..begin(cells.end);
-        let size = before.map(|attr| attr.size.max(begin(done) as u64));
+        let written = if done > cells.start { begin(done) as u64 } else { 0 };
+        let before = before.filter(|_| !self.ended_in_step);
+        let size = before.map(|attr| attr.size.max(written));
         self.look_after_failure(&file, number, failed, value, size)
     }
 
