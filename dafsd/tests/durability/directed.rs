@@ -126,13 +126,20 @@ fn writes_of_several_opens_are_sent_again_in_their_order() {
     let site = Site::new(1);
     let client = site.client("a");
     // More of them than come in their order by chance.
-    let opens: Vec<File> = (0..8).map(|_| open(&client, "f")).collect();
-    for (file, value) in opens.iter().zip(1..) {
-        write(file, 0..PAGE, value);
+    let files: Vec<Vec<File>> = ["a", "b", "c", "d", "e", "f"]
+        .into_iter()
+        .map(|name| (0..8).map(|_| open(&client, name)).collect())
+        .collect();
+    for opens in &files {
+        for (file, value) in opens.iter().zip(1..) {
+            write(file, 0..PAGE, value);
+        }
     }
     restart(&site);
-    opens.iter().for_each(sync_at_last);
-    check(&read(&opens[0]), 0..PAGE, 8);
+    for opens in &files {
+        opens.iter().for_each(sync_at_last);
+        check(&read(&opens[0]), 0..PAGE, 8);
+    }
 }
 
 #[test]
