@@ -564,7 +564,12 @@ fn forged_and_foreign_handles_are_stale(over: Over) {
         let list = ReaddirRequest { directory: directory(), cookie: 0, max_bytes: 4096 };
         stale(rogue.call(&list).map(drop), "READDIR");
         let attr = Some(SetAttr { mode: Some(0o777), ..SetAttr::default() });
-        stale(rogue.call(&SetAttrRequest { handle: directory(), attr }).map(drop), "SETATTR");
+        stale(
+            rogue
+                .call(&SetAttrRequest { handle: directory(), attr, ..Default::default() })
+                .map(drop),
+            "SETATTR",
+        );
         let unlink = UnlinkRequest { directory: directory(), name: name() };
         stale(rogue.call(&unlink).map(drop), "UNLINK");
     }
@@ -672,7 +677,7 @@ fn a_client_acts_as_nobody_but_its_user(over: Over) {
         let path = server.tree_of("open").join(format!("by {number}"));
         assert_eq!(std::fs::metadata(&path).unwrap().uid(), 1000);
         let attr = Some(SetAttr { uid: Some(0), ..SetAttr::default() });
-        let given = rogue.call(&SetAttrRequest { handle, attr });
+        let given = rogue.call(&SetAttrRequest { handle, attr, ..Default::default() });
         assert_eq!(given.expect_err("chown").status(), Some(Status::Permission));
         assert_eq!(std::fs::metadata(&path).unwrap().uid(), 1000);
         let read = open(&mut rogue, "roots", 1).map(|reply| reply.open);

@@ -76,21 +76,24 @@ impl Owner {
 }
 
 impl Drop for Owner {
-    /// What was written to closed files is committed first, if that does not take too long.
+    /// What was written to closed files is committed first, if the server can be reached and it does
+    /// not take too long.
     fn drop(&mut self) {
         let session = &self.session;
         let deadline = session.now() + LAST_COMMITS;
         for file in session.files.take_lingering() {
             let committed = write::commit(&file, 0, 0);
-            let late = || session.is_closing() || session.now() >= deadline;
+            let late =
+                || session.is_closing() || session.now() >= deadline || session.live().is_none();
             match session.block_on_unless(committed, late) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
                     tracing::error!(%error, file = %file.name, "not committed at the end");
                 }
-                None => {
-                    tracing::error!(file = %file.name, "not committed at the end: it takes too long");
-                }
+                None => tracing::error!(
+                    file = %file.name,
+                    "not committed at the end: the server cannot be reached, or takes too long"
+                ),
             }
         }
         self.close();

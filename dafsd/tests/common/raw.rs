@@ -55,6 +55,7 @@ pub fn connect_request(
         protection: least.to_wire(),
         slots: 1,
         credential,
+        instance: Vec::new(),
     }
 }
 
@@ -267,12 +268,16 @@ impl Raw {
 
     pub fn commit(&self, file: &RawFile) -> Result<(), Failure> {
         let extent = Some(Extent::default());
-        self.call(&CommitRequest { open: file.open, extent }, &[]).map(drop)
+        self.call(&CommitRequest { open: file.open, extent, rests_on: 0 }, &[]).map(drop)
     }
 
     pub fn chmod(&self, handle: &[u8], mode: u32) -> Result<(), Failure> {
         let attr = Some(SetAttr { mode: Some(mode), ..SetAttr::default() });
-        self.call(&SetAttrRequest { handle: handle.to_vec(), attr }, &[]).map(drop)
+        self.call(
+            &SetAttrRequest { handle: handle.to_vec(), attr, ..SetAttrRequest::default() },
+            &[],
+        )
+        .map(drop)
     }
 
     /// Reads a page one-sidedly: the outcome, and what the buffer holds then.

@@ -144,6 +144,11 @@ impl Disk {
         self.state().hits
     }
 
+    /// The time now, by the clock that files get their ctime from.
+    pub fn now(&self) -> Time {
+        time(self.state().tick())
+    }
+
     /// The largest size of a file, which a test may set.
     pub fn set_max_size(&self, size: u64) {
         self.state().max_size = size;
@@ -404,11 +409,6 @@ impl State {
 
     pub fn attr(&mut self, number: u64) -> Result<Attr> {
         let inode = self.inode(number)?;
-        let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let time = |at: SystemTime| Time {
-            seconds: i64::try_from(since(at).as_secs()).unwrap_or(i64::MAX),
-            nanoseconds: since(at).subsec_nanos(),
-        };
         Ok(Attr {
             r#type: FileType::Regular.into(),
             mode: inode.mode,
@@ -442,5 +442,16 @@ impl State {
         }
         inode.ctime = now;
         Ok(())
+    }
+}
+
+fn since(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn time(at: SystemTime) -> Time {
+    Time {
+        seconds: i64::try_from(since(at).as_secs()).unwrap_or(i64::MAX),
+        nanoseconds: since(at).subsec_nanos(),
     }
 }

@@ -15,14 +15,16 @@ use dafsd::exporter::Listeners;
 use dafsd::runtime::Runtime;
 use dafsd::server::{Export, Limits, Server, Settings};
 use dafsd::session::SessionLimits;
+use dafsd::sharing::{Boots, MachineBoot};
 use dafsd::store::{Store, StoreError};
 use ordma::arena::Geometry;
 use ordma::sim::{PumpId, Sim, World};
 use ordma::{Engine, Listener, Service};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tempfile::TempDir;
 
 const ADDRESS: &str = "server";
 const EXPORT: &str = "data";
@@ -41,6 +43,10 @@ pub struct Site(Place);
 pub struct Place {
     pub world: World,
     pub disk: Arc<Disk>,
+    /// The server's state directory, and how often the machine was started. They outlive the server
+    /// and the machine's power.
+    state: Arc<TempDir>,
+    machine: Arc<AtomicU8>,
     running: Arc<Mutex<Option<Running>>>,
 }
 
@@ -57,7 +63,8 @@ impl Site {
     /// A running server on an empty disk.
     pub fn new(seed: u64) -> Self {
         let (world, disk) = (World::new(seed), Arc::new(Disk::new(seed)));
-        let place = Place { world, disk, running: Arc::default() };
+        let state = Arc::new(tempfile::tempdir().expect("a state directory"));
+        let place = Place { world, disk, state, machine: Arc::default(), running: Arc::default() };
         place.start();
         Self(place)
     }
@@ -90,7 +97,12 @@ impl Place {
             retire_patience: Duration::from_secs(2),
         };
         let listeners = Arc::new(Listeners::default());
-        let cache = Cache::new(config, [Protection::None], listeners.clone(), runtime.clone());
+        let machine = MachineBoot([self.machine.load(Ordering::Relaxed); 16]);
+        let boot = fastrand::u64(1..);
+        let boots = Boots::begin(self.state.path(), boot, self.disk.now(), machine);
+        let boots = Arc::new(boots.expect("the record of boots"));
+        let levels = [Protection::None];
+        let cache = Cache::new(config, levels, listeners.clone(), runtime.clone(), boots);
         let cache = cache.expect("memory for the cache");
         let dead = Arc::new(AtomicBool::new(false));
         let store = MemoryStore::new(Arc::clone(&self.disk), Arc::clone(&dead));
@@ -115,7 +127,6 @@ impl Place {
         let clock = Box::new(move || world.now());
         let server =
             Server::new(settings, vec![export], access, cache.clone(), runtime.clone(), clock);
-        let server = server.expect("random numbers");
         let dispatcher: Arc<dyn Service> = Dispatcher::new(Arc::clone(&server));
         let engine = Sim::new(&self.world);
         let listener: Arc<dyn Listener> =
@@ -149,6 +160,7 @@ impl Place {
     /// Ends the server and then the machine's power.
     pub fn lose_power(&self) {
         self.kill();
+        self.machine.fetch_add(1, Ordering::Relaxed);
         self.disk.lose_power();
     }
 
