@@ -240,6 +240,16 @@ fn answer(
                 None => bad(Status::NoEntry),
             }
         }
+        Op::Rename => {
+            let request: RenameRequest = decode(body);
+            let from = id_of(state, &request.from_directory)?;
+            let to = id_of(state, &request.to_directory)?;
+            let entries = state.nodes.get_mut(&from).unwrap().directory.as_mut().unwrap();
+            let Some(id) = entries.remove(&request.from_name) else { return bad(Status::NoEntry) };
+            let entries = state.nodes.get_mut(&to).unwrap().directory.as_mut().unwrap();
+            entries.insert(request.to_name, id);
+            good(RenameReply {})
+        }
         Op::Readdir => readdir(state, &decode(body)),
         Op::Readlink => {
             let id = id_of(state, &decode::<ReadlinkRequest>(body).handle)?;
