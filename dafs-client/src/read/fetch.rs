@@ -4,8 +4,10 @@ use crate::directory::Known;
 use crate::error::{Error, Result};
 use crate::file::OpenFile;
 use crate::keyring::{Malformed, Told};
+use crate::options::Path;
 use crate::session::outstanding::{Direct, EncodeDirect, Reply, Sink, Use};
 use crate::session::rpc::{Body, Lane, Request};
+use crate::session::{Grant, Session};
 use crate::sync::lock;
 use crate::write::install;
 use dafs_keys::tags::TAG_LEN;
@@ -28,10 +30,51 @@ pub(super) struct Want {
 
 /// What came.
 pub(super) struct Fetched {
-    /// For each page wanted, its footer; `None` after the end of the file.
+    /// For each page wanted, its footer; `None` for those that did not come. What came before them is
+    /// not the end of the file where the size has changed meanwhile.
     pub(super) footers: Vec<Option<Footer>>,
     /// Bytes copied.
     pub(super) copied: u64,
+}
+
+/// The ways by which pages may come by RPC.
+pub(super) struct Ways<'a> {
+    pub(super) session: &'a Session,
+    pub(super) grant: &'a Grant,
+    pub(super) path: Path,
+}
+
+impl Ways<'_> {
+    /// Whether pages that cannot be placed directly may come in messages.
+    fn may_do_without_direct(&self) -> bool {
+        self.path != Path::Direct && self.grant.page_size + FOOTER_LEN <= self.grant.max_inline
+    }
+
+    /// Whether a request that failed may be made again, its pages in a message.
+    pub(super) fn may_do_without(&self, placement: Placement, error: &Error) -> bool {
+        placement == Placement::Direct
+            && self.may_do_without_direct()
+            && self.session.only_transfer_failed(error)
+    }
+
+    /// How to read `pages` pages, and how many at a time.
+    pub(super) fn placement(&self, pages: usize) -> (Placement, usize) {
+        let Self { session, grant, path } = *self;
+        let page = grant.page_size + FOOTER_LEN;
+        let inline = match path {
+            Path::Auto | Path::Ordma => {
+                pages * page <= session.options.inline_read.min(grant.max_inline)
+                    || self.may_do_without_direct() && !session.transfers_directly()
+            }
+            Path::Inline => page <= grant.max_inline,
+            Path::Direct => false,
+        };
+        if inline {
+            (Placement::Inline, (grant.max_inline / page).max(1))
+        } else {
+            (Placement::Direct, (grant.max_transfer / page).max(1))
+        }
+    }
 }
 
 /// Divides pages among requests of at most `most` pages.
@@ -83,13 +126,24 @@ fn neighbours_wanted(file: &OpenFile, wants: &[Want]) -> u32 {
     if known { 0 } else { session.options.neighbours }
 }
 
+/// What the size of the file may do while the server takes the pages of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    /// It may change.
+    Moving,
+    /// It stays. The pages are neighbours, and at least one comes: the first, or where the file ends
+    /// before it, the one that holds the end of the file, in the first one's place.
+    Steady,
+}
+
 /// Reads pages with one request. Where that fails their places are zeroed.
 pub(super) async fn fetch(
     file: &Arc<OpenFile>,
     wants: &[Want],
     placement: Placement,
+    of: Size,
 ) -> Result<Fetched> {
-    let result = request(file, wants, placement).await;
+    let result = request(file, wants, placement, of).await;
     if result.is_err() {
         zero(wants);
     }
@@ -102,7 +156,12 @@ fn zero(wants: &[Want]) {
     }
 }
 
-async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> Result<Fetched> {
+async fn request(
+    file: &Arc<OpenFile>,
+    wants: &[Want],
+    placement: Placement,
+    of: Size,
+) -> Result<Fetched> {
     let session = file.session();
     let size = session.grant()?.page_size;
     let runs = runs(wants);
@@ -116,7 +175,8 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
     let footers_segment = footers.segment(0, footers.len());
     let length = (wants.len() * (size + FOOTER_LEN)) as u64;
     let want_refs = neighbours_wanted(file, wants);
-    let mut whole = false;
+    let steady = of == Size::Steady;
+    let mut whole = steady;
     loop {
         file.check(0)?;
         let (opened, extents) = (Arc::clone(file), extents.clone());
@@ -130,6 +190,7 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
             want_refs,
             key_epoch: tell.epoch(&opened.keyring),
             whole,
+            steady,
         };
         let result = match placement {
             Placement::Inline => {
@@ -161,7 +222,8 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
             let reason = "pages came from slots where copies were asked for";
             return Err(session.violation(reply.epoch, reason));
         }
-        let taken = Taken { file, wants, runs: &runs, footers: &footers, placement, size, key };
+        let footers = &footers;
+        let taken = Taken { file, wants, runs: &runs, footers, placement, of, size, key };
         match taken.take(&message, &reply) {
             Ok(fetched) => return Ok(fetched),
             Err(Unfit::Gone) => {}
@@ -201,6 +263,7 @@ struct Taken<'a> {
     runs: &'a [(u64, usize)],
     footers: &'a Region,
     placement: Placement,
+    of: Size,
     size: usize,
     /// Of the pages in it.
     key: Arc<FileKey>,
@@ -326,7 +389,11 @@ impl Taken<'_> {
                     return Err(Error::InvalidArgument("the buffer was taken away".into()).into());
                 }
             };
-            if footer.file != self.file.number() || footer.block != want.block {
+            let ends_before = self.of == Size::Steady
+                && (total, place) == (1, 0)
+                && footer.last
+                && footer.block < want.block;
+            if footer.file != self.file.number() || footer.block != want.block && !ends_before {
                 return Err(Unfit::Page("a reply brings another page than was asked for"));
             }
             if let Some(known) = &want.known
@@ -346,9 +413,8 @@ impl Taken<'_> {
             if came.iter().rev().skip(1).flatten().any(|footer| footer.last) {
                 return Err(Unfit::Page("a page comes behind the last one"));
             }
-            let last = came.last().copied().flatten();
-            if count < *asked && last.is_some_and(|footer: Footer| !footer.last) {
-                return Err(Unfit::Page("a read ends before the end of the file"));
+            if self.of == Size::Steady && count == 0 {
+                return Err(Unfit::Page("a steady read brings no page"));
             }
             first += asked;
         }
