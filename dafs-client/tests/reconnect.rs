@@ -149,6 +149,38 @@ fn a_refusal_of_what_was_sent_again_does_not_say_that_nothing_was_done() {
 }
 
 #[test]
+fn a_reply_that_comes_twice_to_what_was_sent_again_is_taken_once() {
+    let server = Server::new();
+    let client = server.client();
+    let (state, mut sent) = (server.clone(), 0);
+    server.script(move |header, _| {
+        if header.op != Op::Mkdir {
+            return Verdict::Serve;
+        }
+        sent += 1;
+        if sent == 1 {
+            return Verdict::ServeAndCut;
+        }
+        if sent == 2 {
+            // The request was still being executed when the client came back: its reply goes out
+            // over the new connection, and once more when the request arrives again.
+            let state = state.state();
+            let session = state.sessions.values().next().unwrap();
+            let (head, data) = session.replies[&header.slot].1.clone().unwrap();
+            let link = state.links.last().unwrap().upgrade().unwrap();
+            drop(state);
+            link.deliver(head, data);
+        }
+        Verdict::Serve
+    });
+    client.mkdir("d", 0o755).unwrap();
+    client.mkdir("e", 0o755).unwrap();
+    assert_eq!(client.read_dir("/").unwrap().len(), 2);
+    let counters = client.counters();
+    assert_eq!((counters.reconnects, counters.sessions_lost), (1, 0));
+}
+
+#[test]
 fn a_session_that_the_server_does_not_know_is_replaced() {
     let server = Server::new();
     server.add_file("a", &pattern(PAGE));
