@@ -1,6 +1,7 @@
 //! One cached file.
 
 use super::cover::{self, Cover};
+use super::disk_state::OnDisk;
 use super::resize::Opens;
 use super::shard::Entry;
 use super::{Cache, error};
@@ -49,8 +50,8 @@ pub(super) struct Meta {
     pub mtime: Option<SystemTime>,
     /// Grows with every change.
     pub change: u64,
-    /// What the disk said after our own last I/O: `(ctime, size)`.
-    pub on_disk: (i64, u32, u64),
+    /// What is known of the file on the disk.
+    pub on_disk: OnDisk,
     /// The last name is gone: nothing needs to reach the disk any more once it is closed.
     pub removed: bool,
 }
@@ -96,7 +97,7 @@ impl CachedFile {
                 cover,
                 mtime: None,
                 change: attr.change,
-                on_disk: disk_state(attr),
+                on_disk: OnDisk::new(attr),
                 removed: false,
             }),
             blocks: Mutex::default(),
@@ -155,17 +156,6 @@ impl CachedFile {
     #[must_use]
     pub fn verifier(&self) -> u64 {
         self.cache.verifier()
-    }
-
-    /// Puts what the disk does not have yet over attributes that were read from it.
-    pub fn overlay(&self, attr: &mut Attr) {
-        let meta = self.meta.read();
-        attr.size = meta.size;
-        attr.change = attr.change.max(meta.change);
-        if let Some(mtime) = meta.mtime {
-            attr.mtime = Some(wire_time(mtime));
-            attr.ctime = attr.mtime;
-        }
     }
 
     /// Appends references of the cached pages among `count` blocks from `first`.
@@ -304,18 +294,14 @@ impl Meta {
     pub fn changed(&mut self) {
         let now = SystemTime::now();
         let nanos = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        self.mtime = Some(now);
+        // Not back, though the clock may be set back.
+        self.mtime = self.mtime.max(Some(now));
+        self.on_disk.acknowledge();
         self.change = (self.change + 1).max(u64::try_from(nanos).unwrap_or(0));
     }
 }
 
-/// What tells whether someone else changed the file: ctime and size.
-pub(super) fn disk_state(attr: &Attr) -> (i64, u32, u64) {
-    let ctime = attr.ctime.unwrap_or_default();
-    (ctime.seconds, ctime.nanoseconds, attr.size)
-}
-
-fn wire_time(time: SystemTime) -> Time {
+pub(super) fn wire_time(time: SystemTime) -> Time {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     Time {
         seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),

@@ -10,8 +10,9 @@
 //! | `epochs` | new keys for files |
 //! | `read`, `fill` | delivering pages, and bringing them in from the store |
 //! | `write` | changing pages in place |
+//! | `disk_state` | attributes, and whether someone else changed the file on the disk |
 //! | `writeback` | writing dirty pages to the store; commit |
-//! | `resize` | truncation, revalidation, removal |
+//! | `resize` | truncation, removal |
 //!
 //! Locks, in the order in which they are taken: a file's `gate` (held across store I/O: shared by
 //! fills and write-back, exclusive for what changes which bytes the store holds), a file's `meta`,
@@ -23,6 +24,7 @@
 //! are under the file's key of now.
 
 mod cover;
+mod disk_state;
 mod epochs;
 mod file;
 mod fill;
@@ -34,6 +36,7 @@ mod shard;
 mod write;
 mod writeback;
 
+pub use disk_state::Moment;
 pub use file::CachedFile;
 pub use read::{Delivery, Pages};
 pub use resize::OpenFile;
@@ -119,6 +122,8 @@ pub struct Cache {
     /// A slot may have become free or evictable, or the dirty bytes fewer.
     relief: Event,
     verifier: AtomicU64,
+    /// How often the time of a file's last write was handed over to the disk.
+    handed_over: AtomicU64,
     counters: Counters,
 }
 
@@ -138,6 +143,8 @@ struct Counters {
     writeback_errors: AtomicU64,
     chunks_retired: AtomicU64,
     corrupt_pages: AtomicU64,
+    /// Changes by others on the server's own disk that were noticed.
+    changed_on_disk: AtomicU64,
 }
 
 impl fmt::Debug for Cache {
@@ -188,6 +195,7 @@ impl Cache {
             pressed: AtomicBool::new(false),
             relief: Event::new(),
             verifier: AtomicU64::new(fastrand::u64(..)),
+            handed_over: AtomicU64::new(0),
             counters: Counters::default(),
         }))
     }
@@ -279,6 +287,7 @@ impl Cache {
             ("cache_writeback_errors", get(&c.writeback_errors)),
             ("cache_chunks_retired", get(&c.chunks_retired)),
             ("cache_corrupt_pages", get(&c.corrupt_pages)),
+            ("cache_changed_on_disk", get(&c.changed_on_disk)),
             ("cache_dirty_bytes", self.dirty.load(Ordering::Relaxed) as u64),
             ("cache_files", self.files.lock().by_identity.len() as u64),
             ("arena_bytes", self.arena.bytes() as u64),

@@ -1,9 +1,7 @@
-//! What ends pages or changes where the file ends: truncation, removal, and someone else's change.
+//! What ends pages or changes where the file ends: truncation and removal.
 
 use super::CachedFile;
-use super::file::disk_state;
 use crate::store::Result;
-use dafs_proto::Attr;
 use ordma::schedule_point;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -50,10 +48,17 @@ impl CachedFile {
         let _gate = self.gate.write().await;
         let store = self.store();
         schedule_point("set size: before the disk");
-        self.cache.runtime.blocking(move || store.set_len(size)).await?;
+        let set_len = move || {
+            let before = store.attr();
+            store.set_len(size).map(|()| before)
+        };
+        let before = self.cache.runtime.blocking(set_len).await?;
         schedule_point("set size: after the disk");
         let rewritten = {
             let mut meta = self.meta.write();
+            if let Ok(attr) = before {
+                self.look(&mut meta, &attr);
+            }
             let before = self.last_block(meta.size);
             let shrunk = size < meta.size;
             meta.size = size;
@@ -66,53 +71,8 @@ impl CachedFile {
             let old_last = if before < last { self.rewrite(before, &meta) } else { Ok(()) };
             new_last.and(old_last)
         };
-        self.settle().await?;
+        self.settle().await;
         rewritten
-    }
-
-    /// Asks the disk whether someone changed the file behind our back, and if so kills its clean
-    /// pages.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn revalidate(&self) -> Result<()> {
-        let attr = self.disk_attr().await?;
-        if self.meta.read().on_disk == disk_state(&attr) {
-            return Ok(());
-        }
-        // It may have been our own I/O: look again while there is none.
-        let _gate = self.gate.write().await;
-        let attr = self.disk_attr().await?;
-        let mut meta = self.meta.write();
-        if meta.on_disk == disk_state(&attr) {
-            return Ok(());
-        }
-        let dirty = !self.blocks.lock().dirty.is_empty();
-        if dirty {
-            tracing::warn!(
-                file = ?self.identity(),
-                "changed on the server's disk while clients write to it: the server's pages win"
-            );
-        } else {
-            meta.size = attr.size;
-            meta.mtime = None;
-        }
-        meta.change = meta.change.max(attr.change) + 1;
-        meta.on_disk = disk_state(&attr);
-        self.kill_clean();
-        Ok(())
-    }
-
-    /// After an operation of this server that changed the file's ctime: remembers the new one, so
-    /// that it is not taken for someone else's change.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn touched(&self) -> Result<()> {
-        let _gate = self.gate.read().await;
-        let attr = self.disk_attr().await?;
-        self.meta.write().on_disk = disk_state(&attr);
-        Ok(())
     }
 
     /// The file's last name went away. Its pages end now, or when the last client closes it.
@@ -125,11 +85,6 @@ impl CachedFile {
 
     pub(super) fn is_removed(&self) -> bool {
         self.meta.read().removed
-    }
-
-    async fn disk_attr(&self) -> Result<Attr> {
-        let store = self.store();
-        self.cache.runtime.blocking(move || store.attr()).await
     }
 
     /// Ends all pages, dirty ones too.

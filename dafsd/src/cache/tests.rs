@@ -43,14 +43,23 @@ at_every_level![
     what_cannot_be_opened_never_reaches_the_disk,
 ];
 
+// Behind the macro, which it uses.
+mod disk_state;
+
 /// A file in memory.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryFile {
     pub state: Mutex<(Vec<u8>, u32)>,
     pub fail_writes: AtomicBool,
     pub fail_sync: AtomicBool,
+    /// The times of the file are not the server's to set.
+    pub fail_times: AtomicBool,
+    /// As it was set, since the last change.
+    pub mtime: Mutex<Option<Time>>,
     pub on_read: Hook,
     pub on_write: Hook,
+    /// The bytes are on the disk, and the call has not returned yet.
+    pub on_written: Hook,
 }
 
 /// What is to happen while the disk works.
@@ -87,6 +96,7 @@ impl MemoryFile {
         let mut state = self.state.lock();
         change(&mut state.0);
         state.1 += 1;
+        *self.mtime.lock() = None;
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -104,7 +114,8 @@ impl StoreFile for MemoryFile {
     fn attr(&self) -> Result<Attr> {
         let state = self.state.lock();
         let ctime = Some(Time { seconds: 0, nanoseconds: state.1 });
-        Ok(Attr { size: state.0.len() as u64, ctime, mtime: ctime, ..Attr::default() })
+        let mtime = self.mtime.lock().or(ctime);
+        Ok(Attr { size: state.0.len() as u64, ctime, mtime, ..Attr::default() })
     }
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         self.on_read.call();
@@ -124,6 +135,7 @@ impl StoreFile for MemoryFile {
             bytes.resize(bytes.len().max(offset + data.len()), 0);
             bytes[offset..offset + data.len()].copy_from_slice(data);
         });
+        self.on_written.call();
         Ok(())
     }
     fn set_len(&self, len: u64) -> Result<()> {
@@ -136,8 +148,12 @@ impl StoreFile for MemoryFile {
         }
         Ok(())
     }
-    fn set_mtime(&self, _: SystemTime) -> Result<()> {
+    fn set_mtime(&self, mtime: SystemTime) -> Result<()> {
+        if self.fail_times.load(Ordering::Relaxed) {
+            return Err(error(Status::Permission, "set a time on the test's disk"));
+        }
         self.change(|_| ());
+        *self.mtime.lock() = Some(super::file::wire_time(mtime));
         Ok(())
     }
 }

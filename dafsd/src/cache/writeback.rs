@@ -1,6 +1,5 @@
 //! Writing dirty pages to the store, and commit.
 
-use super::file::disk_state;
 use super::{Cache, CachedFile};
 use crate::store::Result;
 use dafs_proto::Extent;
@@ -155,6 +154,7 @@ impl CachedFile {
         }
         let mut result = Ok(());
         let mut rest = &dirty[..];
+        let mut looked = false;
         while let [first, ..] = *rest {
             let most = (MAX_RUN / self.cache.page_size()).max(1);
             let neighbours = rest.iter().zip(first..).take_while(|(a, b)| **a == *b).count();
@@ -163,7 +163,12 @@ impl CachedFile {
             match self.copy_run(first, count) {
                 Ok(Some(run)) => {
                     rest = &rest[run.states.len()..];
-                    self.write_run(run).await?;
+                    if !std::mem::replace(&mut looked, true) {
+                        self.look_first().await;
+                    }
+                    let written = self.write_run(run).await;
+                    self.settle().await;
+                    written?;
                 }
                 // Truncated meanwhile.
                 Ok(None) => rest = &rest[1..],
@@ -174,8 +179,6 @@ impl CachedFile {
                 }
             }
         }
-        let _gate = self.gate.read().await;
-        self.settle().await?;
         result
     }
 
@@ -233,30 +236,6 @@ impl CachedFile {
             }
         }
         self.cache.relief.notify(usize::MAX);
-        Ok(())
-    }
-
-    /// After our own I/O: gives the disk the time of the last write, and remembers what the disk
-    /// says, so that a change by someone else is told from ours. The caller holds the gate.
-    pub(super) async fn settle(&self) -> Result<()> {
-        let mtime = self.meta.read().mtime;
-        let clean = self.blocks.lock().dirty.is_empty();
-        let store = self.store();
-        let attr = self
-            .cache
-            .runtime
-            .blocking(move || {
-                if let (Some(mtime), true) = (mtime, clean) {
-                    store.set_mtime(mtime)?;
-                }
-                store.attr()
-            })
-            .await?;
-        let mut meta = self.meta.write();
-        meta.on_disk = disk_state(&attr);
-        if clean && meta.mtime == mtime {
-            meta.mtime = None;
-        }
         Ok(())
     }
 

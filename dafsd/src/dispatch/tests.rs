@@ -2,6 +2,7 @@
 
 mod clients;
 mod credentials;
+mod disk;
 mod failures;
 mod handles;
 mod sessions;
