@@ -14,9 +14,12 @@ use ordma::arena::Guard;
 use ordma::{FOOTER_LEN, Footer, Kind, RemoteRef, Slot};
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Most bytes a file can have: what a signed 64-bit offset names.
+const MAX_SIZE: u64 = i64::MAX as u64;
 
 /// A file whose pages are cached. There is one for each identity, whatever names led to it.
 pub struct CachedFile {
@@ -37,6 +40,8 @@ pub struct CachedFile {
     /// The block after the last fill, to tell sequential reading.
     pub(super) next_fill: AtomicU64,
     pub(super) opens: Opens,
+    /// Most bytes that the store can hold; asked for when it is needed first.
+    max_size: OnceLock<u64>,
 }
 
 /// What the server knows of a file beyond its pages.
@@ -103,6 +108,7 @@ impl CachedFile {
             blocks: Mutex::default(),
             next_fill: AtomicU64::new(u64::MAX),
             opens: Opens::new(0),
+            max_size: OnceLock::new(),
         }
     }
 
@@ -150,6 +156,11 @@ impl CachedFile {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.meta.read().size
+    }
+
+    /// Most bytes the file can have: what the store can hold, and a signed 64-bit offset name.
+    pub(super) fn max_size(&self) -> u64 {
+        *self.max_size.get_or_init(|| self.store().max_size().min(MAX_SIZE))
     }
 
     /// The write verifier now; see [`Cache::verifier`].

@@ -1,7 +1,8 @@
 //! What ends pages or changes where the file ends: truncation and removal.
 
-use super::CachedFile;
+use super::{CachedFile, error};
 use crate::store::Result;
+use dafs_proto::Status;
 use ordma::schedule_point;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -42,9 +43,15 @@ impl CachedFile {
     /// last page show where the file ends.
     ///
     /// # Errors
-    /// The store's; nothing has changed then. [`Status::Io`](dafs_proto::Status::Io) where the old
+    /// [`Status::FileTooBig`] beyond what the store can hold, and the store's; nothing has changed
+    /// then. [`Status::Io`] where the old
     /// or the new last page is corrupt: the size is set then, and the page can only be overwritten.
     pub async fn set_size(&self, size: u64) -> Result<()> {
+        let most = self.max_size();
+        if size > most {
+            let what = format!("set a size of {size} bytes, where the file system holds {most}");
+            return Err(error(Status::FileTooBig, what));
+        }
         let _gate = self.gate.write().await;
         let store = self.store();
         schedule_point("set size: before the disk");

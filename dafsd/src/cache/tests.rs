@@ -38,6 +38,7 @@ at_every_level![
     a_change_behind_our_back_is_seen_at_open,
     a_removed_file_ends_with_its_last_close,
     nonsense_is_refused,
+    what_the_store_cannot_hold_is_refused_at_once,
     slots_are_delivered_as_copies_are,
     a_page_gets_a_new_generation_after_its_last_version,
     what_cannot_be_opened_never_reaches_the_disk,
@@ -52,6 +53,8 @@ pub(crate) struct MemoryFile {
     pub state: Mutex<(Vec<u8>, u32)>,
     pub fail_writes: AtomicBool,
     pub fail_sync: AtomicBool,
+    /// Most bytes it can have, if not any number.
+    pub largest: Mutex<Option<u64>>,
     /// The times of the file are not the server's to set.
     pub fail_times: AtomicBool,
     /// As it was set, since the last change.
@@ -110,6 +113,9 @@ impl StoreFile for MemoryFile {
     }
     fn writable(&self) -> bool {
         true
+    }
+    fn max_size(&self) -> u64 {
+        self.largest.lock().unwrap_or(u64::MAX)
     }
     fn attr(&self) -> Result<Attr> {
         let state = self.state.lock();
@@ -476,6 +482,39 @@ fn a_removed_file_ends_with_its_last_close(level: Protection) {
     assert!(ordma(&file, &reference).is_ok());
     drop(open);
     assert_eq!(ordma(&file, &reference), Err(AccessFault::Stale));
+}
+
+fn what_the_store_cannot_hold_is_refused_at_once(level: Protection) {
+    let cache = cache(level, 8, 1);
+    let disk = MemoryFile::with(vec![5; 10]);
+    let most = 2 * PAGE as u64 + 7;
+    *disk.largest.lock() = Some(most);
+    let file = open(&cache, level, &disk);
+    let good = Extent { offset: 0, length: 3 };
+    for bad in [
+        Extent { offset: most, length: 1 },
+        Extent { offset: most - 2, length: 3 },
+        Extent { offset: 16 << 40, length: 1 },
+        Extent { offset: i64::MAX as u64 - 1, length: 1 },
+        Extent { offset: u64::MAX, length: 1 },
+    ] {
+        for extents in [vec![bad], vec![good, bad]] {
+            let data = vec![6; extents.iter().map(|e| e.length as usize).sum()];
+            let error = wait(&cache, file.write(&extents, &data)).unwrap_err();
+            assert_eq!(error.status, Status::FileTooBig, "{error}");
+        }
+    }
+    for size in [most + 1, i64::MAX as u64, u64::MAX] {
+        let error = wait(&cache, file.set_size(size)).unwrap_err();
+        assert_eq!(error.status, Status::FileTooBig, "{error}");
+    }
+    assert_eq!((file.size(), read(&file, 0, 1 << 20)), (10, vec![5; 10]), "nothing has changed");
+    assert_eq!(cache.dirty.load(Ordering::Relaxed), 0);
+    // Up to there all is well.
+    write(&file, most - 3, &[6; 3]);
+    wait(&cache, file.commit(Extent::default())).unwrap();
+    assert_eq!(disk.bytes().len() as u64, most);
+    wait(&cache, file.set_size(most)).unwrap();
 }
 
 fn slots_are_delivered_as_copies_are(level: Protection) {

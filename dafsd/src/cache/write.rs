@@ -12,9 +12,6 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Most bytes a file can have: what a signed 64-bit offset names.
-const MAX_SIZE: u64 = i64::MAX as u64;
-
 thread_local! {
     /// A page in private memory: what is received or changed reaches a slot only when complete.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -40,7 +37,7 @@ impl CachedFile {
     ///
     /// # Errors
     /// [`Status::Invalid`] where the extents do not add up to `data`, [`Status::FileTooBig`] beyond
-    /// 2^63 - 1, the store's where a page that is changed in part cannot be read first,
+    /// what the store can hold; nothing has been written then. The store's where a page that is changed in part cannot be read first,
     /// [`Status::Io`] where it is corrupt. Extents and pages before the failing one have been
     /// written.
     pub async fn write(self: &Arc<Self>, extents: &[Extent], data: &[u8]) -> Result<()> {
@@ -49,16 +46,20 @@ impl CachedFile {
             let what = format!("write extents that do not add up to their {} bytes", data.len());
             return Err(error(Status::Invalid, what));
         }
+        let most = self.max_size();
+        for Extent { offset, length } in extents {
+            if offset.checked_add(*length).is_none_or(|end| end > most) {
+                let what = format!(
+                    "write {length} bytes at {offset}, where the file system holds {most} of a file"
+                );
+                return Err(error(Status::FileTooBig, what));
+            }
+        }
         let mut rest = data;
         for extent in extents {
             let len = usize::try_from(extent.length).unwrap_or(usize::MAX);
             let (bytes, behind) = rest.split_at(len);
             rest = behind;
-            let end = extent.offset.checked_add(extent.length);
-            if end.is_none_or(|end| end > MAX_SIZE) {
-                let what = format!("write {len} bytes at {}", extent.offset);
-                return Err(error(Status::FileTooBig, what));
-            }
             self.write_range(extent.offset, bytes).await?;
         }
         if !data.is_empty() {
