@@ -8,6 +8,7 @@
 mod fetch;
 mod page;
 mod steady;
+mod ways;
 mod window;
 
 use crate::counters::ReadReport;

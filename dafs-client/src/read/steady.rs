@@ -5,7 +5,8 @@
 //! the file, wherever that is by then. So the read comes to its end with as many requests as it has
 //! pages at most, however often the size changes, and its last page is one that held the end.
 
-use super::fetch::{self, Size, Want, Ways};
+use super::fetch::{self, Size, Want};
+use super::ways::Ways;
 use crate::counters::ReadReport;
 use crate::error::Result;
 use crate::file::OpenFile;

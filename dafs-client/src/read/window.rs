@@ -5,8 +5,9 @@
 //! that is marked as the last one, or before the first byte that was asked for.
 
 use super::Prior;
-use super::fetch::{self, Fetched, Size, Want, Ways};
+use super::fetch::{self, Fetched, Size, Want};
 use super::page::{copy_out, fault_seen, saw_end, served, whole};
+use super::ways::Ways;
 use crate::counters::ReadReport;
 use crate::directory::Known;
 use crate::error::Result;
