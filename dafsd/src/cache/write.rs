@@ -37,9 +37,9 @@ impl CachedFile {
     ///
     /// # Errors
     /// [`Status::Invalid`] where the extents do not add up to `data`, [`Status::FileTooBig`] beyond
-    /// what the store can hold; nothing has been written then. The store's where a page that is changed in part cannot be read first,
-    /// [`Status::Io`] where it is corrupt. Extents and pages before the failing one have been
-    /// written.
+    /// what the store can hold: nothing has been written then. The store's where a page that is
+    /// changed in part cannot be read first, [`Status::Io`] where it is corrupt: extents and pages
+    /// before the failing one have been written.
     pub async fn write(self: &Arc<Self>, extents: &[Extent], data: &[u8]) -> Result<()> {
         let total = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.length));
         if total != Some(data.len() as u64) {
