@@ -22,6 +22,8 @@ pub(crate) enum SlotError {
     Sequence { slot: u16, expected: u32, got: u32 },
     #[error("a reply leaves no credits")]
     NoCredits,
+    #[error("the second reply to request {sequence} of slot {slot}, which was sent again")]
+    Again { slot: u16, sequence: u32 },
 }
 
 #[derive(Debug)]
@@ -29,6 +31,9 @@ struct Slot<T> {
     /// Number of the last request begun.
     sequence: u32,
     outstanding: Option<T>,
+    /// Number of the request that was sent again last. It may get two replies: one because it was done
+    /// just when its client had come back, and the same once more because it came again.
+    again: Option<u32>,
 }
 
 /// The request slots of a session, with what is kept of each outstanding request.
@@ -44,7 +49,8 @@ pub(crate) struct Slots<T> {
 impl<T> Slots<T> {
     /// `granted` slots, all usable.
     pub(crate) fn new(granted: u16) -> Self {
-        let slots = (0..granted).map(|_| Slot { sequence: 0, outstanding: None }).collect();
+        let slot = || Slot { sequence: 0, outstanding: None, again: None };
+        let slots = (0..granted).map(|_| slot()).collect();
         Self { slots, credits: usize::from(granted), used: 0, lowest: 0 }
     }
 
@@ -89,10 +95,22 @@ impl<T> Slots<T> {
         if slot.sequence == ticket.sequence { slot.outstanding.as_mut() } else { None }
     }
 
+    /// An outstanding request is sent again.
+    pub(crate) fn sent_again(&mut self, ticket: Ticket) {
+        if let Some(slot) = self.slots.get_mut(usize::from(ticket.slot)) {
+            slot.again = Some(ticket.sequence);
+        }
+    }
+
     /// The reply to a request came: frees its slot and gives back what was kept.
     pub(crate) fn finish(&mut self, ticket: Ticket, credits: u16) -> Result<T, SlotError> {
         let index = usize::from(ticket.slot);
         let slot = self.slots.get_mut(index).ok_or(SlotError::Unknown(ticket.slot))?;
+        let Ticket { sequence, .. } = ticket;
+        let due = slot.outstanding.is_some() && slot.sequence == sequence;
+        if !due && slot.again.take_if(|again| *again == sequence).is_some() {
+            return Err(SlotError::Again { slot: ticket.slot, sequence });
+        }
         if slot.outstanding.is_none() {
             return Err(SlotError::Free(ticket.slot));
         }
@@ -173,6 +191,20 @@ mod tests {
         assert_eq!(slots.finish(ticket, 0), Err(SlotError::NoCredits));
         assert_eq!(slots.used(), 1);
         assert_eq!(slots.finish(ticket, 1), Ok(ticket));
+    }
+
+    #[test]
+    fn a_request_that_was_sent_again_may_get_its_reply_twice_and_no_other_may() {
+        let mut slots = Slots::new(1);
+        let first = slots.begin(|t| t).unwrap();
+        slots.sent_again(first);
+        assert_eq!(slots.finish(first, 1), Ok(first));
+        let second = slots.begin(|t| t).unwrap();
+        assert_eq!(slots.finish(first, 1), Err(SlotError::Again { slot: 0, sequence: 1 }));
+        let sequence = SlotError::Sequence { slot: 0, expected: 2, got: 1 };
+        assert_eq!(slots.finish(first, 1), Err(sequence));
+        assert_eq!(slots.finish(second, 1), Ok(second));
+        assert_eq!(slots.finish(second, 1), Err(SlotError::Free(0)));
     }
 
     #[test]

@@ -158,6 +158,63 @@ fn an_end_that_comes_with_the_copies_leaves_nothing_of_the_torn_pages() {
     assert!(buf[..10] == pattern(10) && buf[10..].iter().all(|byte| *byte == 0));
 }
 
+/// A file of one page is said to end before it is looked at, and the steady READ that follows is
+/// answered wrongly.
+fn steady_read_fails(lie: fn(&mut ReadReply, &mut Vec<u8>)) -> String {
+    let (server, client, file) = opened();
+    let mut reads = 0;
+    server.script(move |header, body| {
+        if header.op != Op::Read {
+            return Verdict::Serve;
+        }
+        reads += 1;
+        let steady = dafs_proto::ReadRequest::decode(body).unwrap().steady;
+        assert_eq!(steady, reads == 2);
+        Verdict::Change(Box::new(move |head, data| match reads {
+            // Without the last two pages, which is what a file that is being shortened looks like.
+            1 => {
+                with_reply(head, |_, reply| reply.counts[0] = 2);
+                data.drain(4 * 64 + 2 * PAGE..);
+                data.drain(2 * 64..4 * 64);
+            }
+            2 => with_reply(head, |_, reply| lie(reply, data)),
+            _ => (),
+        }))
+    });
+    let mut buf = vec![0; 4 * PAGE];
+    let error = file.read_at_by(&mut buf, 0, Path::Inline).unwrap_err();
+    assert!(matches!(error, Error::Protocol { .. }), "{error}");
+    server.script(|_, _| Verdict::Serve);
+    assert_eq!(file.read_at_by(&mut buf, 0, Path::Inline).unwrap().bytes, 4 * PAGE);
+    assert_eq!(client.counters().reconnects, 1);
+    error.to_string()
+}
+
+#[test]
+fn an_end_that_is_nowhere_is_refused() {
+    let error = steady_read_fails(|reply, data| {
+        reply.counts[0] = 0;
+        data.clear();
+    });
+    assert!(error.contains("brings no page"), "{error}");
+    // The page before, as if it held the end, which it does not.
+    let error = steady_read_fails(|reply, data| {
+        reply.counts[0] = 1;
+        *data = vec![1; 64 + PAGE];
+        let footer = page_zero().encode(&data[64..]);
+        data[..64].copy_from_slice(&footer);
+    });
+    assert!(error.contains("another page"), "{error}");
+    // Behind those that were asked for.
+    let error = steady_read_fails(|reply, data| {
+        reply.counts[0] = 1;
+        *data = vec![1; 64 + PAGE];
+        let footer = Footer { block: 7, last: true, ..page_zero() }.encode(&data[64..]);
+        data[..64].copy_from_slice(&footer);
+    });
+    assert!(error.contains("another page"), "{error}");
+}
+
 fn page_zero() -> Footer {
     Footer {
         kind: Kind::Data,

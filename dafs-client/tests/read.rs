@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PAGE, Server, options, pattern};
+use common::{PAGE, Server, Verdict, options, pattern};
 use dafs_client::{Error, OpenOptions, Options, Path, Status};
 use dafs_proto::Op;
 use ordma::AccessFault;
@@ -347,4 +347,83 @@ fn what_cannot_be_is_refused_without_a_request() {
     file.close().unwrap();
     assert!(file.read_at(&mut buf, 0).is_err());
     assert_eq!(server.take_log(), [Op::Close]);
+}
+
+/// While a file of 8 pages is read, the first 4 of them one-sidedly, its data become `first` before
+/// the first READ and `then` before the second: how many bytes are read, and by how many READs.
+fn read_while_the_end_moves(path: Path, first: usize, then: usize) -> (usize, usize) {
+    let server = Server::new();
+    let data = pattern(8 * PAGE);
+    let id = server.add_file("a", &data);
+    let client = server.client_with(Options { neighbours: 0, ..options() });
+    let file = client.open("a").unwrap();
+    let mut buf = vec![0; 9 * PAGE];
+    file.read_at(&mut buf[..4 * PAGE], 0).unwrap();
+    // The one-sided reads are done before the READs are sent.
+    server.state().local_reads = true;
+    server.take_log();
+    let (changed, bytes) = (server.clone(), data.clone());
+    let mut sizes = vec![then, first];
+    server.script(move |header, _| {
+        if header.op == Op::Read
+            && let Some(size) = sizes.pop()
+        {
+            let bytes = bytes[..size].to_vec();
+            changed.state().change(id, |data| *data = bytes);
+        }
+        Verdict::Serve
+    });
+    buf.fill(0xee);
+    let report = file.read_at_by(&mut buf, 0, path).unwrap();
+    assert!(buf[..report.bytes] == data[..report.bytes]);
+    assert_eq!(client.counters().reconnects, 0, "the server did nothing wrong");
+    (report.bytes, server.take_log().len())
+}
+
+#[test]
+fn a_read_ends_where_the_file_does_although_it_ended_elsewhere_before() {
+    // It is short by then, and a page that was read before holds the end.
+    assert_eq!(read_while_the_end_moves(Path::Auto, 10, 10), (10, 2));
+    assert_eq!(read_while_the_end_moves(Path::Auto, PAGE, PAGE), (PAGE, 2));
+    assert_eq!(read_while_the_end_moves(Path::Auto, 0, 0), (0, 2));
+    // It is as long as before, or ends elsewhere, when that is looked at once more.
+    assert_eq!(read_while_the_end_moves(Path::Auto, 10, 8 * PAGE), (8 * PAGE, 2));
+    assert_eq!(read_while_the_end_moves(Path::Auto, 10, 6 * PAGE + 5), (6 * PAGE + 5, 2));
+    // The end is among the pages that are still to come: nothing is asked twice.
+    assert_eq!(read_while_the_end_moves(Path::Auto, 5 * PAGE + 7, 10), (5 * PAGE + 7, 1));
+}
+
+#[test]
+fn a_read_that_ends_before_the_end_of_the_file_goes_on() {
+    for path in [Path::Inline, Path::Direct] {
+        let server = Server::new();
+        let data = pattern(8 * PAGE);
+        let id = server.add_file("a", &data);
+        let client = server.client();
+        let file = client.open("a").unwrap();
+        // The server had delivered 3 pages when the file became shorter; then it is long again.
+        let mut reads = 0;
+        let state = server.clone();
+        let bytes = data.clone();
+        server.script(move |header, _| {
+            if header.op != Op::Read {
+                return Verdict::Serve;
+            }
+            reads += 1;
+            let size = if reads == 1 { 3 * PAGE } else { 8 * PAGE };
+            let bytes = bytes[..size].to_vec();
+            state.state().change(id, |data| *data = bytes);
+            if reads > 1 {
+                return Verdict::Serve;
+            }
+            // Its last page was taken before.
+            state.state().without_last = true;
+            Verdict::Serve
+        });
+        let mut buf = vec![0xee; 8 * PAGE];
+        let report = file.read_at_by(&mut buf, 0, path).unwrap();
+        assert_eq!(report.bytes, 8 * PAGE, "{path:?}");
+        assert!(buf == data);
+        assert_eq!(client.counters().reconnects, 0, "the server did nothing wrong");
+    }
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::{PAGE, Server, Verdict, options, pattern};
 use dafs_client::{Error, OpenOptions, Options, Path};
-use dafs_proto::Op;
+use dafs_proto::{ErrorReply, Op, Status};
 use ordma::AccessFault;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -95,6 +95,89 @@ fn what_may_have_been_done_is_reported_and_not_done_again() {
     assert!(matches!(error, Error::OutcomeUnknown { op: Op::Open, .. }), "{error}");
     server.once(Op::Open, || Verdict::ServeAndCut);
     client.open_with("m", rw()).unwrap();
+}
+
+/// The request `op` is executed, its connection lost before the reply arrives, and what is sent again
+/// is answered by `refusal`. How often `op` was sent.
+fn refused_when_sent_again(server: &Server, op: Op, refusal: Status) -> Arc<AtomicUsize> {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let state = server.clone();
+    server.script(move |header, _| {
+        if header.op != op {
+            return Verdict::Serve;
+        }
+        match count.fetch_add(1, Ordering::SeqCst) {
+            0 => Verdict::ServeAndCut,
+            1 => {
+                state.state().sessions.clear();
+                let message = ErrorReply::default();
+                Verdict::Answer(common::reply(header, refusal, 1, &message), Vec::new())
+            }
+            _ => Verdict::Serve,
+        }
+    });
+    sent
+}
+
+#[test]
+fn a_refusal_of_what_was_sent_again_does_not_say_that_nothing_was_done() {
+    for refusal in [Status::BadSession, Status::ServerStopping] {
+        let server = Server::new();
+        server.add_file("a", &pattern(PAGE));
+        server.add_file("b", &pattern(PAGE));
+        let client = server.client();
+        let check = |op, act: &dyn Fn() -> dafs_client::Result<()>| {
+            let sent = refused_when_sent_again(&server, op, refusal);
+            let error = act().unwrap_err();
+            assert!(matches!(error, Error::OutcomeUnknown { op: of, .. } if of == op), "{error}");
+            assert_eq!(sent.load(Ordering::SeqCst), 2, "{op} was sent in a new session");
+        };
+        check(Op::Rename, &|| client.rename("b", "c"));
+        check(Op::Unlink, &|| client.unlink("a"));
+        check(Op::Mkdir, &|| client.mkdir("d", 0o755).map(drop));
+        check(Op::Open, &|| client.open_with("n", rw().create_new(true)).map(drop));
+        check(Op::Open, &|| client.open_with("c", rw().truncate(true)).map(drop));
+        let mut names: Vec<_> = client.read_dir("/").unwrap().into_iter().map(|e| e.name).collect();
+        names.sort();
+        assert_eq!(names, ["c", "d", "n"].map(std::path::PathBuf::from));
+        // What may be done twice goes on in the new session.
+        let sent = refused_when_sent_again(&server, Op::Open, refusal);
+        client.open_with("m", rw()).unwrap();
+        assert_eq!(sent.load(Ordering::SeqCst), 3);
+    }
+}
+
+#[test]
+fn a_reply_that_comes_twice_to_what_was_sent_again_is_taken_once() {
+    let server = Server::new();
+    let client = server.client();
+    let (state, mut sent) = (server.clone(), 0);
+    server.script(move |header, _| {
+        if header.op != Op::Mkdir {
+            return Verdict::Serve;
+        }
+        sent += 1;
+        if sent == 1 {
+            return Verdict::ServeAndCut;
+        }
+        if sent == 2 {
+            // The request was still being executed when the client came back: its reply goes out
+            // over the new connection, and once more when the request arrives again.
+            let state = state.state();
+            let session = state.sessions.values().next().unwrap();
+            let (head, data) = session.replies[&header.slot].1.clone().unwrap();
+            let link = state.links.last().unwrap().upgrade().unwrap();
+            drop(state);
+            link.deliver(head, data);
+        }
+        Verdict::Serve
+    });
+    client.mkdir("d", 0o755).unwrap();
+    client.mkdir("e", 0o755).unwrap();
+    assert_eq!(client.read_dir("/").unwrap().len(), 2);
+    let counters = client.counters();
+    assert_eq!((counters.reconnects, counters.sessions_lost), (1, 0));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use ordma::Engine;
 use ordma::shm::Shm;
 use ordma::tcp::Tcp;
 use ordma::verbs::Verbs;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::error::Error;
 use std::io::{IsTerminal, Write};
@@ -102,6 +102,8 @@ fn check(config: &Config) -> Result<(), Box<dyn Error>> {
 fn serve(config: &Config) -> Result<(), Box<dyn Error>> {
     // Before the first thread, so that none of them is ended by a signal that comes early.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    // A limit of file sizes is an error of the write that it stops, and not the end of the server.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     let settings = ordma::tcp::Settings {
         rpc_threads: config.rpc_threads,
         agent_threads: config.agent_threads,

@@ -283,3 +283,36 @@ fn a_second_server_on_the_same_state_is_refused() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("in use by another dafsd"), "{error}");
 }
+
+#[test]
+fn a_limit_of_file_sizes_is_an_error_and_not_the_end() {
+    // The page cache lies in files, too, which have to fit.
+    const LIMIT: u64 = 200 << 20;
+    let launcher = ["prlimit".to_owned(), format!("--fsize={LIMIT}:unlimited")];
+    let launcher: Vec<&str> = launcher.iter().map(String::as_str).collect();
+    let daemon = Daemon::start_by(&launcher, &[]);
+    let engine = ENGINES[0];
+    let client = daemon.client(engine);
+    let file = create(&client, "file");
+    let too_big = |result: dafs_client::Result<()>| {
+        let error = result.unwrap_err();
+        assert_eq!(error.status(), Some(dafs_client::Status::FileTooBig), "{error}");
+    };
+    too_big(file.write_all_at(b"beyond", LIMIT - 3));
+    too_big(file.set_len(LIMIT + 1));
+    assert_eq!(file.attr().unwrap().size, 0, "nothing has changed");
+    file.write_all_at(b"up to", LIMIT - 5).unwrap();
+    file.sync().unwrap();
+    // Should the limit be lowered while the server runs, what is written beyond it cannot be made
+    // stable; the kernel says so by a signal, too.
+    let lower = std::process::Command::new("prlimit")
+        .args([format!("--pid={}", daemon.pid()), format!("--fsize={}:unlimited", MIB)])
+        .status();
+    assert!(lower.unwrap().success());
+    file.write_all_at(b"lower", LIMIT - 5).unwrap();
+    too_big(file.sync());
+    let other = create(&client, "other");
+    other.write_all_at(b"fits", 0).unwrap();
+    other.sync().unwrap();
+    assert_eq!(std::fs::read(daemon.tree().join("other")).unwrap(), b"fits");
+}

@@ -28,7 +28,8 @@ pub(super) struct Want {
 
 /// What came.
 pub(super) struct Fetched {
-    /// For each page wanted, its footer; `None` after the end of the file.
+    /// For each page wanted, its footer; `None` for those that did not come. What came before them is
+    /// not the end of the file where the size has changed meanwhile.
     pub(super) footers: Vec<Option<Footer>>,
     /// Bytes copied.
     pub(super) copied: u64,
@@ -83,13 +84,24 @@ fn neighbours_wanted(file: &OpenFile, wants: &[Want]) -> u32 {
     if known { 0 } else { session.options.neighbours }
 }
 
+/// What the size of the file may do while the server takes the pages of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    /// It may change.
+    Moving,
+    /// It stays. The pages are neighbours, and at least one comes: the first, or where the file ends
+    /// before it, the one that holds the end of the file, in the first one's place.
+    Steady,
+}
+
 /// Reads pages with one request. Where that fails their places are zeroed.
 pub(super) async fn fetch(
     file: &Arc<OpenFile>,
     wants: &[Want],
     placement: Placement,
+    of: Size,
 ) -> Result<Fetched> {
-    let result = request(file, wants, placement).await;
+    let result = request(file, wants, placement, of).await;
     if result.is_err() {
         zero(wants);
     }
@@ -102,7 +114,12 @@ fn zero(wants: &[Want]) {
     }
 }
 
-async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> Result<Fetched> {
+async fn request(
+    file: &Arc<OpenFile>,
+    wants: &[Want],
+    placement: Placement,
+    of: Size,
+) -> Result<Fetched> {
     let session = file.session();
     let size = session.grant()?.page_size;
     let runs = runs(wants);
@@ -116,7 +133,8 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
     let footers_segment = footers.segment(0, footers.len());
     let length = (wants.len() * (size + FOOTER_LEN)) as u64;
     let want_refs = neighbours_wanted(file, wants);
-    let mut whole = false;
+    let steady = of == Size::Steady;
+    let mut whole = steady;
     loop {
         file.check(0)?;
         let (opened, extents) = (Arc::clone(file), extents.clone());
@@ -130,6 +148,7 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
             want_refs,
             key_epoch: tell.epoch(&opened.keyring),
             whole,
+            steady,
         };
         let result = match placement {
             Placement::Inline => {
@@ -161,7 +180,8 @@ async fn request(file: &Arc<OpenFile>, wants: &[Want], placement: Placement) -> 
             let reason = "pages came from slots where copies were asked for";
             return Err(session.violation(reply.epoch, reason));
         }
-        let taken = Taken { file, wants, runs: &runs, footers: &footers, placement, size, key };
+        let footers = &footers;
+        let taken = Taken { file, wants, runs: &runs, footers, placement, of, size, key };
         match taken.take(&message, &reply) {
             Ok(fetched) => return Ok(fetched),
             Err(Unfit::Gone) => {}
@@ -201,6 +221,7 @@ struct Taken<'a> {
     runs: &'a [(u64, usize)],
     footers: &'a Region,
     placement: Placement,
+    of: Size,
     size: usize,
     /// Of the pages in it.
     key: Arc<FileKey>,
@@ -326,10 +347,17 @@ impl Taken<'_> {
                     return Err(Error::InvalidArgument("the buffer was taken away".into()).into());
                 }
             };
-            if footer.file != self.file.number() || footer.block != want.block {
+            let ends_before = self.of == Size::Steady
+                && (total, place) == (1, 0)
+                && footer.last
+                && footer.block < want.block;
+            if footer.file != self.file.number() || footer.block != want.block && !ends_before {
                 return Err(Unfit::Page("a reply brings another page than was asked for"));
             }
+            // Generations of another boot of the server mean nothing here; it has other numbers for
+            // its files.
             if let Some(known) = &want.known
+                && known.reference.file == footer.file
                 && known.reference.generation == footer.generation
                 && footer.version < known.floor()
             {
@@ -346,9 +374,8 @@ impl Taken<'_> {
             if came.iter().rev().skip(1).flatten().any(|footer| footer.last) {
                 return Err(Unfit::Page("a page comes behind the last one"));
             }
-            let last = came.last().copied().flatten();
-            if count < *asked && last.is_some_and(|footer: Footer| !footer.last) {
-                return Err(Unfit::Page("a read ends before the end of the file"));
+            if self.of == Size::Steady && count == 0 {
+                return Err(Unfit::Page("a steady read brings no page"));
             }
             first += asked;
         }

@@ -7,6 +7,8 @@
 
 mod fetch;
 mod page;
+mod steady;
+mod ways;
 mod window;
 
 use crate::counters::ReadReport;
@@ -21,6 +23,7 @@ use dafs_proto::{Extent, GetRefsRequest};
 use ordma::{AccessFault, Segment};
 use page::Single;
 use std::sync::{Arc, Mutex};
+use window::End;
 
 /// Bytes handled at a time: a longer read is several of these, one after the other.
 const WINDOW: usize = 8 << 20;
@@ -68,6 +71,7 @@ async fn read_windows(
     path: Path,
     prior: Option<Prior>,
 ) -> Result<ReadReport> {
+    let start = offset;
     let mut report = ReadReport::default();
     while report.bytes < to.len {
         let len = WINDOW.min(to.len - report.bytes);
@@ -75,11 +79,19 @@ async fn read_windows(
         let prior = prior.filter(|_| report.bytes == 0);
         let offset = offset + report.bytes as u64;
         // A read that fails later on fails as a whole: fewer bytes would say that the file ends.
-        let window = window::read(file, &part, offset, path, prior).await?;
+        let (window, end) = window::read(file, &part, offset, path, prior).await?;
         report.add(&window);
-        if window.bytes < len {
-            break;
-        }
+        let moved = match end {
+            End::Full => continue,
+            End::Moved(block) => block,
+            // Nothing before this window was the end of the file, and it begins with a page.
+            End::OfFile if window.bytes == 0 && report.bytes > 0 => {
+                offset / file.session().grant()?.page_size as u64
+            }
+            End::OfFile => break,
+        };
+        steady::read_on(file, to, start, moved, path, &mut report).await?;
+        break;
     }
     file.session().counters.copied_bytes.add(report.copied);
     Ok(report)

@@ -1,8 +1,13 @@
 //! A read of several pages, or of one that could not be read one-sidedly at once.
+//!
+//! Its pages are read at different moments, and the file may be shortened and lengthened in between.
+//! So where they stop coming, the file did not need to end at any moment: it ends only behind a page
+//! that is marked as the last one, or before the first byte that was asked for.
 
 use super::Prior;
-use super::fetch::{self, Fetched, Want};
+use super::fetch::{self, Fetched, Size, Want};
 use super::page::{copy_out, fault_seen, saw_end, served, whole};
+use super::ways::Ways;
 use crate::counters::ReadReport;
 use crate::directory::Known;
 use crate::error::Result;
@@ -12,7 +17,7 @@ use crate::session::{Grant, Live};
 use crate::sync::{Boxed, join_all, lock};
 use dafs_keys::FileKey;
 use dafs_proto::Placement;
-use ordma::{AccessFault, FOOTER_LEN, Footer, Outcome, PageReads, Region, Segment};
+use ordma::{AccessFault, Footer, Outcome, PageReads, Region, Segment};
 use std::sync::Arc;
 
 /// How often a page is tried one-sidedly while it is changing.
@@ -38,8 +43,20 @@ enum State {
         /// It holds the end of the file.
         last: bool,
     },
-    /// After the end of the file.
+    /// It did not come, as the file ended before it at that moment.
     Beyond,
+}
+
+/// Where a window ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// All of it is here, and the file goes on.
+    Full,
+    /// At the end of the file.
+    OfFile,
+    /// Before this block. The one before it is here, and was not the last one when it was read; this
+    /// one was behind the end of the file when it was asked for.
+    Moved(u64),
 }
 
 /// What one of the transfers under way brought, for the pages with these places.
@@ -62,14 +79,14 @@ struct Window<'a> {
     report: ReadReport,
 }
 
-/// Reads into a segment.
+/// Reads into a segment. The report counts the bytes before the window's end.
 pub(super) async fn read(
     file: &Arc<OpenFile>,
     to: &Segment,
     offset: u64,
     path: Path,
     prior: Option<Prior>,
-) -> Result<ReadReport> {
+) -> Result<(ReadReport, End)> {
     let mut window = Window::new(file, to, offset, path)?;
     if let Some(prior) = prior {
         window.report.faults += 1;
@@ -81,12 +98,12 @@ pub(super) async fn read(
     if matches!(path, Path::Auto | Path::Ordma) {
         window.look_up();
         if window.ends_before().await {
-            return Ok(window.give_back());
+            return Ok((window.give_back(), End::OfFile));
         }
     }
     window.run().await?;
-    window.deliver();
-    Ok(window.give_back())
+    let end = window.deliver();
+    Ok((window.give_back(), end))
 }
 
 impl Window<'_> {
@@ -220,7 +237,7 @@ impl Window<'_> {
         }
         let rpc: Vec<usize> =
             (0..limit).filter(|&place| matches!(self.pages[place].state, State::Rpc)).collect();
-        let (placement, most) = self.placement(rpc.len());
+        let (placement, most) = self.ways().placement(rpc.len());
         let file = self.file;
         for places in fetch::groups(&rpc, |place| self.block(place), most) {
             let want = |&place: &usize| {
@@ -229,7 +246,7 @@ impl Window<'_> {
             };
             let wants: Vec<Want> = places.iter().map(want).collect();
             under_way.push(Box::pin(async move {
-                Event::Rpc(places, fetch::fetch(file, &wants, placement).await)
+                Event::Rpc(places, fetch::fetch(file, &wants, placement, Size::Moving).await)
             }));
         }
         let mut result = Ok(());
@@ -238,10 +255,7 @@ impl Window<'_> {
                 Event::Ordma(places, outcomes) => self.ordma(&places, outcomes),
                 Event::Rpc(places, Ok(fetched)) => self.fetched(&places, fetched, placement),
                 // They are still to be read, by the next round, which does without.
-                Event::Rpc(_, Err(error))
-                    if placement == Placement::Direct
-                        && self.may_do_without_direct()
-                        && session.only_transfer_failed(&error) => {}
+                Event::Rpc(_, Err(error)) if self.ways().may_do_without(placement, &error) => {}
                 Event::Rpc(_, Err(error)) => result = Err(error),
             }
         }
@@ -276,30 +290,6 @@ impl Window<'_> {
             }
             let reads = session.post(&live.endpoint, reads);
             under_way.push(Box::pin(async move { Event::Ordma(places, reads.await) }));
-        }
-    }
-
-    /// Whether pages that cannot be placed directly may come in messages.
-    fn may_do_without_direct(&self) -> bool {
-        self.path != Path::Direct && self.grant.page_size + FOOTER_LEN <= self.grant.max_inline
-    }
-
-    /// How to read `pages` pages by RPC, and how many at a time.
-    fn placement(&self, pages: usize) -> (Placement, usize) {
-        let page = self.grant.page_size + FOOTER_LEN;
-        let session = self.file.session();
-        let inline = match self.path {
-            Path::Auto | Path::Ordma => {
-                pages * page <= session.options.inline_read.min(self.grant.max_inline)
-                    || self.may_do_without_direct() && !session.transfers_directly()
-            }
-            Path::Inline => page <= self.grant.max_inline,
-            Path::Direct => false,
-        };
-        if inline {
-            (Placement::Inline, (self.grant.max_inline / page).max(1))
-        } else {
-            (Placement::Direct, (self.grant.max_transfer / page).max(1))
         }
     }
 
@@ -344,7 +334,7 @@ impl Window<'_> {
         }
     }
 
-    /// Takes pages that came by RPC; `None` for those after the end of the file.
+    /// Takes pages that came by RPC; `None` for those that did not come.
     fn fetched(&mut self, places: &[usize], fetched: Fetched, placement: Placement) {
         let session = self.file.session();
         self.report.copied += fetched.copied;
@@ -378,16 +368,21 @@ impl Window<'_> {
         }
     }
 
-    /// Counts the bytes read, and copies what landed in bounce pages.
-    fn deliver(&mut self) {
+    /// Counts the bytes read, and copies what landed in bounce pages; where they end.
+    fn deliver(&mut self) -> End {
         let Self { to, offset, .. } = *self;
         let size = self.grant.page_size as u64;
         let end = offset + to.len as u64;
         let mut at = offset;
+        let mut ends = End::Full;
         for (place, page) in self.pages.iter().enumerate() {
-            let State::Here { valid, last } = page.state else { break };
+            let State::Here { valid, last } = page.state else {
+                ends = if place == 0 { End::OfFile } else { End::Moved(self.block(place)) };
+                break;
+            };
             let start = self.block(place) * size;
-            let until = end.min(start + u64::from(valid)).max(at);
+            let behind = start + u64::from(valid);
+            let until = end.min(behind).max(at);
             if let Some(bounce) = self.bounce(place) {
                 // Both lie within the segment or the page.
                 let within = |n: u64| usize::try_from(n).unwrap_or(0);
@@ -397,10 +392,13 @@ impl Window<'_> {
             }
             at = until;
             if last {
+                // It may go on behind the window.
+                ends = if behind <= end { End::OfFile } else { End::Full };
                 break;
             }
         }
         self.report.bytes = usize::try_from(at - offset).unwrap_or(to.len);
+        ends
     }
 
     /// Returns the bounce pages; nothing is under way any more.
@@ -457,6 +455,10 @@ impl<'a> Window<'a> {
     fn dest(&self, place: usize) -> Segment {
         let (region, start) = self.place(place);
         region.segment(start, self.grant.page_size)
+    }
+
+    fn ways(&self) -> Ways<'_> {
+        Ways { session: self.file.session(), grant: &self.grant, path: self.path }
     }
 
     fn session(&self) -> &'a crate::session::Session {

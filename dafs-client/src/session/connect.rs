@@ -334,7 +334,8 @@ impl Session {
     /// number, so that the server does each once.
     fn send_again(&self, live: &Live) {
         let mut again = Vec::new();
-        for (ticket, kept) in lock(&self.state).slots.outstanding() {
+        let mut state = lock(&self.state);
+        for (ticket, kept) in state.slots.outstanding() {
             // Without a frame its sender is about to find this connection itself.
             let Some(frame) = &kept.frame else { continue };
             kept.resent |= kept.sent;
@@ -342,6 +343,8 @@ impl Session {
             let (direct, cell) = (kept.direct.clone(), Arc::clone(&kept.cell));
             again.push((ticket, kept.op, Arc::clone(frame), kept.data.clone(), direct, cell));
         }
+        again.iter().for_each(|(ticket, ..)| state.slots.sent_again(*ticket));
+        drop(state);
         for (ticket, op, frame, data, direct, cell) in again {
             self.counters.resent_requests.add(1);
             let Some(direct) = direct else {

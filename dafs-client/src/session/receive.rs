@@ -2,7 +2,7 @@
 
 use super::outstanding::Reply;
 use super::{Session, lock};
-use crate::slots::Ticket;
+use crate::slots::{SlotError, Ticket};
 use dafs_proto::{Header, Kind};
 use ordma::{LinkError, Receiver};
 use std::sync::Weak;
@@ -66,7 +66,11 @@ impl Session {
         {
             return Err(format!("a reply to {} in the slot of {}", header.op, kept.op));
         }
-        let kept = state.slots.finish(ticket, header.credits).map_err(|error| error.to_string())?;
+        let kept = match state.slots.finish(ticket, header.credits) {
+            Ok(kept) => kept,
+            Err(SlotError::Again { .. }) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        };
         let (session, protected) = (state.session, state.protected.clone());
         let wake = state.wakeable();
         drop(state);

@@ -180,7 +180,8 @@ impl Session {
             }),
             Status::BadSession | Status::ServerStopping => {
                 self.session_lost(reply.epoch, reply.status.meaning());
-                Err(CallError::SessionLost { sent: false })
+                // This sending did nothing; one before it, over a lost connection, may have.
+                Err(CallError::SessionLost { sent: reply.resent })
             }
             status => {
                 let message = ErrorReply::decode(reply.body.as_slice()).unwrap_or_default().message;

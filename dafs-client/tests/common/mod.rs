@@ -104,6 +104,8 @@ pub struct State {
     pub from_slots: VecDeque<Meanwhile>,
     /// Direct reads that wanted copies.
     pub whole_reads: u32,
+    /// The next page that holds the end of its file is delivered as from before the file was shortened.
+    pub without_last: bool,
     /// No direct transfer succeeds, as where the client has no memory for it.
     pub no_direct: bool,
     /// No connection can be made.
@@ -164,6 +166,7 @@ impl Server {
             script: None,
             from_slots: VecDeque::new(),
             whole_reads: 0,
+            without_last: false,
             no_direct: false,
             refuse: false,
             resume: true,
@@ -334,7 +337,7 @@ impl State {
                 Protection::None => 0,
                 Protection::Keyed | Protection::Sealed => self.epoch(id) as u16,
             },
-            last: block + 1 == self.blocks(id),
+            last: block + 1 == self.blocks(id) && !std::mem::take(&mut self.without_last),
             valid: (end - start) as u32,
             file: self.number(id),
             block,

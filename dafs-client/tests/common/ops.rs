@@ -251,6 +251,16 @@ fn answer(
                 None => bad(Status::NoEntry),
             }
         }
+        Op::Rename => {
+            let request: RenameRequest = decode(body);
+            let from = id_of(state, &request.from_directory)?;
+            let to = id_of(state, &request.to_directory)?;
+            let entries = state.nodes.get_mut(&from).unwrap().directory.as_mut().unwrap();
+            let Some(id) = entries.remove(&request.from_name) else { return bad(Status::NoEntry) };
+            let entries = state.nodes.get_mut(&to).unwrap().directory.as_mut().unwrap();
+            entries.insert(request.to_name, id);
+            good(RenameReply {})
+        }
         Op::Readdir => readdir(state, &decode(body)),
         Op::Readlink => {
             let id = id_of(state, &decode::<ReadlinkRequest>(body).handle)?;
@@ -328,6 +338,8 @@ fn read(state: &mut State, link: &FakeEndpoint, id: u64, request: &ReadRequest) 
         let first = extent.offset / PAGE as u64;
         let last = (extent.offset + extent.length).div_ceil(PAGE as u64);
         let mut count = 0;
+        // A steady read behind the end of the file gets the page that holds the end.
+        let first = if request.steady { first.min(state.blocks(id) - 1) } else { first };
         for block in first..last.min(state.blocks(id)) {
             let slot = state.fill(id, block);
             let (footer, payload) = state.page(id, block, slot);

@@ -150,7 +150,7 @@ impl CachedFile {
         if changed.number > 0 {
             self.meta.write().changed();
         }
-        changed.ctime = Some(self.disk_ctime());
+        changed.ctime = self.disk_ctime();
         Ok(changed)
     }
 
@@ -183,7 +183,7 @@ impl CachedFile {
         }
         changed.number = self.claim(writer, &under_way, &range, true).await?;
         self.set_size_while(size, Some(&writer.standing)).await?;
-        changed.ctime = Some(self.disk_ctime());
+        changed.ctime = self.disk_ctime();
         Ok((changed, from))
     }
 
@@ -293,9 +293,8 @@ impl CachedFile {
     }
 
     /// The time of the file's last change, as the disk was last seen to have it.
-    fn disk_ctime(&self) -> Time {
-        let (seconds, nanoseconds, _) = self.meta.read().on_disk;
-        Time { seconds, nanoseconds }
+    fn disk_ctime(&self) -> Option<Time> {
+        self.meta.read().on_disk.ctime()
     }
 }
 

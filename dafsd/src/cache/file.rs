@@ -1,6 +1,7 @@
 //! One cached file.
 
 use super::cover::{self, Cover};
+use super::disk_state::OnDisk;
 use super::resize::Opens;
 use super::shard::Entry;
 use super::{Cache, error};
@@ -15,9 +16,12 @@ use ordma::arena::Guard;
 use ordma::{FOOTER_LEN, Footer, Kind, RemoteRef, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Most bytes a file can have: what a signed 64-bit offset names.
+const MAX_SIZE: u64 = i64::MAX as u64;
 
 /// A file whose pages are cached. There is one for each identity, whatever names led to it.
 pub struct CachedFile {
@@ -46,6 +50,8 @@ pub struct CachedFile {
     /// The block after the last fill, to tell sequential reading.
     pub(super) next_fill: AtomicU64,
     pub(super) opens: Opens,
+    /// Most bytes that the store can hold; asked for when it is needed first.
+    max_size: OnceLock<u64>,
 }
 
 /// What the server knows of a file beyond its pages.
@@ -59,8 +65,8 @@ pub(super) struct Meta {
     pub mtime: Option<SystemTime>,
     /// Grows with every change.
     pub change: u64,
-    /// What the disk said after our own last I/O: `(ctime, size)`.
-    pub on_disk: (i64, u32, u64),
+    /// What is known of the file on the disk.
+    pub on_disk: OnDisk,
     /// The last name is gone: nothing needs to reach the disk any more once it is closed.
     pub removed: bool,
 }
@@ -129,12 +135,13 @@ impl CachedFile {
                 cover,
                 mtime: None,
                 change: attr.change,
-                on_disk: disk_state(attr),
+                on_disk: OnDisk::new(attr),
                 removed: false,
             }),
             blocks: Mutex::default(),
             next_fill: AtomicU64::new(u64::MAX),
             opens: Opens::new(0),
+            max_size: OnceLock::new(),
         }
     }
 
@@ -184,22 +191,16 @@ impl CachedFile {
         self.meta.read().size
     }
 
+    /// Most bytes the file can have: what the store can hold, and a signed 64-bit offset name.
+    pub(super) fn max_size(&self) -> u64 {
+        *self.max_size.get_or_init(|| self.store().max_size().min(MAX_SIZE))
+    }
+
     /// The write verifier: changes when a sync of the file has failed, so that what the store may
     /// have lost is sent again. Taken before the first page of a write is changed, and after a sync.
     #[must_use]
     pub fn verifier(&self) -> u64 {
         self.verifier.load(Ordering::Acquire)
-    }
-
-    /// Puts what the disk does not have yet over attributes that were read from it.
-    pub fn overlay(&self, attr: &mut Attr) {
-        let meta = self.meta.read();
-        attr.size = meta.size;
-        attr.change = attr.change.max(meta.change);
-        if let Some(mtime) = meta.mtime {
-            attr.mtime = Some(wire_time(mtime));
-            attr.ctime = attr.mtime;
-        }
     }
 
     /// Appends references of the cached pages among `count` blocks from `first`.
@@ -341,18 +342,14 @@ impl Meta {
     pub fn changed(&mut self) {
         let now = SystemTime::now();
         let nanos = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        self.mtime = Some(now);
+        // Not back, though the clock may be set back.
+        self.mtime = self.mtime.max(Some(now));
+        self.on_disk.acknowledge();
         self.change = (self.change + 1).max(u64::try_from(nanos).unwrap_or(0));
     }
 }
 
-/// What tells whether someone else changed the file: ctime and size.
-pub(super) fn disk_state(attr: &Attr) -> (i64, u32, u64) {
-    let ctime = attr.ctime.unwrap_or_default();
-    (ctime.seconds, ctime.nanoseconds, attr.size)
-}
-
-fn wire_time(time: SystemTime) -> Time {
+pub(super) fn wire_time(time: SystemTime) -> Time {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     Time {
         seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),

@@ -11,8 +11,9 @@
 //! | `read`, `fill` | delivering pages, and bringing them in from the store |
 //! | `change` | changes that clients make: one at a time of each range, and what of them is not stable |
 //! | `write` | changing pages in place |
+//! | `disk_state` | attributes, and whether someone else changed the file on the disk |
 //! | `writeback` | writing dirty pages to the store, and making them stable |
-//! | `resize` | truncation, revalidation, removal |
+//! | `resize` | truncation, removal |
 //!
 //! Locks, in the order in which they are taken: a file's `gate` (held across store I/O: shared by
 //! fills and write-back, exclusive for what changes which bytes the store holds), a file's `meta`,
@@ -25,6 +26,7 @@
 
 mod change;
 mod cover;
+mod disk_state;
 mod epochs;
 mod file;
 mod fill;
@@ -37,6 +39,7 @@ mod write;
 mod writeback;
 
 pub use change::{Changed, Committed, Standing, Told, Writer};
+pub use disk_state::Moment;
 pub use file::CachedFile;
 pub use read::{Delivery, Pages};
 pub use resize::OpenFile;
@@ -132,6 +135,8 @@ pub struct Cache {
     owners: Owners,
     /// Number of the last change of any file in this boot.
     changes: AtomicU64,
+    /// How often the time of a file's last write was given to the disk.
+    times_given: AtomicU64,
     counters: Counters,
 }
 
@@ -151,6 +156,8 @@ struct Counters {
     writeback_errors: AtomicU64,
     chunks_retired: AtomicU64,
     corrupt_pages: AtomicU64,
+    /// Changes by others on the server's own disk that were noticed.
+    changed_on_disk: AtomicU64,
 }
 
 impl fmt::Debug for Cache {
@@ -206,6 +213,7 @@ impl Cache {
             boots,
             owners: Owners::default(),
             changes: AtomicU64::new(0),
+            times_given: AtomicU64::new(0),
             counters: Counters::default(),
         }))
     }
@@ -307,6 +315,7 @@ impl Cache {
             ("cache_writeback_errors", get(&c.writeback_errors)),
             ("cache_chunks_retired", get(&c.chunks_retired)),
             ("cache_corrupt_pages", get(&c.corrupt_pages)),
+            ("cache_changed_on_disk", get(&c.changed_on_disk)),
             ("cache_dirty_bytes", self.dirty.load(Ordering::Relaxed) as u64),
             ("cache_files", self.files.lock().by_identity.len() as u64),
             ("arena_bytes", self.arena.bytes() as u64),

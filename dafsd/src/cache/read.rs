@@ -76,6 +76,20 @@ impl Delivery for Vec<Slot> {
 /// How often a read is begun anew because the file got a new key meanwhile. Once is seldom enough.
 const MOST_EPOCHS: usize = 16;
 
+/// How often a page is brought in for a steady read. A second time is rare: another page is due
+/// because the size has changed, or the page was evicted at once.
+const MOST_FILLS: usize = 64;
+
+/// What a steady read took.
+struct Steady {
+    /// The last page.
+    last: u64,
+    count: u32,
+    refs: Vec<u8>,
+    size: u64,
+    epoch: Option<u64>,
+}
+
 impl CachedFile {
     /// Delivers the pages that the extents touch. Each extent stops after the page that holds the
     /// end of the file. Up to `want_refs` references of cached pages behind the last one are added.
@@ -149,6 +163,79 @@ impl CachedFile {
         Ok(Pages { counts, data, refs, size, epoch: None })
     }
 
+    /// Delivers pages of one state of the file's size: those that the extent touches from its first one
+    /// on, as many as the cache holds together, at least one. Where the file ends before the extent,
+    /// delivers the page that holds the end of the file.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); [`Status::TryAgain`] where the cache is so small that no page stays in
+    /// it until it is taken.
+    pub async fn read_steady<T: Delivery>(
+        self: &Arc<Self>,
+        extent: Extent,
+        limit: usize,
+        want_refs: u32,
+        mut data: T,
+    ) -> Result<Pages<T>> {
+        // What it asks for is checked here, and found anew each time, as the file may be longer then.
+        self.plan(&[extent], limit)?;
+        let page = self.page_size();
+        let first = extent.offset / page;
+        let most = (limit / (self.cache.page_size() + FOOTER_LEN)).max(1) as u64;
+        let asked = (extent.offset + extent.length).div_ceil(page) - first;
+        let asked = asked.clamp(1, most);
+        for attempt in 0..MOST_FILLS {
+            let last = self.last_block(self.size());
+            let (from, count) =
+                if first > last { (last, 1) } else { (first, asked.min(last + 1 - first)) };
+            // Where pages do not stay, one at a time has to do.
+            let count = if attempt == 0 { count } else { 1 };
+            let mut block = from;
+            while block < from + count {
+                block = self.fill(block, from + count - block).await?.max(block + 1);
+            }
+            if let Some(mut pages) = self.take_steady(first, asked, &mut data) {
+                let behind = pages.last + 1;
+                self.refs(behind, u64::from(want_refs), &mut pages.refs);
+                let Steady { refs, size, epoch, count, .. } = pages;
+                return Ok(Pages { counts: vec![count], data, refs, size, epoch });
+            }
+        }
+        let what =
+            format!("read a page that left the cache {MOST_FILLS} times before it was taken");
+        Err(error(Status::TryAgain, what))
+    }
+
+    /// Takes cached pages, while neither size nor key can change; `None` where not even the first one
+    /// that is due is cached.
+    fn take_steady<T: Delivery>(&self, first: u64, asked: u64, data: &mut T) -> Option<Steady> {
+        let meta = self.meta.read();
+        let last = self.last_block(meta.size);
+        let (from, count) =
+            if first > last { (last, 1) } else { (first, asked.min(last + 1 - first)) };
+        let page = self.cache.page_size();
+        let planned = usize::try_from(count).unwrap_or(0);
+        data.begin(planned, page);
+        let mut refs = Vec::with_capacity(planned * WireRef::LEN);
+        let mut done = 0;
+        for block in from..from + count {
+            let mut take = Some(|slot: &Slot| data.take(done, slot));
+            if self.take_cached(block, &mut take, &mut refs).is_none() {
+                break;
+            }
+            done += 1;
+        }
+        data.end(done, page);
+        let epoch = (meta.cover.epoch != 0).then_some(meta.cover.epoch);
+        (done > 0).then(|| Steady {
+            last: from + done as u64 - 1,
+            count: u32::try_from(done).unwrap_or(u32::MAX),
+            refs,
+            size: meta.size,
+            epoch,
+        })
+    }
+
     /// Brings a range into the cache, as far as there is room, and appends references of what is
     /// cached there.
     ///
@@ -193,6 +280,23 @@ impl CachedFile {
         Ok(plan)
     }
 
+    /// Takes a page that is cached, with its reference; its footer. `take` is used only then.
+    fn take_cached<F: FnOnce(&Slot) -> [u8; FOOTER_LEN]>(
+        &self,
+        block: u64,
+        take: &mut Option<F>,
+        refs: &mut Vec<u8>,
+    ) -> Option<[u8; FOOTER_LEN]> {
+        let key = (self.number(), block);
+        let mut shard = self.cache.shard(key).lock();
+        let page = shard.touch(key)?;
+        let footer = take.take()?(&page.slot);
+        let (chunk, slot) = (page.slot.chunk.id(), page.slot.index);
+        WireRef { block, generation: page.generation, chunk, slot }.push(refs);
+        self.cache.counters.hits.fetch_add(1, Ordering::Relaxed);
+        Some(footer)
+    }
+
     /// Takes one page, filling it first if need be; whether it is the last one, or `None` where the
     /// file ends before it. `left` pages from here on are wanted, for the fill.
     async fn read_page(
@@ -202,13 +306,9 @@ impl CachedFile {
         take: impl FnOnce(&Slot) -> [u8; FOOTER_LEN],
         refs: &mut Vec<u8>,
     ) -> Result<Option<bool>> {
-        let key = (self.number(), block);
+        let mut take = Some(take);
         loop {
-            if let Some(page) = self.cache.shard(key).lock().touch(key) {
-                let footer = take(&page.slot);
-                let (chunk, slot) = (page.slot.chunk.id(), page.slot.index);
-                WireRef { block, generation: page.generation, chunk, slot }.push(refs);
-                self.cache.counters.hits.fetch_add(1, Ordering::Relaxed);
+            if let Some(footer) = self.take_cached(block, &mut take, refs) {
                 return Ok(Some(ordma::Footer::decode(&footer).is_some_and(|footer| footer.last)));
             }
             if block > self.last_block(self.size()) {

@@ -1,9 +1,8 @@
-//! What ends pages or changes where the file ends: truncation, removal, and someone else's change.
+//! What ends pages or changes where the file ends: truncation and removal.
 
-use super::file::disk_state;
-use super::{CachedFile, Standing};
+use super::{CachedFile, Standing, error};
 use crate::store::Result;
-use dafs_proto::Attr;
+use dafs_proto::Status;
 use ordma::schedule_point;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -44,7 +43,8 @@ impl CachedFile {
     /// last page show where the file ends.
     ///
     /// # Errors
-    /// The store's; nothing has changed then. [`Status::Io`](dafs_proto::Status::Io) where the old
+    /// [`Status::FileTooBig`] beyond what the store can hold, and the store's; nothing has changed
+    /// then. [`Status::Io`] where the old
     /// or the new last page is corrupt: the size is set then, and the page can only be overwritten.
     pub async fn set_size(&self, size: u64) -> Result<()> {
         self.set_size_while(size, None).await
@@ -56,22 +56,31 @@ impl CachedFile {
         size: u64,
         standing: Option<&Arc<Standing>>,
     ) -> Result<()> {
+        let most = self.max_size();
+        if size > most {
+            let what = format!("set a size of {size} bytes, where the file system holds {most}");
+            return Err(error(Status::FileTooBig, what));
+        }
         let _gate = self.gate.write().await;
         let store = self.store();
         schedule_point("set size: before the disk");
         let standing = standing.cloned();
-        let set = move || {
+        let set_len = move || {
             // Only looked at: the end of a session waits for no disk, and whoever changes the file
             // in another session waits for us.
             if let Some(standing) = standing {
                 standing.while_it_stands(|| ())?;
             }
-            store.set_len(size)
+            let before = store.attr();
+            store.set_len(size).map(|()| before)
         };
-        self.cache.runtime.blocking(set).await?;
+        let before = self.cache.runtime.blocking(set_len).await?;
         schedule_point("set size: after the disk");
         let rewritten = {
             let mut meta = self.meta.write();
+            if let Ok(attr) = before {
+                self.look(&mut meta, &attr);
+            }
             let before = self.last_block(meta.size);
             let shrunk = size < meta.size;
             meta.size = size;
@@ -84,53 +93,8 @@ impl CachedFile {
             let old_last = if before < last { self.rewrite(before, &meta) } else { Ok(()) };
             new_last.and(old_last)
         };
-        self.settle().await?;
+        self.settle().await;
         rewritten
-    }
-
-    /// Asks the disk whether someone changed the file behind our back, and if so kills its clean
-    /// pages.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn revalidate(&self) -> Result<()> {
-        let attr = self.disk_attr().await?;
-        if self.meta.read().on_disk == disk_state(&attr) {
-            return Ok(());
-        }
-        // It may have been our own I/O: look again while there is none.
-        let _gate = self.gate.write().await;
-        let attr = self.disk_attr().await?;
-        let mut meta = self.meta.write();
-        if meta.on_disk == disk_state(&attr) {
-            return Ok(());
-        }
-        let unclean = !self.blocks.lock().is_clean();
-        if unclean {
-            tracing::warn!(
-                file = ?self.identity(),
-                "changed on the server's disk while clients write to it: the server's pages win"
-            );
-        } else {
-            meta.size = attr.size;
-            meta.mtime = None;
-        }
-        meta.change = meta.change.max(attr.change) + 1;
-        meta.on_disk = disk_state(&attr);
-        self.kill_clean();
-        Ok(())
-    }
-
-    /// After an operation of this server that changed the file's ctime: remembers the new one, so
-    /// that it is not taken for someone else's change.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn touched(&self) -> Result<()> {
-        let _gate = self.gate.read().await;
-        let attr = self.disk_attr().await?;
-        self.meta.write().on_disk = disk_state(&attr);
-        Ok(())
     }
 
     /// The file's last name went away. Its pages end now, or when the last client closes it.
@@ -143,11 +107,6 @@ impl CachedFile {
 
     pub(super) fn is_removed(&self) -> bool {
         self.meta.read().removed
-    }
-
-    async fn disk_attr(&self) -> Result<Attr> {
-        let store = self.store();
-        self.cache.runtime.blocking(move || store.attr()).await
     }
 
     /// Ends all pages, dirty ones too.

@@ -38,10 +38,14 @@ at_every_level![
     a_change_behind_our_back_is_seen_at_open,
     a_removed_file_ends_with_its_last_close,
     nonsense_is_refused,
+    what_the_store_cannot_hold_is_refused_at_once,
     slots_are_delivered_as_copies_are,
     a_page_gets_a_new_generation_after_its_last_version,
     what_cannot_be_opened_never_reaches_the_disk,
 ];
+
+// Behind the macro, which it uses.
+mod disk_state;
 
 /// A file in memory.
 #[derive(Debug, Default)]
@@ -49,8 +53,16 @@ pub(crate) struct MemoryFile {
     pub state: Mutex<(Vec<u8>, u32)>,
     pub fail_writes: AtomicBool,
     pub fail_sync: AtomicBool,
+    /// Most bytes it can have, if not any number.
+    pub largest: Mutex<Option<u64>>,
+    /// The times of the file are not the server's to set.
+    pub fail_times: AtomicBool,
+    /// As it was set, since the last change.
+    pub mtime: Mutex<Option<Time>>,
     pub on_read: Hook,
     pub on_write: Hook,
+    /// The bytes are on the disk, and the call has not returned yet.
+    pub on_written: Hook,
 }
 
 /// What is to happen while the disk works.
@@ -87,6 +99,7 @@ impl MemoryFile {
         let mut state = self.state.lock();
         change(&mut state.0);
         state.1 += 1;
+        *self.mtime.lock() = None;
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -101,10 +114,14 @@ impl StoreFile for MemoryFile {
     fn writable(&self) -> bool {
         true
     }
+    fn max_size(&self) -> u64 {
+        self.largest.lock().unwrap_or(u64::MAX)
+    }
     fn attr(&self) -> Result<Attr> {
         let state = self.state.lock();
         let ctime = Some(Time { seconds: 0, nanoseconds: state.1 });
-        Ok(Attr { size: state.0.len() as u64, ctime, mtime: ctime, ..Attr::default() })
+        let mtime = self.mtime.lock().or(ctime);
+        Ok(Attr { size: state.0.len() as u64, ctime, mtime, ..Attr::default() })
     }
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         self.on_read.call();
@@ -124,6 +141,7 @@ impl StoreFile for MemoryFile {
             bytes.resize(bytes.len().max(offset + data.len()), 0);
             bytes[offset..offset + data.len()].copy_from_slice(data);
         });
+        self.on_written.call();
         Ok(())
     }
     fn set_len(&self, len: u64) -> Result<()> {
@@ -136,8 +154,12 @@ impl StoreFile for MemoryFile {
         }
         Ok(())
     }
-    fn set_mtime(&self, _: SystemTime) -> Result<()> {
+    fn set_mtime(&self, mtime: SystemTime) -> Result<()> {
+        if self.fail_times.load(Ordering::Relaxed) {
+            return Err(error(Status::Permission, "set a time on the test's disk"));
+        }
         self.change(|_| ());
+        *self.mtime.lock() = Some(super::file::wire_time(mtime));
         Ok(())
     }
 }
@@ -467,6 +489,39 @@ fn a_removed_file_ends_with_its_last_close(level: Protection) {
     assert!(ordma(&file, &reference).is_ok());
     drop(open);
     assert_eq!(ordma(&file, &reference), Err(AccessFault::Stale));
+}
+
+fn what_the_store_cannot_hold_is_refused_at_once(level: Protection) {
+    let cache = cache(level, 8, 1);
+    let disk = MemoryFile::with(vec![5; 10]);
+    let most = 2 * PAGE as u64 + 7;
+    *disk.largest.lock() = Some(most);
+    let file = open(&cache, level, &disk);
+    let good = Extent { offset: 0, length: 3 };
+    for bad in [
+        Extent { offset: most, length: 1 },
+        Extent { offset: most - 2, length: 3 },
+        Extent { offset: 16 << 40, length: 1 },
+        Extent { offset: i64::MAX as u64 - 1, length: 1 },
+        Extent { offset: u64::MAX, length: 1 },
+    ] {
+        for extents in [vec![bad], vec![good, bad]] {
+            let data = vec![6; extents.iter().map(|e| e.length as usize).sum()];
+            let error = wait(&cache, file.write(&extents, &data)).unwrap_err();
+            assert_eq!(error.status, Status::FileTooBig, "{error}");
+        }
+    }
+    for size in [most + 1, i64::MAX as u64, u64::MAX] {
+        let error = wait(&cache, file.set_size(size)).unwrap_err();
+        assert_eq!(error.status, Status::FileTooBig, "{error}");
+    }
+    assert_eq!((file.size(), read(&file, 0, 1 << 20)), (10, vec![5; 10]), "nothing has changed");
+    assert_eq!(cache.dirty.load(Ordering::Relaxed), 0);
+    // Up to there all is well.
+    write(&file, most - 3, &[6; 3]);
+    wait(&cache, file.commit(Extent::default())).unwrap();
+    assert_eq!(disk.bytes().len() as u64, most);
+    wait(&cache, file.set_size(most)).unwrap();
 }
 
 fn slots_are_delivered_as_copies_are(level: Protection) {

@@ -12,9 +12,6 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Most bytes a file can have: what a signed 64-bit offset names.
-const MAX_SIZE: u64 = i64::MAX as u64;
-
 thread_local! {
     /// A page in private memory: what is received or changed reaches a slot only when complete.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -56,11 +53,6 @@ impl CachedFile {
             self.meta.write().changed();
         }
         Ok(())
-    }
-
-    /// The most bytes that the file can have.
-    pub(super) fn max_size(&self) -> u64 {
-        MAX_SIZE
     }
 
     /// Writes one range, as long as the session stands.
@@ -315,7 +307,10 @@ pub(super) fn check_extents(extents: &[Extent], data: &[u8], max_size: u64) -> R
     }
     for Extent { offset, length } in extents {
         if offset.checked_add(*length).is_none_or(|end| end > max_size) {
-            return Err(error(Status::FileTooBig, format!("write {length} bytes at {offset}")));
+            let what = format!(
+                "write {length} bytes at {offset}, where the file system holds {max_size} of a file"
+            );
+            return Err(error(Status::FileTooBig, what));
         }
     }
     Ok(())

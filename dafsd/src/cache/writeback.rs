@@ -1,6 +1,5 @@
 //! Writing dirty pages to the store, and commit.
 
-use super::file::disk_state;
 use super::{Cache, CachedFile, Committed};
 use crate::store::Result;
 use dafs_proto::Extent;
@@ -234,6 +233,7 @@ impl CachedFile {
         // Up to here pages are written one by one, since together they could not be.
         let mut singly = 0;
         let mut rest = &dirty[..];
+        let mut looked = false;
         while let [first, ..] = *rest {
             let neighbours = rest.iter().zip(first..).take_while(|(a, b)| **a == *b).count();
             let count = if first < singly { 1 } else { neighbours.min(most) };
@@ -241,7 +241,12 @@ impl CachedFile {
             let (done, error) = match self.copy_run(first, count) {
                 Ok(Some(run)) => {
                     let pages = run.states.len();
-                    match self.write_run(run).await {
+                    if !std::mem::replace(&mut looked, true) {
+                        self.look_first().await;
+                    }
+                    let written = self.write_run(run).await;
+                    self.settle().await;
+                    match written {
                         Ok(()) => (pages, None),
                         Err(_) if pages > 1 => {
                             singly = first + pages as u64;
@@ -266,8 +271,6 @@ impl CachedFile {
             }
             rest = &rest[done..];
         }
-        let _gate = self.gate.read().await;
-        self.settle().await?;
         result
     }
 
@@ -326,30 +329,6 @@ impl CachedFile {
                 let syncs = blocks.syncs;
                 blocks.written.insert(block, syncs);
             }
-        }
-        Ok(())
-    }
-
-    /// After our own I/O: gives the disk the time of the last write, and remembers what the disk
-    /// says, so that a change by someone else is told from ours. The caller holds the gate.
-    pub(super) async fn settle(&self) -> Result<()> {
-        let mtime = self.meta.read().mtime;
-        let clean = self.blocks.lock().dirty.is_empty();
-        let store = self.store();
-        let attr = self
-            .cache
-            .runtime
-            .blocking(move || {
-                if let (Some(mtime), true) = (mtime, clean) {
-                    store.set_mtime(mtime)?;
-                }
-                store.attr()
-            })
-            .await?;
-        let mut meta = self.meta.write();
-        meta.on_disk = disk_state(&attr);
-        if clean && meta.mtime == mtime {
-            meta.mtime = None;
         }
         Ok(())
     }

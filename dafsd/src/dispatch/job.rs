@@ -89,6 +89,13 @@ impl Job {
         self.replied = true;
         count(&self.cx.server.counters().errors);
         tracing::debug!(op = %self.header.op, %error, "not done");
+        if error.status == Status::BadSession {
+            // The session ended while its request was executed. By this name the client would hear
+            // that nothing was done; a lost connection says that it is not known.
+            self.cx.session.finish(&self.ticket, None, &self.cx.link);
+            self.cx.link.close("the session ended while one of its requests was executed");
+            return;
+        }
         if !error.unexecuted {
             let message = Arc::new(encode_error(&self.header, self.credits, error));
             let kept = (!self.ticket.idempotent()).then(|| Arc::clone(&message));

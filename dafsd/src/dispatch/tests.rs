@@ -2,9 +2,11 @@
 
 mod clients;
 mod credentials;
+mod disk;
 mod failures;
 mod handles;
 mod sessions;
+mod slow;
 
 use super::*;
 use crate::access::Access;
@@ -136,6 +138,18 @@ fn build(
     protection: Protection,
     access: Access,
 ) -> World {
+    build_on(directory, other, state, protection, access, None)
+}
+
+/// As [`build`], with this store in place of the one of the export `data`.
+fn build_on(
+    directory: tempfile::TempDir,
+    other: tempfile::TempDir,
+    state: Option<&Path>,
+    protection: Protection,
+    access: Access,
+    data: Option<Arc<dyn Store>>,
+) -> World {
     let secret = match state {
         Some(state) => crate::state::load_secret(state).unwrap(),
         None => Secret::from_bytes([7; Secret::LEN]),
@@ -169,11 +183,14 @@ fn build(
             protection,
         }
     };
-    let exports = vec![
+    let mut exports = vec![
         export("data", &directory, false),
         export("frozen", &directory, true),
         export("other", &other, false),
     ];
+    if let Some(store) = data {
+        exports[0].store = store;
+    }
     let time = Arc::new(AtomicU64::new(0));
     let (start, now) = (Instant::now(), Arc::clone(&time));
     let clock = Box::new(move || start + Duration::from_millis(now.load(Ordering::Relaxed)));

@@ -9,6 +9,7 @@ use dafs_proto::{GetAttrReply, GetAttrRequest};
 /// The store's.
 pub async fn getattr(cx: &OpContext, request: GetAttrRequest) -> Result<GetAttrReply, OpError> {
     let handle = cx.handle(&request.handle)?;
+    let since = cx.server.cache().moment();
     let node = cx.store(move |store, who| store.node(who, &handle)).await?;
-    Ok(GetAttrReply { attr: Some(overlaid(cx, node)) })
+    Ok(GetAttrReply { attr: Some(overlaid(cx, since, node).await?) })
 }

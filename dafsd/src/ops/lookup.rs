@@ -9,7 +9,8 @@ use dafs_proto::{LookupReply, LookupRequest};
 /// The store's.
 pub async fn lookup(cx: &OpContext, request: LookupRequest) -> Result<LookupReply, OpError> {
     let directory = cx.handle(&request.directory)?;
+    let since = cx.server.cache().moment();
     let node = cx.store(move |store, who| store.lookup(who, &directory, &request.name)).await?;
     let handle = cx.wire(&node.handle);
-    Ok(LookupReply { handle, attr: Some(overlaid(cx, node)) })
+    Ok(LookupReply { handle, attr: Some(overlaid(cx, since, node).await?) })
 }

@@ -5,7 +5,7 @@
 //! [`Runtime::blocking`](crate::runtime::Runtime::blocking). Most return their reply message
 //! alone; those with a data part return a [`Reply`].
 
-use crate::cache::OpenFile;
+use crate::cache::{Moment, OpenFile};
 use crate::live::LiveSession;
 use crate::server::{Export, Server};
 use crate::store::{Access, Credential, Handle, Node, Store, StoreError};
@@ -39,6 +39,9 @@ pub mod stats;
 pub mod symlink;
 pub mod unlink;
 pub mod write;
+
+/// How often a file that is not cached is looked at anew because others were written back meanwhile.
+const MOST_READS: usize = 2;
 
 /// What an operation works with.
 #[derive(Debug)]
@@ -114,13 +117,26 @@ impl OpContext {
     }
 }
 
-/// Attributes with what is not on disk yet.
-fn overlaid(cx: &OpContext, node: Node) -> Attr {
-    let mut attr = node.attr;
-    if let Some(file) = cx.server.cache().find(&node.identity) {
-        file.overlay(&mut attr);
+/// Attributes with what is not on disk yet. The node was read after the moment `since`.
+///
+/// # Errors
+/// The store's, where it has to be read anew.
+async fn overlaid(cx: &OpContext, mut since: Moment, mut node: Node) -> Result<Attr, OpError> {
+    let cache = cx.server.cache();
+    for _ in 0..MOST_READS {
+        if let Some(file) = cache.find(&node.identity) {
+            return Ok(file.attributes(since, node.attr).await?);
+        }
+        let now = cache.moment();
+        if now == since {
+            break;
+        }
+        // It may have been cached when it was read, and written back and forgotten since.
+        since = now;
+        let handle = node.handle.clone();
+        node = cx.store(move |store, who| store.node(who, &handle)).await?;
     }
-    attr
+    Ok(node.attr)
 }
 
 /// A file that a session has open.

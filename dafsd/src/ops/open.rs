@@ -35,6 +35,7 @@ pub async fn open(cx: &OpContext, request: OpenRequest) -> Result<OpenReply, OpE
     let target = Target::parse(cx, &request)?;
     let size = request.attr.as_ref().and_then(|attr| attr.size);
     let (cache, export) = (Arc::clone(cx.server.cache()), Arc::clone(cx.export()));
+    let since = cx.server.cache().moment();
     let (node, created, file) = cx
         .store(move |store, who| {
             let (node, created) = target.find(store, who)?;
@@ -55,8 +56,8 @@ pub async fn open(cx: &OpContext, request: OpenRequest) -> Result<OpenReply, OpE
     } else if !created {
         file.revalidate().await?;
     }
-    let Node { handle, mut attr, .. } = node;
-    file.overlay(&mut attr);
+    let Node { handle, attr, .. } = node;
+    let attr = file.attributes(since, attr).await?;
     let open = Arc::new(Open::new(file, access, handle));
     let (mut refs, mut key) = (Vec::new(), None);
     if open.read {

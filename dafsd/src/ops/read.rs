@@ -24,7 +24,7 @@ pub async fn read(cx: &OpContext, request: ReadRequest) -> Result<Reply<ReadRepl
             // Bounds the memory of all direct transfers: of slots, too, that cannot go at once.
             let _permit = cx.server.transfers().acquire().await;
             // A tag is of the bytes that the client gets, which nobody knows before.
-            let whole = request.whole || cx.is_tagged();
+            let whole = request.whole || request.steady || cx.is_tagged();
             if !whole && cx.link.capabilities().places_slots {
                 place_slots(cx, &request).await
             } else {
@@ -92,7 +92,18 @@ async fn find<T: Delivery>(
     let want_refs = request.want_refs.min(MAX_WANT_REFS);
     loop {
         let open = cx.reader(request.open).await?;
-        let pages = open.file.read(&request.extents, limit as usize, want_refs, data).await?;
+        let (extents, limit) = (&request.extents[..], limit as usize);
+        let pages = match extents {
+            [extent] if request.steady => {
+                open.file.read_steady(*extent, limit, want_refs, data).await?
+            }
+            _ if request.steady => {
+                let what =
+                    format!("a steady read of {} extents, where 1 is allowed", extents.len());
+                return Err(OpError::invalid(what));
+            }
+            _ => open.file.read(extents, limit, want_refs, data).await?,
+        };
         match cx.key(&open, request.key_epoch) {
             Ok(key) if pages.epoch.is_none_or(|epoch| open.is_checked_in(epoch)) => {
                 return Ok(Found { open, pages, key });

@@ -1,6 +1,7 @@
 //! READDIR: lists a directory, part by part.
 
 use super::{OpContext, OpError, overlaid};
+use crate::store::Entry;
 use dafs_proto::{DirEntry, ReaddirReply, ReaddirRequest};
 
 /// Most bytes of entries in one reply.
@@ -13,14 +14,15 @@ const MAX_BYTES: usize = 32 << 10;
 pub async fn readdir(cx: &OpContext, request: ReaddirRequest) -> Result<ReaddirReply, OpError> {
     let directory = cx.handle(&request.directory)?;
     let max_bytes = (request.max_bytes as usize).min(MAX_BYTES);
-    let (entries, end) = cx
+    let since = cx.server.cache().moment();
+    let (found, end) = cx
         .store(move |store, who| store.readdir(who, &directory, request.cookie, max_bytes))
         .await?;
-    let entries = entries.into_iter().map(|entry| DirEntry {
-        name: entry.name,
-        cookie: entry.cookie,
-        handle: cx.wire(&entry.node.handle),
-        attr: Some(overlaid(cx, entry.node)),
-    });
-    Ok(ReaddirReply { entries: entries.collect(), end })
+    let mut entries = Vec::with_capacity(found.len());
+    for Entry { name, cookie, node } in found {
+        let handle = cx.wire(&node.handle);
+        let attr = Some(overlaid(cx, since, node).await?);
+        entries.push(DirEntry { name, cookie, handle, attr });
+    }
+    Ok(ReaddirReply { entries, end })
 }

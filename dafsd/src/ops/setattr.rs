@@ -40,28 +40,33 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
         cx.store(move |store, who| store.node(who, &handle)).await?
     };
     let cached = cx.server.cache().find(&node.identity);
-    if let Some(file) = &cached
-        && sets_times(&attr)
-    {
+    let times = sets_times(&attr);
+    if let Some(file) = &cached {
+        // Someone else's change on the disk would not be seen behind ours.
+        file.revalidate_by(&node.attr).await?;
         // A time that dirty pages bring to the disk later would undo the one set now.
-        let mut pending = Attr::default();
-        file.overlay(&mut pending);
-        if pending.mtime.is_some() {
+        if times && file.has_unwritten_time() {
             file.commit(Extent::default()).await?;
         }
     }
     let before = node.attr;
-    let node = cx.store(move |store, who| store.set_attr(who, &handle, &attr)).await?;
+    let since = cx.server.cache().moment();
+    let set = cx.store(move |store, who| store.set_attr(who, &handle, &attr)).await;
+    if let (Err(_), Some(file)) = (&set, &cached) {
+        // Some of it may have been set.
+        file.touched(times).await;
+    }
+    let node = set?;
     // Looked for once more: who opened it meanwhile may have been found to have the right.
     if let Some(file) = cx.server.cache().find(&node.identity) {
-        file.touched().await?;
+        file.touched(times).await;
         if takes_reading_away(&before, &node.attr) {
             // Who may no longer read gets no key from now on, and what is stored from now on is
             // under another one.
             file.new_epoch().await?;
         }
     }
-    reply.attr = Some(overlaid(cx, node));
+    reply.attr = Some(overlaid(cx, since, node).await?);
     Ok(reply)
 }
 

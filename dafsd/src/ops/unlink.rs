@@ -12,19 +12,16 @@ pub async fn unlink(cx: &OpContext, request: UnlinkRequest) -> Result<UnlinkRepl
     cx.check_writable()?;
     let directory = cx.handle(&request.directory)?;
     let removed = cx.store(move |store, who| store.unlink(who, &directory, &request.name)).await?;
-    tell_cache(cx, removed).await?;
+    tell_cache(cx, removed).await;
     Ok(UnlinkReply {})
 }
 
 /// Tells the page cache what became of a file that lost a name.
-pub(super) async fn tell_cache(cx: &OpContext, removed: Removed) -> Result<(), OpError> {
-    let Some(file) = cx.server.cache().find(&removed.identity) else {
-        return Ok(());
-    };
+pub(super) async fn tell_cache(cx: &OpContext, removed: Removed) {
+    let Some(file) = cx.server.cache().find(&removed.identity) else { return };
     if removed.last {
         file.removed();
     } else {
-        file.touched().await?;
+        file.touched(false).await;
     }
-    Ok(())
 }

@@ -22,7 +22,7 @@ use crate::sync::Mutex;
 use caller::Owner;
 use dafs_proto::{FileType, Status};
 use fds::FdCache;
-use file::LocalFile;
+use file::{KnownSize, LocalFile};
 use foldhash::fast::RandomState;
 use kernel::KernelHandles;
 use rustix::fs::{self, OFlags};
@@ -62,6 +62,8 @@ pub struct LocalStore {
     files: Mutex<HashMap<Identity, Weak<LocalFile>, RandomState>>,
     /// Open files without a name, by the handle that clients know them by.
     nameless: Mutex<HashMap<Handle, Weak<LocalFile>, RandomState>>,
+    /// How large files can be, as far as is known.
+    max_size: Arc<KnownSize>,
     report: HandleReport,
 }
 
@@ -101,7 +103,8 @@ impl LocalStore {
         let root = Arc::new(Object { fd, handle, identity, kind });
         let objects = FdCache::new(options.descriptors);
         let (files, nameless) = (Mutex::default(), Mutex::default());
-        Ok(Self { options, export, handles, root, objects, files, nameless, report })
+        let max_size = Arc::default();
+        Ok(Self { options, export, handles, root, objects, files, nameless, max_size, report })
     }
 
     /// Finds out which handles a store of the directory `path` would use, and changes nothing.
@@ -222,7 +225,7 @@ impl LocalStore {
                 }
                 Err(error) => return Err(failed(what, error)),
             };
-        Ok(self.opened(LocalFile::new(fd, object.identity, writable)))
+        Ok(self.opened(LocalFile::new(fd, object.identity, writable, &self.max_size)))
     }
 
     /// An object has lost its last name. No descriptor is kept for it, or it would keep its space;

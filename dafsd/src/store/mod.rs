@@ -280,6 +280,11 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     fn identity(&self) -> Identity;
     /// Whether it can be written. What can be read only was opened for reading.
     fn writable(&self) -> bool;
+    /// Most bytes the file can have: what the file system, or the server's own limit of file sizes,
+    /// allows. No byte behind it can be written.
+    fn max_size(&self) -> u64 {
+        i64::MAX as u64
+    }
     /// Attributes, as the disk has them.
     fn attr(&self) -> Result<Attr>;
     /// Reads until `buffer` is full or the file ends; the count.
@@ -290,6 +295,7 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     fn set_len(&self, len: u64) -> Result<()>;
     /// Makes what was written stable; `data_only` may leave times behind.
     fn sync(&self, data_only: bool) -> Result<()>;
-    /// Sets the modification time, after the pages that were written at that time have been.
+    /// Sets the modification time, after the pages that were written at that time have been. Where the
+    /// server may write the file and not set its times, as another user owns it, sets it to now.
     fn set_mtime(&self, mtime: std::time::SystemTime) -> Result<()>;
 }

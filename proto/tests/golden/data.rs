@@ -81,6 +81,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 want_refs: 32,
                 key_epoch: 3,
                 whole: true,
+                steady: true,
             },
             &[
                 &[0x08, 1],                                     // open
@@ -94,6 +95,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x28, 32],                                    // want_refs
                 &[0x30, 3],                                     // key_epoch
                 &[0x38, 1],                                     // whole
+                &[0x40, 1],                                     // steady
             ],
             ReadReply {
                 file: 7,

@@ -175,3 +175,29 @@ fn a_dropped_request_is_answered() {
     assert_eq!(Header::decode(&link.take()[0].0).unwrap().0.status, Status::Io);
     assert!(world.server.drain(Duration::ZERO));
 }
+
+#[test]
+fn a_request_whose_session_ends_meanwhile_is_not_said_to_be_undone() {
+    let world = world();
+    let (link, _) = world.session();
+    let head = message(&OpenRequest::default(), 0, 1);
+    let (header, _) = Header::decode(&head).unwrap();
+    let link_dyn: Arc<dyn Link> = link.clone();
+    let (ticket, session, credits) = world.service.admit(&link_dyn, &header).unwrap();
+    world.server.begin_request(0).unwrap();
+    let cx = OpContext {
+        server: Arc::clone(&world.server),
+        session: Arc::clone(&session),
+        link: link_dyn,
+        data: vec![],
+    };
+    let job = Job { cx, header, ticket, credits, replied: false };
+    // The file was created, then the session ended: there is nowhere to enter the open.
+    world.server.end_session(&session);
+    let late = OpError::new(Status::BadSession, "the session has ended");
+    job.finish::<OpenRequest>(Ok::<Result<OpenReply, _>, Panicked>(Err(late)), |_| {});
+    assert!(link.take().is_empty(), "no reply says that nothing was done");
+    assert!(!link.why_closed().is_empty());
+    assert!(session.is_over());
+    assert!(world.server.drain(Duration::ZERO));
+}

@@ -98,7 +98,7 @@ impl LocalStore {
                 Ok(fd) => {
                     let path = sys::path_of(&fd).map_err(fail)?;
                     let node = self.created(who, path, &directory, name, &changes)?;
-                    let file = LocalFile::new(fd, node.identity, true);
+                    let file = LocalFile::new(fd, node.identity, true, &self.max_size);
                     return Ok((node, Some(self.opened(file))));
                 }
                 Err(Errno::EXIST) if !options.exclusive => {}

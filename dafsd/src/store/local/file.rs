@@ -3,9 +3,12 @@
 use super::sys::{self, failed};
 use crate::store::{Identity, Result, StoreFile};
 use dafs_proto::Attr;
-use rustix::fs::{self, Advice, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{self, Advice, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::{self, Errno};
+use rustix::process::{Resource, getrlimit};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A file of a [`LocalStore`](super::LocalStore). Its descriptor stays open, so it can be written
@@ -15,11 +18,47 @@ pub struct LocalFile {
     fd: OwnedFd,
     identity: Identity,
     writable: bool,
+    max_size: Arc<KnownSize>,
 }
 
+/// The largest size of a file of the store that was looked at last; 0 before the first. Most likely the
+/// next one's is the same.
+pub(super) type KnownSize = AtomicU64;
+
 impl LocalFile {
-    pub(super) fn new(fd: OwnedFd, identity: Identity, writable: bool) -> Self {
-        Self { fd, identity, writable }
+    pub(super) fn new(
+        fd: OwnedFd,
+        identity: Identity,
+        writable: bool,
+        max_size: &Arc<KnownSize>,
+    ) -> Self {
+        Self { fd, identity, writable, max_size: Arc::clone(max_size) }
+    }
+
+    /// Whether the file system takes this for a size. Asked by moving the descriptor's offset, which
+    /// nothing uses, to its end.
+    fn takes(&self, size: u64) -> bool {
+        fs::seek(&self.fd, SeekFrom::Start(size)) != Err(Errno::INVAL)
+    }
+
+    /// The largest size that the file system takes. It may depend on the file, as with ext4.
+    fn largest(&self) -> u64 {
+        const MOST: u64 = i64::MAX as u64;
+        let known = self.max_size.load(Ordering::Relaxed);
+        if known != 0 && self.takes(known) && (known == MOST || !self.takes(known + 1)) {
+            return known;
+        }
+        let (mut largest, mut beyond) = (0, MOST + 1);
+        while largest + 1 < beyond {
+            let middle = largest + (beyond - largest) / 2;
+            if self.takes(middle) {
+                largest = middle;
+            } else {
+                beyond = middle;
+            }
+        }
+        self.max_size.store(largest, Ordering::Relaxed);
+        largest
     }
 
     fn what(&self, what: &str) -> String {
@@ -49,6 +88,11 @@ impl StoreFile for LocalFile {
 
     fn writable(&self) -> bool {
         self.writable
+    }
+
+    fn max_size(&self) -> u64 {
+        let limit = getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX);
+        self.largest().min(limit)
     }
 
     fn attr(&self) -> Result<Attr> {
@@ -131,7 +175,12 @@ impl StoreFile for LocalFile {
             }
         };
         let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        fs::futimens(&self.fd, &Timestamps { last_access, last_modification })
-            .map_err(|error| failed(self.what("setting the modification time"), error))
+        let mut set = fs::futimens(&self.fd, &Timestamps { last_access, last_modification });
+        if set == Err(Errno::PERM) {
+            // To who may write, and is not the owner, the kernel allows just this.
+            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+            set = fs::futimens(&self.fd, &Timestamps { last_access: now, last_modification: now });
+        }
+        set.map_err(|error| failed(self.what("setting the modification time"), error))
     }
 }

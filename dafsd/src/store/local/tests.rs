@@ -3,6 +3,7 @@
 
 mod credentials;
 mod handles;
+mod sizes;
 
 use super::*;
 use crate::store::CreateOptions;
