@@ -37,7 +37,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     }
     let file = cx.target(&args.file)?;
     let link = mv::place(&file, &link, into, "link")?;
-    if !file.same_export(&link) {
+    if !cx.same_export(&file, &link)? {
         let why = format!("{link} is in another export");
         return Err(Failure::new("link", &file, why, "make a symbolic link with -s, or copy it"));
     }

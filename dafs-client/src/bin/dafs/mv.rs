@@ -32,7 +32,13 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     each(from, |from| {
         let from = cx.target(from)?;
         let to = place(&from, &to, into, "move")?;
-        if !from.same_export(&to) {
+        for target in [&from, &to] {
+            if names::last_name(&target.path).is_none() {
+                let why = "it is no name in a directory";
+                return Err(Failure::new("move", target, why, "name what is in it"));
+            }
+        }
+        if !cx.same_export(&from, &to)? {
             let advice = "copy it with dafs get and dafs put, then remove it with dafs rm";
             return Err(Failure::new("move", &from, format!("{to} is in another export"), advice));
         }

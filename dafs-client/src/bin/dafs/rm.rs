@@ -2,15 +2,17 @@
 
 use crate::context::Context;
 use crate::failure::{Failure, Result, each};
+use crate::format;
 use crate::names;
 use crate::target::Target;
-use dafs_client::blocking::Client;
-use dafs_client::{Error, FileType, Status};
+use dafs_client::blocking::{Client, Directory};
+use dafs_client::{DirEntry, Error, FileType, Status};
 use std::ffi::OsString;
 
 /// Remove files, and directories with what is in them
 ///
-/// Symbolic links are removed, never what they lead to.
+/// Symbolic links are removed, never what they lead to. What names a directory as its own, as . and ..
+/// and the export itself do, is refused.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to remove
@@ -32,7 +34,8 @@ pub fn run(cx: &Context, args: &Args) -> Result {
             let advice = "name what is in it";
             return Err(Failure::new("remove", &target, "it is no name in a directory", advice));
         }
-        remove(&cx.client(&target)?, &target, args)
+        let (target, slash) = target.without_slash();
+        remove(&cx.client(&target)?, &target, slash, args)
     })
 }
 
@@ -48,29 +51,40 @@ fn forgive(result: dafs_client::Result<()>, target: &Target, missing_is_fine: bo
     }
 }
 
-fn remove(client: &Client, target: &Target, args: &Args) -> Result {
-    let attr = match client.symlink_metadata(&target.path) {
+/// `slash`: it was named as a directory.
+fn remove(client: &Client, target: &Target, slash: bool, args: &Args) -> Result {
+    let found = target.find(client);
+    let (directory, entry) = match found {
         Err(error) if args.force && error.status() == Some(Status::NoEntry) => return Ok(()),
-        attr => attr.map_err(|error| failed(target, &error))?,
+        found => found.map_err(|error| failed(target, &error))?,
     };
-    if attr.r#type() != FileType::Directory {
-        return forgive(client.unlink(&target.path), target, args.force);
+    if entry.file_type() != FileType::Directory {
+        if slash {
+            let advice = "leave the slash at its end out to remove it";
+            let why = format!("it is a {}, no directory", format::type_name(entry.file_type()));
+            return Err(Failure::new("remove", target, why, advice));
+        }
+        return forgive(directory.unlink(&entry.name), target, args.force);
     }
     if !args.recursive {
         let advice = "add -r to remove it with all that is in it";
         return Err(Failure::new("remove", target, "it is a directory", advice));
     }
-    remove_tree(client, target)
+    remove_tree(directory, entry, target)
 }
 
-/// A directory on the way, or one whose content was removed as far as that is possible.
-enum Step {
-    Empty(Target),
-    Remove(Target),
+/// A directory on the way, with the one that it is in.
+struct Doomed {
+    above: Directory,
+    entry: DirEntry,
+    target: Target,
+    /// What was in it was removed as far as that is possible.
+    emptied: bool,
 }
 
-fn remove_tree(client: &Client, root: &Target) -> Result {
-    let mut steps = vec![Step::Empty(root.clone())];
+/// Goes down by handles, so that a step costs the same however deep it is.
+fn remove_tree(above: Directory, entry: DirEntry, root: &Target) -> Result {
+    let mut steps = vec![Doomed { above, entry, target: root.clone(), emptied: false }];
     let mut failed_any = false;
     let mut note = |result: Result| {
         if let Err(failure) = result {
@@ -79,28 +93,31 @@ fn remove_tree(client: &Client, root: &Target) -> Result {
         }
     };
     while let Some(step) = steps.pop() {
-        let directory = match step {
-            Step::Empty(directory) => directory,
-            Step::Remove(directory) => {
-                note(forgive(client.rmdir(&directory.path), &directory, true));
-                continue;
-            }
-        };
-        let entries = match client.read_dir(&directory.path) {
-            Ok(entries) => entries,
-            Err(error) => {
-                note(Err(failed(&directory, &error)));
-                continue;
-            }
-        };
-        steps.push(Step::Remove(directory.clone()));
-        for entry in entries {
-            let target = directory.join(&entry.name);
-            match entry.file_type() {
-                FileType::Directory => steps.push(Step::Empty(target)),
-                _ => note(forgive(client.unlink(&target.path), &target, true)),
-            }
+        if step.emptied {
+            note(forgive(step.above.rmdir(&step.entry.name), &step.target, true));
+            continue;
         }
+        let within = step.above.directory(&step.entry);
+        let within = within.and_then(|within| Ok((within.entries()?, within)));
+        let (entries, within) = match within {
+            Ok(found) => found,
+            Err(error) => {
+                note(forgive(Err(error), &step.target, true));
+                continue;
+            }
+        };
+        let target = step.target.clone();
+        steps.push(Doomed { emptied: true, ..step });
+        let (directories, others): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| entry.file_type() == FileType::Directory);
+        let names: Vec<_> = others.iter().map(|entry| &entry.name).collect();
+        for (name, result) in names.iter().zip(within.unlink_all(&names)) {
+            note(forgive(result, &target.join(name), true));
+        }
+        steps.extend(directories.into_iter().map(|entry| {
+            let target = target.join(&entry.name);
+            Doomed { above: within.clone(), entry, target, emptied: false }
+        }));
     }
     if failed_any { Err(Failure::Told) } else { Ok(()) }
 }
