@@ -14,23 +14,31 @@ mod counters;
 mod df;
 mod doctor;
 mod failure;
+mod fetch;
 mod format;
 mod get;
+mod interrupt;
 mod json;
 mod keygen;
+mod landing;
+mod leftovers;
 mod ln;
 mod local;
 mod ls;
 mod mkdir;
 mod mv;
 mod names;
+mod nesting;
 mod output;
 mod probe;
 mod put;
 mod rm;
+mod send;
+mod sparse;
 mod stat;
 mod target;
 mod trust;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use context::{Context, Global};
@@ -93,6 +101,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&cx, args),
         Command::Keygen(args) => keygen::run(args),
     };
+    interrupt::finish();
     result.map_or_else(|failure| failure.tell(), |()| ExitCode::SUCCESS)
 }
 
