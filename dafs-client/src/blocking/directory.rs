@@ -39,7 +39,7 @@ impl Client {
 
 impl Directory {
     fn new(core: &Core, handle: Vec<u8>, attr: &Attr, path: PathBuf) -> Result<Self> {
-        if attr.r#type() != FileType::Directory {
+        if !matches!(attr.r#type(), FileType::Directory | FileType::MountPoint) {
             return Err(Error::Status {
                 op: Op::Lookup,
                 status: Status::NotDirectory,

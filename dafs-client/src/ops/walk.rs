@@ -62,7 +62,9 @@ impl Core {
     /// link, what that leads to; so does a slash, or a dot, behind it, which takes a directory.
     pub(crate) async fn walk(&self, path: &Path, follow: bool) -> Result<Node> {
         let node = self.walk_to(path, follow || means_directory(bytes(path))).await?;
-        if means_directory(bytes(path)) && node.attr.r#type() != FileType::Directory {
+        let kind = node.attr.r#type();
+        let is_directory = matches!(kind, FileType::Directory | FileType::MountPoint);
+        if means_directory(bytes(path)) && !is_directory {
             return Err(Error::Status {
                 op: Op::Lookup,
                 status: Status::NotDirectory,

@@ -54,6 +54,8 @@ pub enum Acquaintance {
 /// How to start a server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Setup {
+    /// What it exports, in place of an empty directory.
+    pub export: Option<&'static str>,
     /// Its export takes no changes.
     pub read_only: bool,
     /// It runs as a user who may not do everything.
@@ -130,6 +132,7 @@ impl Server {
         if let Some(user) = powerless {
             command.uid(user).gid(user);
         }
+        let export = setup.export.map_or(export, PathBuf::from);
         let mut offer = OsString::from("data=");
         offer.push(&export);
         if setup.read_only {

@@ -1,7 +1,7 @@
 //! What is more than a file with bytes in it: holes, further names, bits, fifos, and one server under
 //! two names.
 
-use crate::harness::{Server, run};
+use crate::harness::{Server, Setup, run};
 use std::ffi::OsStr;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -162,4 +162,37 @@ fn one_server_under_two_names_is_one_server() {
     let error = server.fails(1, ["mv", "/b", &format!("{}/x?{}", second.url(), second.query)]);
     assert!(error.starts_with("dafs: cannot "), "{error}");
     assert_eq!(server.ok(["ls"]), "b\nc\n");
+}
+
+/// A place where another file system is mounted, in a directory that every Linux has some in.
+#[test]
+fn a_mount_point_is_shown_and_named_when_it_is_skipped() {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut mounts = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    let mount =
+        mounts.find_map(|path| path.strip_prefix("/dev/").filter(|name| !name.contains('/')));
+    let mount = mount.expect("a file system that is mounted in /dev");
+    let export = Some("/dev");
+    let server = Server::start_with(Setup { export, read_only: true, ..Setup::default() });
+    let path = format!("/{mount}");
+    let list = server.ok(["ls", "-l"]);
+    let line = list.lines().find(|line| line.ends_with(&format!(" {mount}")));
+    assert!(line.expect("the mount point").starts_with("m---------"), "{list}");
+    assert_eq!(server.ok(["ls", "-a", &path]), "");
+    assert_eq!(server.ok(["ls", "-a", &format!("{path}/")]), "");
+    let text = server.ok(["stat", &path]);
+    assert!(text.contains("    type mount point\n"), "{text}");
+    let why = "another file system is mounted there, which is no part of the export";
+    let back = server.local("back");
+    let get = [OsStr::new("get"), OsStr::new("-r"), OsStr::new("/"), back.as_os_str()];
+    let error = server.fails(1, get);
+    let line = error.lines().find(|line| line.contains(&format!("{path}: ")));
+    let advice = "export it by itself to copy what is in it";
+    assert!(line.expect("the mount point").ends_with(&format!("{why}; {advice}")), "{error}");
+    let get = [OsStr::new("get"), OsStr::new("-r"), path.as_ref(), back.as_os_str()];
+    assert!(server.fails(1, get).contains(why));
+    for args in [["cat", &path], ["cat", &format!("{path}/x")], ["ls", &format!("{path}/x")]] {
+        let error = server.fails(1, args);
+        assert!(error.contains(why) && error.contains("export that file system"), "{error}");
+    }
 }

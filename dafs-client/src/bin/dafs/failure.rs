@@ -186,6 +186,9 @@ fn advice(error: &Error) -> &'static str {
         {
             FOR_THE_OPERATOR
         }
+        Error::Status { op: Op::Rename | Op::Link, status: Status::CrossDevice, .. } => {
+            "copy it with dafs get and dafs put, then remove it"
+        }
         Error::Status { status, .. } => status_advice(*status),
         Error::Link(_) | Error::Timeout { .. } => NOT_THERE,
         Error::Protocol { .. } => "check that client and server are of the same version",
@@ -231,7 +234,7 @@ fn status_advice(status: Status) -> &'static str {
         Status::ReadOnly => "export it writable, or use another export",
         Status::NameTooLong | Status::BadName => "choose another name",
         Status::Loop => "look at the symbolic links with dafs ls -l",
-        Status::CrossDevice => "copy it with dafs get and dafs put, then remove it",
+        Status::CrossDevice => "export that file system by itself to work with it",
         Status::NoExport => {
             "check the name after the host; the server's --export NAME=PATH says what there is"
         }

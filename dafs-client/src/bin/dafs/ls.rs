@@ -84,7 +84,7 @@ impl Lister<'_> {
             }
             attr => attr.map_err(|error| fail(&error))?,
         };
-        if attr.r#type() != FileType::Directory || self.args.directory {
+        if !is_directory(&attr) || self.args.directory {
             let name = names::bytes(&target.path).to_vec();
             let wants_link = self.wants_link() && attr.r#type() == FileType::Symlink;
             // Without it the rest of the entry is still worth listing.
@@ -155,7 +155,7 @@ impl Lister<'_> {
         self.lists += 1;
         let shown = self.entries(directory, &found);
         self.show(target, &shown)?;
-        found.retain(|entry| entry.file_type() == FileType::Directory);
+        found.retain(|entry| entry.attr.as_ref().is_some_and(is_directory));
         Ok(found)
     }
 
@@ -218,6 +218,11 @@ impl Lister<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether something can be listed: a mount point too, as empty.
+fn is_directory(attr: &Attr) -> bool {
+    matches!(attr.r#type(), FileType::Directory | FileType::MountPoint)
 }
 
 fn json(directory: &Target, entry: &Entry) -> Json {
