@@ -120,7 +120,7 @@ impl Context {
         Options {
             first_contact: self.first_contact.clone(),
             timeout: self.timeout,
-            connect_timeout: self.timeout.min(Options::default().connect_timeout),
+            connect_timeout: self.timeout,
             ..Options::default()
         }
     }
