@@ -2,6 +2,8 @@
 
 #[path = "cli/changes.rs"]
 mod changes;
+#[path = "cli/clumsy.rs"]
+mod clumsy;
 #[path = "cli/copies.rs"]
 mod copies;
 #[cfg(feature = "device-tests")]

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 #[test]
@@ -33,13 +33,29 @@ fn fifo(server: &Server) -> std::path::PathBuf {
     fifo
 }
 
+/// A command as another program runs it.
+fn within(program: &[&str], command: &Command) -> Command {
+    let mut outer = Command::new(program[0]);
+    outer.args(&program[1..]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer.stdin(Stdio::null());
+    outer
+}
+
 #[test]
 fn an_interrupted_put_leaves_nothing() {
     let server = Server::start();
     let fifo = fifo(&server);
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        // A pipe that does not end: the copy goes on until the signal.
-        let mut put = server.command([OsStr::new("put"), fifo.as_ref(), OsStr::new("/x")]);
+        // A pipe that does not end: the copy goes on until the signal. What runs the tests may be
+        // in the background of a shell, and then ignores INT.
+        let put = server.command([OsStr::new("put"), fifo.as_ref(), OsStr::new("/x")]);
+        let mut put = within(&["env", "--default-signal=INT,TERM,HUP"], &put);
         let error = server.local("error");
         let mut put = put.stderr(std::fs::File::create(&error).unwrap()).spawn().unwrap();
         let mut pipe = std::fs::File::options().write(true).open(&fifo).unwrap();
@@ -60,18 +76,9 @@ fn an_interrupted_put_leaves_nothing() {
 fn a_signal_that_is_ignored_stays_ignored() {
     let server = Server::start();
     let fifo = fifo(&server);
-    let dafs = env!("CARGO_BIN_EXE_dafs");
-    let mut put = server.command(["put"]);
-    let mut shell = std::process::Command::new("sh");
-    shell.args(["-c", "trap '' HUP; exec \"$0\" put \"$1\" /x", dafs]).arg(&fifo);
-    for (name, value) in put.get_envs() {
-        match value {
-            Some(value) => shell.env(name, value),
-            None => shell.env_remove(name),
-        };
-    }
-    _ = put.stdin(Stdio::null());
-    let mut put = shell.stdin(Stdio::null()).spawn().unwrap();
+    let put = server.command([OsStr::new("put"), fifo.as_ref(), OsStr::new("/x")]);
+    let ignoring = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"];
+    let mut put = within(&ignoring, &put).spawn().unwrap();
     let mut pipe = std::fs::File::options().write(true).open(&fifo).unwrap();
     pipe.write_all(b"all of").unwrap();
     while server.export.read_dir().unwrap().count() == 0 {

@@ -1,7 +1,7 @@
 //! `dafs get`: copies from the server.
 
 use crate::context::Context;
-use crate::copy::{Flags, Tally, in_parallel};
+use crate::copy::{Flags, Places, Tally, in_parallel};
 use crate::failure::{Failure, Result};
 use crate::fetch::{self, Job, Source};
 use crate::interrupt;
@@ -58,6 +58,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         several: HashMap::new(),
         links: Vec::new(),
     };
+    let mut places = Places::default();
     in_parallel(
         &tally,
         flags.jobs,
@@ -69,7 +70,8 @@ pub fn run(cx: &Context, args: &Args) -> Result {
                     tally.failed(Failure::new("copy", &from, why, advice));
                     continue;
                 };
-                tally.note(walk.operand(&client, from, to, feed));
+                let result = places.take(&to, &from);
+                tally.note(result.and_then(|()| walk.operand(&client, from, to, feed)));
             }
         },
         |block, job| fetch::file(&tally, flags, block, &job),
@@ -178,6 +180,11 @@ impl Walk<'_> {
         attr: Attr,
         feed: &mut dyn FnMut(Job),
     ) -> Result {
+        if attr.r#type() == FileType::MountPoint {
+            let why = "another file system is mounted there, which is no part of the export";
+            let advice = "export it by itself to copy what is in it";
+            return Err(Failure::new("copy", &from, why, advice));
+        }
         if attr.r#type() != FileType::Regular {
             let why = format!("it is a {}", crate::format::type_name(attr.r#type()));
             let advice = "only files, directories and symbolic links are copied";

@@ -4,8 +4,8 @@ use crate::context::Context;
 use crate::failure::{Failure, Result, each};
 use crate::names;
 use crate::target::Target;
-use dafs_client::FileType;
 use dafs_client::blocking::Client;
+use dafs_client::{FileType, Status};
 use std::ffi::OsString;
 
 /// Rename or move files and directories within an export
@@ -44,7 +44,14 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         }
         let what = format!("{from} to {to}");
         let renamed = client.rename(&from.path, &to.path);
-        renamed.map_err(|error| Failure::client("move", what, &error))
+        renamed.map_err(|error| match error.status() {
+            // The only thing that the system finds invalid between two good names.
+            Some(Status::Invalid) => {
+                let why = "a directory cannot be moved to somewhere in itself";
+                Failure::new("move", what, why, "choose another place")
+            }
+            _ => Failure::client("move", what, &error),
+        })
     })
 }
 

@@ -1,7 +1,7 @@
 //! `dafs put`: copies to the server.
 
 use crate::context::Context;
-use crate::copy::{Flags, Tally, in_parallel};
+use crate::copy::{Flags, Places, Tally, in_parallel};
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::leftovers;
@@ -56,6 +56,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         several: HashMap::new(),
         links: Vec::new(),
     };
+    let mut places = Places::default();
     in_parallel(
         &tally,
         flags.jobs,
@@ -69,7 +70,8 @@ pub fn run(cx: &Context, args: &Args) -> Result {
                     tally.failed(Failure::new("copy", what, why, advice));
                     continue;
                 };
-                tally.note(walk.operand(from.into(), to.at(path), feed));
+                let result = places.take(&path, names::show_path(from));
+                tally.note(result.and_then(|()| walk.operand(from.into(), to.at(path), feed)));
             }
         },
         |block, job| send::file(&tally, flags, block, &job),
