@@ -42,6 +42,28 @@ fn a_step_costs_the_same_however_deep_it_is() {
     assert_eq!(server.export.read_dir().unwrap().count(), 0);
 }
 
+/// Its path is longer than a kernel takes at once, and than the server can ask for.
+#[test]
+fn a_tree_may_be_deeper_than_a_path_is_long() {
+    use rustix::fs::{Mode, OFlags};
+    const NAME: &str = "a name of thirty bytes or more";
+    let server = Server::start();
+    let open = |at: &std::fs::File| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        std::fs::File::from(rustix::fs::openat(at, NAME, flags, Mode::empty()).unwrap())
+    };
+    let mut at = std::fs::File::open(&server.export).unwrap();
+    for _ in 0..DEPTH {
+        rustix::fs::mkdirat(&at, NAME, Mode::RWXU).unwrap();
+        at = open(&at);
+    }
+    let (requests, list) = cost(&server, ["ls", "-R", "/"]);
+    assert!(requests <= 3 * DEPTH + 20, "{requests}");
+    assert_eq!(list.lines().filter(|line| line.ends_with(':')).count() as u64, DEPTH + 1);
+    server.ok(["rm", "-r", NAME]);
+    assert_eq!(server.export.read_dir().unwrap().count(), 0);
+}
+
 #[test]
 fn a_broad_directory_takes_a_request_for_each_file() {
     let server = Server::start();

@@ -2,6 +2,7 @@
 
 use crate::context::Context;
 use crate::copy::{Flags, Places, Tally, in_parallel};
+use crate::descent;
 use crate::failure::{Failure, Result};
 use crate::fetch::{self, Job, Source};
 use crate::interrupt;
@@ -144,7 +145,8 @@ impl Walk<'_> {
         }
         nesting::refuse_get(&from, &attr, &to)?;
         let root = client.directory(&from.path).map_err(|error| fail(&error))?;
-        let mut waiting = self.directory(&root, &from, &to, attr, true)?;
+        let entries = root.entries().map_err(|error| fail(&error))?;
+        let mut waiting = self.directory((root, entries), &from, &to, attr, true)?;
         while let Some(Found { above, entry, from, to }) = waiting.pop() {
             if self.tally.is_hopeless() {
                 break;
@@ -152,11 +154,10 @@ impl Walk<'_> {
             let attr = entry.attr.unwrap_or_default();
             let result = match attr.r#type() {
                 FileType::Directory => {
-                    let directory = above.directory(&entry);
-                    let directory =
-                        directory.map_err(|error| Failure::client("copy", &from, &error));
-                    directory
-                        .and_then(|directory| self.directory(&directory, &from, &to, attr, false))
+                    let entered = descent::enter(&above, &entry);
+                    entered
+                        .map_err(|error| Failure::client("copy", &from, &error))
+                        .and_then(|entered| self.directory(entered, &from, &to, attr, false))
                         .map(|entries| waiting.extend(entries))
                 }
                 FileType::Symlink => {
@@ -215,7 +216,7 @@ impl Walk<'_> {
     /// Makes a directory; what is to be copied to it.
     fn directory(
         &mut self,
-        directory: &Directory,
+        (directory, entries): (Directory, Vec<DirEntry>),
         from: &Target,
         to: &Path,
         attr: Attr,
@@ -245,7 +246,6 @@ impl Walk<'_> {
             }
         }
         let fail = |error: &_| Failure::client("copy", from, error);
-        let entries = directory.entries().map_err(|error| fail(&error))?;
         let mut found = Vec::with_capacity(entries.len());
         for entry in entries {
             let (from, to) = (from.join(&entry.name), to.join(&entry.name));

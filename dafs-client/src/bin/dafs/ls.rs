@@ -1,6 +1,7 @@
 //! `dafs ls`: directories and what is in them.
 
 use crate::context::Context;
+use crate::descent;
 use crate::failure::{Failure, Result, each};
 use crate::format;
 use crate::json::Json;
@@ -97,10 +98,13 @@ impl Lister<'_> {
         let mut waiting = vec![(root, None, target.clone())];
         let mut failed = false;
         while let Some((above, entry, target)) = waiting.pop() {
-            let directory = entry.map_or(Ok(above.clone()), |entry| above.directory(&entry));
-            let directory = directory.map_err(|error| Failure::client("list", &target, &error));
-            let below = directory.and_then(|directory| {
-                let below = self.list(&directory, &target, headings)?;
+            let entered = match entry {
+                Some(entry) => descent::enter(&above, &entry),
+                None => above.entries().map(|entries| (above, entries)),
+            };
+            let entered = entered.map_err(|error| Failure::client("list", &target, &error));
+            let below = entered.and_then(|(directory, entries)| {
+                let below = self.list(&directory, entries, &target, headings)?;
                 Ok(below.into_iter().map(move |entry| (directory.clone(), entry)))
             });
             match below {
@@ -125,11 +129,11 @@ impl Lister<'_> {
     fn list(
         &mut self,
         directory: &Directory,
+        mut entries: Vec<DirEntry>,
         target: &Target,
         heading: bool,
     ) -> Result<Vec<DirEntry>> {
         let fail = |error: &_| Failure::client("list", target, error);
-        let mut entries = directory.entries().map_err(|error| fail(&error))?;
         entries.retain(|entry| self.args.all || !names::bytes(&entry.name).starts_with(b"."));
         entries.sort_by(|a, b| names::bytes(&a.name).cmp(names::bytes(&b.name)));
         let mut found = Vec::with_capacity(entries.len());

@@ -11,6 +11,7 @@ mod cat;
 mod context;
 mod copy;
 mod counters;
+mod descent;
 mod df;
 mod doctor;
 mod failure;

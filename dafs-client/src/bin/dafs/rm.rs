@@ -1,6 +1,7 @@
 //! `dafs rm`: removes names.
 
 use crate::context::Context;
+use crate::descent;
 use crate::failure::{Failure, Result, each};
 use crate::format;
 use crate::names;
@@ -97,9 +98,7 @@ fn remove_tree(above: Directory, entry: DirEntry, root: &Target) -> Result {
             note(forgive(step.above.rmdir(&step.entry.name), &step.target, true));
             continue;
         }
-        let within = step.above.directory(&step.entry);
-        let within = within.and_then(|within| Ok((within.entries()?, within)));
-        let (entries, within) = match within {
+        let (within, entries) = match descent::enter(&step.above, &step.entry) {
             Ok(found) => found,
             Err(error) => {
                 note(forgive(Err(error), &step.target, true));
