@@ -1,6 +1,6 @@
 //! Signals that end the command: what is incomplete is taken away first.
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, tell};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 /// Longest that the command goes on after a signal: a server that does not answer keeps its parts.
-const GRACE: Duration = Duration::from_secs(3);
+const GRACE: Duration = Duration::from_secs(10);
 /// After which parts are removed once more, since a request that makes one may have been under way.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -83,6 +83,10 @@ pub fn watch() {
             _ = std::thread::Builder::new().spawn(move || remove_all(signal));
             _ = std::thread::Builder::new().spawn(move || {
                 std::thread::sleep(GRACE);
+                tell(
+                    "an incomplete copy (.dafs-*.part) stays, as the server does not answer; a put \
+                     into its directory removes it after a day",
+                );
                 die(signal);
             });
             if let Some(signal) = caught.next() {
