@@ -157,13 +157,53 @@ impl Directory {
 
     /// The same for several names, a bounded number of them at a time; each with what came of it.
     pub fn unlink_all<P: AsRef<Path>>(&self, names: &[P]) -> Vec<Result<()>> {
-        let unlinks = for_each(names, IN_FLIGHT, |name| {
-            let name = name.as_ref();
+        let names: Vec<_> = names.iter().map(|name| (self, name.as_ref())).collect();
+        self.unlink_each(&names)
+    }
+
+    /// The same for names in several directories of one client, of which this is one.
+    pub fn unlink_each(&self, names: &[(&Self, &Path)]) -> Vec<Result<()>> {
+        let unlinks = for_each(names, IN_FLIGHT, |(directory, name)| {
             Box::pin(async move {
-                self.core.unlink_in(&self.handle, bytes(name)?, &self.what(name)).await
+                let what = directory.what(name);
+                self.core.unlink_in(&directory.handle, bytes(name)?, &what).await
             })
         });
         self.core.owner.block_on(unlinks)
+    }
+
+    /// Directories in it, each with its entries, a bounded number of them asked for at a time. A
+    /// handle that is stale by now, since something else has got the name, say, is looked up once
+    /// more.
+    pub fn enter_all(&self, entries: &[&DirEntry]) -> Vec<Result<(Self, Vec<DirEntry>)>> {
+        let all = for_each(entries, IN_FLIGHT, |entry| Box::pin(self.entered(entry)));
+        self.core.owner.block_on(all)
+    }
+
+    /// The same for one.
+    ///
+    /// # Errors
+    /// As for [`Client::directory`] and [`entries`](Self::entries).
+    pub fn enter(&self, entry: &DirEntry) -> Result<(Self, Vec<DirEntry>)> {
+        self.core.owner.block_on(self.entered(entry))
+    }
+
+    async fn entered(&self, entry: &DirEntry) -> Result<(Self, Vec<DirEntry>)> {
+        let path = self.path.join(&entry.name);
+        let what = format!("{path:?}");
+        if let Some(attr) = &entry.attr
+            && !entry.handle.is_empty()
+        {
+            let entered = Self::new(&self.core, entry.handle.clone(), attr, path.clone())?;
+            match self.core.entries_of(&entered.handle, &what).await {
+                Err(error) if error.status() == Some(Status::StaleHandle) => {}
+                entries => return Ok((entered, entries?)),
+            }
+        }
+        let node = self.core.lookup(&self.handle, bytes(&entry.name)?, &what).await?;
+        let entered = Self::new(&self.core, node.handle, &node.attr, path)?;
+        let entries = self.core.entries_of(&entered.handle, &what).await?;
+        Ok((entered, entries))
     }
 
     /// Removes an empty directory in it.
@@ -174,6 +214,17 @@ impl Directory {
         let name = name.as_ref();
         let what = self.what(name);
         self.core.owner.block_on(self.core.rmdir_in(&self.handle, bytes(name)?, &what))
+    }
+
+    /// The same for several names, a bounded number of them at a time; each with what came of it.
+    pub fn rmdir_all<P: AsRef<Path>>(&self, names: &[P]) -> Vec<Result<()>> {
+        let removals = for_each(names, IN_FLIGHT, |name| {
+            let name = name.as_ref();
+            Box::pin(async move {
+                self.core.rmdir_in(&self.handle, bytes(name)?, &self.what(name)).await
+            })
+        });
+        self.core.owner.block_on(removals)
     }
 
     /// Gives what has one name in it another one, replacing what bears that.

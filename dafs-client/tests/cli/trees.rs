@@ -84,6 +84,22 @@ fn a_broad_directory_takes_a_request_for_each_file() {
 }
 
 #[test]
+fn many_directories_side_by_side_take_three_requests_each() {
+    const MANY: u64 = 300;
+    let server = Server::start();
+    for n in 0..MANY {
+        let directory = server.export.join(format!("t/{n}"));
+        std::fs::create_dir_all(directory.join("below")).unwrap();
+        std::fs::write(directory.join("f"), "").unwrap();
+        std::fs::write(directory.join("below/f"), "").unwrap();
+    }
+    // A list, a file and the directory itself, for each of both.
+    let (requests, _) = cost(&server, ["rm", "-r", "/t"]);
+    assert!(requests <= 6 * MANY + 30, "{requests}");
+    assert_eq!(server.export.read_dir().unwrap().count(), 0);
+}
+
+#[test]
 fn one_thing_that_cannot_be_removed_does_not_keep_the_others() {
     let server =
         Server::start_with(crate::harness::Setup { powerless: true, ..Default::default() });

@@ -2,7 +2,6 @@
 
 use crate::context::Context;
 use crate::copy::{Flags, Places, Tally, in_parallel};
-use crate::descent;
 use crate::failure::{Failure, Result};
 use crate::fetch::{self, Job, Source};
 use crate::interrupt;
@@ -154,7 +153,7 @@ impl Walk<'_> {
             let attr = entry.attr.unwrap_or_default();
             let result = match attr.r#type() {
                 FileType::Directory => {
-                    let entered = descent::enter(&above, &entry);
+                    let entered = above.enter(&entry);
                     entered
                         .map_err(|error| Failure::client("copy", &from, &error))
                         .and_then(|entered| self.directory(entered, &from, &to, attr, false))

@@ -1,7 +1,6 @@
 //! `dafs ls`: directories and what is in them.
 
 use crate::context::Context;
-use crate::descent;
 use crate::failure::{Failure, Result, each};
 use crate::format;
 use crate::json::Json;
@@ -99,7 +98,7 @@ impl Lister<'_> {
         let mut failed = false;
         while let Some((above, entry, target)) = waiting.pop() {
             let entered = match entry {
-                Some(entry) => descent::enter(&above, &entry),
+                Some(entry) => above.enter(&entry),
                 None => above.entries().map(|entries| (above, entries)),
             };
             let entered = entered.map_err(|error| Failure::client("list", &target, &error));

@@ -11,7 +11,6 @@ mod cat;
 mod context;
 mod copy;
 mod counters;
-mod descent;
 mod df;
 mod doctor;
 mod failure;

@@ -1,7 +1,6 @@
 //! `dafs rm`: removes names.
 
 use crate::context::Context;
-use crate::descent;
 use crate::failure::{Failure, Result, each};
 use crate::format;
 use crate::names;
@@ -9,6 +8,7 @@ use crate::target::Target;
 use dafs_client::blocking::{Client, Directory};
 use dafs_client::{DirEntry, Error, FileType, Status};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 /// Remove files, and directories with what is in them
 ///
@@ -74,49 +74,98 @@ fn remove(client: &Client, target: &Target, slash: bool, args: &Args) -> Result 
     remove_tree(directory, entry, target)
 }
 
-/// A directory on the way, with the one that it is in.
-struct Doomed {
-    above: Directory,
-    entry: DirEntry,
-    target: Target,
-    /// What was in it was removed as far as that is possible.
-    emptied: bool,
+/// Directories that are emptied beside each other: their lists are held at the same time.
+const BESIDE: usize = 32;
+/// Entries of those together from which on the next ones are emptied one by one.
+const MANY: usize = 50_000;
+
+/// What is left to do in a directory.
+enum Step {
+    /// To empty and remove these directories in it.
+    Empty { above: Directory, target: Target, entries: Vec<DirEntry> },
+    /// To remove this one, which was emptied as far as that is possible.
+    Remove { above: Directory, target: Target, name: PathBuf },
 }
 
-/// Goes down by handles, so that a step costs the same however deep it is.
+/// Tells of what fails, and goes on.
+struct Removal {
+    steps: Vec<Step>,
+    /// How many directories to empty at a time.
+    beside: usize,
+    failed: bool,
+}
+
+/// Goes down by handles, so that a step costs the same however deep it is; what lies side by side is
+/// removed side by side.
 fn remove_tree(above: Directory, entry: DirEntry, root: &Target) -> Result {
-    let mut steps = vec![Doomed { above, entry, target: root.clone(), emptied: false }];
-    let mut failed_any = false;
-    let mut note = |result: Result| {
+    let target = root.at(root.path.parent().unwrap_or(&root.path).into());
+    let first = Step::Empty { above, target, entries: vec![entry] };
+    let mut removal = Removal { steps: vec![first], beside: BESIDE, failed: false };
+    while let Some(step) = removal.steps.pop() {
+        match step {
+            Step::Remove { above, target, name } => {
+                removal.note(forgive(above.rmdir(&name), &target.join(&name), true));
+            }
+            Step::Empty { above, target, mut entries } => {
+                let now = entries.split_off(entries.len().saturating_sub(removal.beside));
+                if !entries.is_empty() {
+                    let (above, target) = (above.clone(), target.clone());
+                    removal.steps.push(Step::Empty { above, target, entries });
+                }
+                removal.empty(&above, &target, &now);
+            }
+        }
+    }
+    if removal.failed { Err(Failure::Told) } else { Ok(()) }
+}
+
+impl Removal {
+    fn note(&mut self, result: Result) {
         if let Err(failure) = result {
             _ = failure.tell();
-            failed_any = true;
+            self.failed = true;
         }
-    };
-    while let Some(step) = steps.pop() {
-        if step.emptied {
-            note(forgive(step.above.rmdir(&step.entry.name), &step.target, true));
-            continue;
-        }
-        let (within, entries) = match descent::enter(&step.above, &step.entry) {
-            Ok(found) => found,
-            Err(error) => {
-                note(forgive(Err(error), &step.target, true));
-                continue;
-            }
-        };
-        let target = step.target.clone();
-        steps.push(Doomed { emptied: true, ..step });
-        let (directories, others): (Vec<_>, Vec<_>) =
-            entries.into_iter().partition(|entry| entry.file_type() == FileType::Directory);
-        let names: Vec<_> = others.iter().map(|entry| &entry.name).collect();
-        for (name, result) in names.iter().zip(within.unlink_all(&names)) {
-            note(forgive(result, &target.join(name), true));
-        }
-        steps.extend(directories.into_iter().map(|entry| {
-            let target = target.join(&entry.name);
-            Doomed { above: within.clone(), entry, target, emptied: false }
-        }));
     }
-    if failed_any { Err(Failure::Told) } else { Ok(()) }
+
+    /// Empties directories of one directory, and removes those that hold no others. Those that do
+    /// come later.
+    fn empty(&mut self, parent: &Directory, target: &Target, entries: &[DirEntry]) {
+        let listed = parent.enter_all(&entries.iter().collect::<Vec<_>>());
+        let count: usize = listed.iter().flatten().map(|(_, found)| found.len()).sum();
+        self.beside = if count > MANY { 1 } else { BESIDE };
+        let (mut files, mut leaves, mut below) = (Vec::new(), Vec::new(), Vec::new());
+        for (entry, listed) in entries.iter().zip(listed) {
+            let target = target.join(&entry.name);
+            let (within, found) = match listed {
+                Ok(listed) => listed,
+                Err(error) => {
+                    self.note(forgive(Err(error), &target, true));
+                    continue;
+                }
+            };
+            let (directories, others): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|entry| entry.file_type() == FileType::Directory);
+            let others =
+                others.into_iter().map(|entry| (within.clone(), entry.name, target.clone()));
+            files.extend(others);
+            if directories.is_empty() {
+                leaves.push(&entry.name);
+            } else {
+                below.push((&entry.name, within, target, directories));
+            }
+        }
+        let names: Vec<_> =
+            files.iter().map(|(within, name, _)| (within, name.as_path())).collect();
+        for ((_, name, target), result) in files.iter().zip(parent.unlink_each(&names)) {
+            self.note(forgive(result, &target.join(name), true));
+        }
+        for (name, result) in leaves.iter().zip(parent.rmdir_all(&leaves)) {
+            self.note(forgive(result, &target.join(name), true));
+        }
+        for (name, above, inside, entries) in below {
+            let name = name.clone();
+            self.steps.push(Step::Remove { above: parent.clone(), target: target.clone(), name });
+            self.steps.push(Step::Empty { above, target: inside, entries });
+        }
+    }
 }
