@@ -21,7 +21,7 @@ pub struct Directory {
     core: Core,
     handle: Arc<[u8]>,
     /// For messages.
-    path: PathBuf,
+    path: Arc<Path>,
 }
 
 impl Client {
@@ -47,7 +47,7 @@ impl Directory {
                 what: format!("{path:?}"),
             });
         }
-        Ok(Self { core: core.clone(), handle: handle.into(), path })
+        Ok(Self { core: core.clone(), handle: handle.into(), path: path.into() })
     }
 
     /// A name in it, for messages.

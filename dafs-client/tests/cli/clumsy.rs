@@ -27,6 +27,10 @@ fn two_operands_never_share_a_copy() {
     let error = server.fails(1, get.into_iter().chain([to.as_os_str()]));
     assert!(error.contains("/y/a: something else on the command line"), "{error}");
     assert_eq!(std::fs::read_to_string(to.join("a")).unwrap(), "x");
+    server.ok(["mkdir", "/e"]);
+    let error = server.fails(1, ["mv", "/d/a", "/y/a", "/e"]);
+    assert!(error.contains("/y/a: something else on the command line"), "{error}");
+    assert_eq!(server.ok(["cat", "/e/a", "/y/a"]), "xy");
 }
 
 #[test]

@@ -50,21 +50,6 @@ impl Flags {
     }
 }
 
-/// The places that operands are copied to: none shall replace what an operand before it has put there.
-#[derive(Debug, Default)]
-pub struct Places(std::collections::HashSet<std::path::PathBuf>);
-
-impl Places {
-    /// Takes a place for an operand.
-    pub fn take(&mut self, place: &std::path::Path, from: impl fmt::Display) -> Result {
-        if self.0.insert(place.into()) {
-            return Ok(());
-        }
-        let why = "something else on the command line gets the same name there";
-        Err(Failure::new("copy", from, why, "copy it by itself, to another name"))
-    }
-}
-
 /// What was copied did not stay as it was for the time that took.
 pub fn changed(what: impl fmt::Display) -> Failure {
     let advice = "copy it again while nobody changes it";

@@ -1,11 +1,12 @@
 //! `dafs get`: copies from the server.
 
 use crate::context::Context;
-use crate::copy::{Flags, Places, Tally, in_parallel};
+use crate::copy::{Flags, Tally, in_parallel};
 use crate::failure::{Failure, Result};
 use crate::fetch::{self, Job, Source};
 use crate::interrupt;
 use crate::local;
+use crate::mv::Places;
 use crate::names;
 use crate::nesting;
 use crate::target::Target;
@@ -70,7 +71,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
                     tally.failed(Failure::new("copy", &from, why, advice));
                     continue;
                 };
-                let result = places.take(&to, &from);
+                let result = places.take("copy", &to, &from);
                 tally.note(result.and_then(|()| walk.operand(&client, from, to, feed)));
             }
         },

@@ -1,12 +1,12 @@
 //! `dafs put`: copies to the server.
 
 use crate::context::Context;
-use crate::copy::{Flags, Places, Tally, in_parallel};
+use crate::copy::{Flags, Tally, in_parallel};
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::leftovers;
 use crate::local::{self, kept_of_directory};
-use crate::mv::is_target_directory;
+use crate::mv::{Places, is_target_directory};
 use crate::names;
 use crate::nesting;
 use crate::send::{self, Job, Place};
@@ -70,7 +70,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
                     tally.failed(Failure::new("copy", what, why, advice));
                     continue;
                 };
-                let result = places.take(&path, names::show_path(from));
+                let result = places.take("copy", &path, names::show_path(from));
                 tally.note(result.and_then(|()| walk.operand(from.into(), to.at(path), feed)));
             }
         },

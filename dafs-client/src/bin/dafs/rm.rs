@@ -133,7 +133,8 @@ impl Removal {
         let listed = parent.enter_all(&entries.iter().collect::<Vec<_>>());
         let count: usize = listed.iter().flatten().map(|(_, found)| found.len()).sum();
         self.beside = if count > MANY { 1 } else { BESIDE };
-        let (mut files, mut leaves, mut below) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut places, mut files) = (Vec::new(), Vec::new());
+        let (mut leaves, mut below) = (Vec::new(), Vec::new());
         for (entry, listed) in entries.iter().zip(listed) {
             let target = target.join(&entry.name);
             let (within, found) = match listed {
@@ -145,24 +146,27 @@ impl Removal {
             };
             let (directories, others): (Vec<_>, Vec<_>) =
                 found.into_iter().partition(|entry| entry.file_type() == FileType::Directory);
-            let others =
-                others.into_iter().map(|entry| (within.clone(), entry.name, target.clone()));
-            files.extend(others);
+            files.extend(others.into_iter().map(|entry| (places.len(), entry.name)));
             if directories.is_empty() {
                 leaves.push(&entry.name);
             } else {
-                below.push((&entry.name, within, target, directories));
+                below.push((&entry.name, places.len(), directories));
             }
+            places.push((within, target));
         }
         let names: Vec<_> =
-            files.iter().map(|(within, name, _)| (within, name.as_path())).collect();
-        for ((_, name, target), result) in files.iter().zip(parent.unlink_each(&names)) {
-            self.note(forgive(result, &target.join(name), true));
+            files.iter().map(|(place, name)| (&places[*place].0, name.as_path())).collect();
+        for ((place, name), result) in files.iter().zip(parent.unlink_each(&names)) {
+            // The name in full only where there is something to tell.
+            if let Err(error) = result {
+                self.note(forgive(Err(error), &places[*place].1.join(name), true));
+            }
         }
         for (name, result) in leaves.iter().zip(parent.rmdir_all(&leaves)) {
             self.note(forgive(result, &target.join(name), true));
         }
-        for (name, above, inside, entries) in below {
+        for (name, place, entries) in below {
+            let (above, inside) = places[place].clone();
             let name = name.clone();
             self.steps.push(Step::Remove { above: parent.clone(), target: target.clone(), name });
             self.steps.push(Step::Empty { above, target: inside, entries });
