@@ -1,8 +1,9 @@
 //! Files that change while they are copied.
 
 use crate::harness::{Server, wait};
+use dafs_client::DirEntry;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,9 +11,14 @@ use std::time::Duration;
 /// Long enough that a copy is not over before the file changes.
 const SIZE: u64 = 96 << 20;
 
-fn wait_for_part(directory: &Path) {
-    let is_part = |name: &OsStr| name.as_encoded_bytes().starts_with(b".dafs-");
-    while !directory.read_dir().unwrap().any(|entry| is_part(&entry.unwrap().file_name())) {
+/// Waits until a part of a copy is at the server.
+fn wait_for_part(server: &Server) {
+    let client = server.client();
+    let is_begun = |entry: &DirEntry| {
+        let is_part = entry.name.as_os_str().as_encoded_bytes().starts_with(b".dafs-");
+        is_part && entry.attr.is_some_and(|attr| attr.size > 0)
+    };
+    while !client.read_dir("/").unwrap().iter().any(is_begun) {
         std::thread::sleep(Duration::from_micros(200));
     }
 }
@@ -46,11 +52,12 @@ fn what_shrinks_during_a_put_is_put_again() {
     std::fs::write(&local, vec![7; SIZE as usize]).unwrap();
     let mut put = server.command([OsStr::new("put"), local.as_ref(), OsStr::new("/x")]);
     let mut put = put.stderr(Stdio::null()).spawn().unwrap();
-    wait_for_part(&server.export);
+    wait_for_part(&server);
     let file = std::fs::File::options().write(true).open(&local).unwrap();
     file.set_len(1 << 20).unwrap();
+    file.write_all_at(&[8; 1 << 20], 0).unwrap();
     assert_eq!(wait(&mut put), 0);
-    assert!(std::fs::read(server.export.join("x")).unwrap() == vec![7; 1 << 20]);
+    assert!(std::fs::read(server.export.join("x")).unwrap() == vec![8; 1 << 20]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::failure::{Failure, Result, tell};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError, mpsc};
 use std::time::Duration;
 
 /// Longest that the command goes on after a signal: a server that does not answer keeps its parts.
@@ -71,29 +71,44 @@ pub fn finish() {
 pub fn watch() {
     static WATCH: Once = Once::new();
     WATCH.call_once(|| {
-        let ignored = ignored();
-        let wanted = [SIGINT, SIGTERM, SIGHUP];
-        let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
-        // Without them, or without a thread, a signal ends the command as ever.
-        let Ok(mut signals) = Signals::new(wanted) else { return };
+        let (ready, is_ready) = mpsc::channel();
         let thread = std::thread::Builder::new().name("dafs-signals".into());
-        _ = thread.spawn(move || {
-            let mut caught = signals.forever();
-            let Some(signal) = caught.next() else { return };
-            _ = std::thread::Builder::new().spawn(move || remove_all(signal));
-            _ = std::thread::Builder::new().spawn(move || {
-                std::thread::sleep(GRACE);
-                tell(
-                    "an incomplete copy (.dafs-*.part) stays, as the server does not answer; a put \
-                     into its directory removes it after a day",
-                );
-                die(signal);
-            });
-            if let Some(signal) = caught.next() {
-                die(signal);
+        let spawned = thread.spawn(move || {
+            let ignored = ignored();
+            let wanted = [SIGINT, SIGTERM, SIGHUP];
+            let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+            let signals = Signals::new(wanted);
+            // Whoever waits for it is there.
+            _ = ready.send(());
+            // Without them a signal ends the command as ever.
+            if let Ok(mut signals) = signals {
+                act(signals.forever());
             }
         });
+        if spawned.is_ok() {
+            _ = is_ready.recv();
+        }
     });
+}
+
+fn act(mut caught: impl Iterator<Item = i32>) {
+    let Some(signal) = caught.next() else { return };
+    let begun = std::thread::Builder::new().spawn(move || remove_all(signal)).and_then(|_| {
+        std::thread::Builder::new().spawn(move || {
+            std::thread::sleep(GRACE);
+            tell(
+                "an incomplete copy (.dafs-*.part) stays, as the server does not answer; a put into \
+                 its directory removes it after a day",
+            );
+            die(signal);
+        })
+    });
+    if begun.is_ok()
+        && let Some(signal) = caught.next()
+    {
+        die(signal);
+    }
+    die(signal);
 }
 
 fn remove_all(signal: i32) {
