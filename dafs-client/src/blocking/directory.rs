@@ -73,6 +73,18 @@ impl Directory {
         self.core.owner.block_on(self.core.setattr_of(&self.handle, set, &what))
     }
 
+    /// Sets attributes of several directories of one client, of which this is one, a bounded number of
+    /// them at a time; each with what came of it.
+    pub fn set_attr_each(&self, wanted: &[(&Self, SetAttr)]) -> Vec<Result<Attr>> {
+        let sets = for_each(wanted, IN_FLIGHT, |(directory, set)| {
+            Box::pin(async move {
+                let what = format!("{:?}", directory.path);
+                self.core.setattr_of(&directory.handle, *set, &what).await
+            })
+        });
+        self.core.owner.block_on(sets)
+    }
+
     /// Its entries, in the server's order, without `.` and `..`.
     ///
     /// # Errors

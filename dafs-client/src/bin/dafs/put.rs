@@ -80,10 +80,14 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     for (first, place) in &links {
         tally.note(send::link(first, place).inspect(|()| tally.file(&place.to)));
     }
-    // The last made first: what is in a directory changes its time.
-    for (directory, target, attr) in made.iter().rev() {
-        let set = directory.set_attr(*attr).map(drop);
-        tally.note(set.map_err(|error| Failure::client("set attributes of", target, &error)));
+    // Now that nothing more is put into them, which changes their times. By handles, the order is of no
+    // account.
+    let wanted: Vec<_> = made.iter().map(|(directory, _, attr)| (directory, *attr)).collect();
+    if let Some((first, ..)) = made.first() {
+        for ((_, target, _), set) in made.iter().zip(first.set_attr_each(&wanted)) {
+            let failed = |error| Failure::client("set attributes of", target, &error);
+            tally.note(set.map(drop).map_err(failed));
+        }
     }
     if !tally.is_hopeless() {
         there.iter().for_each(leftovers::remove);
