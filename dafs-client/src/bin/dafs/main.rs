@@ -1,7 +1,9 @@
 //! `dafs`: the files of a DAFS server from the command line.
 //!
-//! One module for each subcommand; what they share is in `context`, `target`, `names`, `copy`,
-//! `output`, `failure`, `format`, `json` and `trust`.
+//! One module for each subcommand; what they share is in `context`, `target`, `names`, `output`,
+//! `failure`, `format`, `json` and `trust`. Both directions of copies share `copy`, `local`, `sparse`,
+//! `nesting`, `verify` and `interrupt`; one file is copied by `fetch` with `landing`, or by `send`, and
+//! `leftovers` removes what copies that were killed have left.
 
 #![forbid(unsafe_code)]
 // The comments of the command line are what `--help` prints, square brackets and all.
