@@ -1,5 +1,9 @@
 //! The command `dafs` against a real server: each subcommand, odd names, and what goes wrong.
 
+#[path = "cli/changes.rs"]
+mod changes;
+#[path = "cli/clumsy.rs"]
+mod clumsy;
 #[path = "cli/copies.rs"]
 mod copies;
 #[cfg(feature = "device-tests")]
@@ -19,3 +23,7 @@ mod keys;
 mod names;
 #[path = "cli/paths.rs"]
 mod paths;
+#[path = "cli/special.rs"]
+mod special;
+#[path = "cli/trees.rs"]
+mod trees;

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Node, ROOT, Server};
 use dafs_client::blocking::Client;
-use dafs_client::{Error, FileType, OpenOptions, Status};
+use dafs_client::{Error, FileType, Op, OpenOptions, Status};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -110,11 +110,55 @@ fn names_are_made_and_removed() {
     let error = client.open("absolute").unwrap_err();
     assert_eq!(error.errno(), 2);
     assert!(error.to_string().contains("\"absolute\""), "names what was asked for: {error}");
-    for path in ["", "/", "..", "dir/.."] {
+    for path in ["", "/", ".", "dir/.", "..", "dir/.."] {
         assert!(matches!(client.unlink(path), Err(Error::InvalidArgument(_))), "{path}");
+        assert!(matches!(client.rmdir(path), Err(Error::InvalidArgument(_))), "{path}");
+        assert!(matches!(client.rename(path, "x"), Err(Error::InvalidArgument(_))), "{path}");
     }
     assert_eq!(client.open("/").unwrap_err().errno(), 21);
     assert_eq!(client.server_stats().unwrap()[0].0, "one_sided");
+}
+
+#[test]
+fn a_slash_at_the_end_takes_a_directory() {
+    let (_server, client) = tree();
+    let errno = |result: dafs_client::Result<()>| result.unwrap_err().errno();
+    for path in ["dir/sub/file/", "dir/sub/file/."] {
+        assert_eq!(client.metadata(path).unwrap_err().errno(), 20, "{path}");
+        assert_eq!(client.symlink_metadata(path).unwrap_err().errno(), 20, "{path}");
+    }
+    assert_eq!(client.open("dir/sub/file/").unwrap_err().errno(), 20);
+    assert_eq!(errno(client.unlink("dir/sub/file/")), 20);
+    assert_eq!(errno(client.unlink("dir/sub/")), 21);
+    let create = OpenOptions::new().write(true).create(true);
+    assert_eq!(client.open_with("new/", create).unwrap_err().errno(), 2);
+    assert_eq!(errno(client.rename("dir/sub/file", "new/")), 20);
+    assert_eq!(errno(client.rename("dir/sub/file/", "new")), 20);
+    client.mkdir("new/", 0o700).unwrap();
+    assert_eq!(client.metadata("new/.").unwrap().r#type(), FileType::Directory);
+}
+
+#[test]
+fn a_directory_is_held_by_its_handle() {
+    let (server, client) = tree();
+    let held = client.directory("dir/sub").unwrap();
+    server.take_log();
+    assert_eq!(held.entries().unwrap().len(), 2);
+    let file = held.open("file", OpenOptions::new().read(true)).unwrap();
+    let (below, _) = held.mkdir("below", 0o700).unwrap();
+    assert!(below.entries().unwrap().is_empty());
+    let up = held.entry("up").unwrap();
+    let links = held.read_links(&[&up]);
+    assert_eq!(links[0].as_ref().unwrap(), Path::new("../../other"));
+    let results = held.unlink_all(&["up", "missing"]);
+    assert!(results[0].is_ok() && results[1].as_ref().unwrap_err().errno() == 2);
+    // Nobody has walked.
+    assert_eq!(server.take_log().iter().filter(|op| **op == Op::Lookup).count(), 1);
+    drop(file);
+    for name in ["", ".", "..", "a/b", "file/"] {
+        assert!(matches!(held.unlink(name), Err(Error::InvalidArgument(_))), "{name}");
+    }
+    assert_eq!(client.directory("dir/sub/file").unwrap_err().errno(), 20);
 }
 
 #[test]

@@ -184,11 +184,29 @@ fn time(
     refuse(field, value, format!("must be from {} to {}", Span(least), Span(most)))
 }
 
+/// The machine's memory.
+fn machine_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(info.mem_unit.into())
+}
+
 /// A quarter of the machine's memory, 1 GiB at most.
 fn default_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    let total = (info.totalram as u64).saturating_mul(info.mem_unit.into());
-    (total / 4).clamp(64 << 20, 1 << 30) >> 20 << 20
+    (machine_memory() / 4).clamp(64 << 20, 1 << 30) >> 20 << 20
+}
+
+/// The budget of the cache, which the machine must have.
+fn budget(memory: ByteSize) -> Result<u64, ConfigError> {
+    let machine = machine_memory();
+    if memory.0 > machine.max(1 << 30) {
+        let (most, share) = (ByteSize(machine >> 20 << 20), ByteSize(machine >> 21 << 20));
+        let allowed = format!(
+            "must be less than this machine's memory, which is {most}; half of it, {share}, leaves \
+             room for everything else"
+        );
+        return refuse("cache.memory", memory, allowed);
+    }
+    size("cache.memory", memory, 1 << 20, 1 << 44)
 }
 
 fn cache(section: &file::CacheSection, flags: &Flags) -> Result<CacheConfig, ConfigError> {
@@ -197,7 +215,7 @@ fn cache(section: &file::CacheSection, flags: &Flags) -> Result<CacheConfig, Con
         return refuse("cache.page_size", page, "must be 4KiB, 8KiB, 16KiB, 32KiB or 64KiB");
     }
     let memory = flags.memory.or(section.memory).unwrap_or_else(|| ByteSize(default_memory()));
-    let memory = size("cache.memory", memory, 1 << 20, 1 << 44)?;
+    let memory = budget(memory)?;
     // Small budgets get small chunks, so that there are some to choose from.
     let default = ((memory / 4).max(1 << 20) >> 20 << 20).min(DEFAULT_CHUNK_BYTES as u64);
     let chunk = section.chunk.unwrap_or(ByteSize(default));

@@ -116,7 +116,7 @@ statuses! {
     13 Quota EDQUOT, "the disk quota is used up";
     14 StaleHandle ESTALE, "the handle names no file any more";
     15 Io EIO, "the server's storage failed";
-    16 CrossDevice EXDEV, "the two names are on different file systems";
+    16 CrossDevice EXDEV, "it is on another file system";
     17 TooManyLinks EMLINK, "the file has too many links";
     18 TooManyOpenFiles EMFILE, "too many files are open";
     19 FileTableFull ENFILE, "too many files are open on the server's host";

@@ -1,8 +1,10 @@
 //! The blocking interface: the calling thread drives the connection.
 
+mod directory;
 mod file;
 mod queue;
 
+pub use directory::Directory;
 pub use file::File;
 pub use queue::{Completion, Outcome, Queue};
 

@@ -1,5 +1,6 @@
 //! Operations on names and attributes.
 
+mod inside;
 mod open;
 mod walk;
 
@@ -10,18 +11,12 @@ use crate::file::OpenFile;
 use crate::session::Owner;
 use crate::session::rpc::CallError;
 use dafs_proto::{
-    Attr, FileType, GetAttrRequest, LinkRequest, LookupRequest, MkdirRequest, Op, ReaddirRequest,
-    ReadlinkRequest, RenameRequest, RmdirRequest, SetAttr, SetAttrRequest, StatfsReply,
-    StatfsRequest, StatsRequest, SymlinkRequest, UnlinkRequest,
+    Attr, FileType, GetAttrRequest, LookupRequest, Op, ReadlinkRequest, SetAttr, SetAttrRequest,
+    StatfsReply, StatfsRequest, StatsRequest, Status,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use walk::show;
-
-/// Bytes of directory entries to ask for at a time.
-const READDIR_BYTES: u32 = 32 << 10;
-/// Most entries of a directory that are listed.
-const MAX_ENTRIES: usize = 1 << 24;
 
 /// A client, as both interfaces use it.
 #[derive(Clone, Debug)]
@@ -43,6 +38,8 @@ pub struct DirEntry {
     pub name: PathBuf,
     /// The attributes, if the server gave them.
     pub attr: Option<Attr>,
+    /// What the server calls it; empty if it did not say.
+    pub(crate) handle: Vec<u8>,
 }
 
 impl DirEntry {
@@ -139,46 +136,40 @@ impl Core {
 
     pub(crate) async fn mkdir(&self, path: &Path, mode: u32) -> Result<Attr> {
         let (directory, name) = self.parent(path).await?;
-        let attr = Some(SetAttr { mode: Some(mode), ..SetAttr::default() });
-        let make = || MkdirRequest { directory: directory.clone(), name: name.clone(), attr };
-        let reply = self.owner.call(&show(path), make).await?;
-        self.attr(reply.attr, Op::Mkdir)
+        Ok(self.mkdir_in(&directory, &name, mode, &show(path)).await?.attr)
     }
 
     pub(crate) async fn unlink(&self, path: &Path) -> Result<()> {
-        let (directory, name) = self.parent(path).await?;
-        let make = || UnlinkRequest { directory: directory.clone(), name: name.clone() };
-        self.owner.call(&show(path), make).await.map(drop)
+        let (directory, name) = self.parent_of_file(path, Op::Unlink).await?;
+        self.unlink_in(&directory, &name, &show(path)).await
     }
 
     pub(crate) async fn rmdir(&self, path: &Path) -> Result<()> {
         let (directory, name) = self.parent(path).await?;
-        let make = || RmdirRequest { directory: directory.clone(), name: name.clone() };
-        self.owner.call(&show(path), make).await.map(drop)
+        self.rmdir_in(&directory, &name, &show(path)).await
     }
 
     pub(crate) async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        if walk::ends_with_slash(from) || walk::ends_with_slash(to) {
+            let node = self.walk(from, false).await?;
+            if node.attr.r#type() != FileType::Directory {
+                return Err(Error::Status {
+                    op: Op::Rename,
+                    status: Status::NotDirectory,
+                    message: "a slash ends the name that it is to get".into(),
+                    what: format!("{} to {}", show(from), show(to)),
+                });
+            }
+        }
         let (from_directory, from_name) = self.parent(from).await?;
         let (to_directory, to_name) = self.parent(to).await?;
-        let make = || RenameRequest {
-            from_directory: from_directory.clone(),
-            from_name: from_name.clone(),
-            to_directory: to_directory.clone(),
-            to_name: to_name.clone(),
-        };
-        self.owner.call(&format!("{} to {}", show(from), show(to)), make).await.map(drop)
+        let what = format!("{} to {}", show(from), show(to));
+        self.rename_in((&from_directory, &from_name), (&to_directory, &to_name), &what).await
     }
 
     pub(crate) async fn symlink(&self, target: &Path, path: &Path) -> Result<Attr> {
-        let (directory, name) = self.parent(path).await?;
-        let target = walk::bytes(target).to_vec();
-        let make = || SymlinkRequest {
-            directory: directory.clone(),
-            name: name.clone(),
-            target: target.clone(),
-        };
-        let reply = self.owner.call(&show(path), make).await?;
-        self.attr(reply.attr, Op::Symlink)
+        let (directory, name) = self.parent_of_file(path, Op::Symlink).await?;
+        self.symlink_in(target, &directory, &name, &show(path)).await
     }
 
     pub(crate) async fn readlink(&self, path: &Path) -> Result<PathBuf> {
@@ -188,15 +179,9 @@ impl Core {
 
     pub(crate) async fn link(&self, existing: &Path, path: &Path) -> Result<Attr> {
         let node = self.walk(existing, false).await?;
-        let (directory, name) = self.parent(path).await?;
-        let make = || LinkRequest {
-            handle: node.handle.clone(),
-            directory: directory.clone(),
-            name: name.clone(),
-        };
+        let (directory, name) = self.parent_of_file(path, Op::Link).await?;
         let what = format!("{} as {}", show(existing), show(path));
-        let reply = self.owner.call(&what, make).await?;
-        self.attr(reply.attr, Op::Link)
+        self.link_in(&node.handle, &directory, &name, &what).await
     }
 
     pub(crate) async fn statfs(&self, path: &Path) -> Result<StatfsReply> {
@@ -212,39 +197,6 @@ impl Core {
 
     pub(crate) async fn read_dir(&self, path: &Path) -> Result<Vec<DirEntry>> {
         let directory = self.walk(path, true).await?.handle;
-        let what = show(path);
-        let broken = |reason: &str| Error::Protocol {
-            peer: self.owner.peer(),
-            reason: format!("READDIR {what}: {reason}"),
-        };
-        let mut entries = Vec::new();
-        let mut cookie = 0;
-        loop {
-            let make = || ReaddirRequest {
-                directory: directory.clone(),
-                cookie,
-                max_bytes: READDIR_BYTES,
-            };
-            let reply = self.owner.call(&what, make).await?;
-            let before = cookie;
-            for entry in reply.entries {
-                if !walk::is_name(&entry.name) {
-                    return Err(broken("an entry's name is empty or holds a slash or a zero byte"));
-                }
-                if entries.len() == MAX_ENTRIES {
-                    return Err(broken("the directory does not end"));
-                }
-                cookie = entry.cookie;
-                if entry.name != b"." && entry.name != b".." {
-                    entries.push(DirEntry { name: walk::path_buf(entry.name), attr: entry.attr });
-                }
-            }
-            if reply.end {
-                return Ok(entries);
-            }
-            if cookie == before {
-                return Err(broken("a part of the list neither ends nor goes on"));
-            }
-        }
+        self.entries_of(&directory, &show(path)).await
     }
 }

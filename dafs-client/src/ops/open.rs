@@ -102,7 +102,7 @@ impl Core {
             let message = "it is the export's root".into();
             return Err(Error::Status { op: Op::Open, status: Status::IsDirectory, message, what });
         }
-        let (directory, name) = self.parent(path).await?;
+        let (directory, name) = self.parent_of_file(path, Op::Open).await?;
         match self.open_name(&directory, &name, options, &what).await {
             // The last component is a symbolic link.
             Err(error) if error.status() == Some(Status::Loop) && !options.exclusive => {
@@ -111,6 +111,18 @@ impl Core {
             }
             result => result,
         }
+    }
+
+    /// Opens a name in a directory; a symbolic link is not followed.
+    pub(crate) async fn open_in(
+        &self,
+        directory: &[u8],
+        name: &[u8],
+        options: OpenOptions,
+        what: &str,
+    ) -> Result<Arc<OpenFile>> {
+        options.check()?;
+        self.open_name(directory, name, options, what).await
     }
 
     async fn open_name(

@@ -29,9 +29,26 @@ pub(super) fn is_root(path: &Path) -> bool {
     components(bytes(path)).is_empty()
 }
 
+/// Whether the path ends with a slash, which only a directory's may.
+pub(super) fn ends_with_slash(path: &Path) -> bool {
+    bytes(path).ends_with(b"/")
+}
+
+/// Whether the path ends with something that only a directory can be: a slash, `.` or `..`.
+fn means_directory(path: &[u8]) -> bool {
+    matches!(path.rsplit(|byte| *byte == b'/').next(), Some(b"" | b"." | b".."))
+}
+
 /// Whether this can be a name in a directory.
 pub(super) fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && !name.contains(&b'/') && !name.contains(&0)
+}
+
+/// The last name of a path, whatever slashes follow it; none where that is `.` or `..`.
+fn last_name(path: &[u8]) -> Option<&[u8]> {
+    let end = path.iter().rposition(|byte| *byte != b'/')? + 1;
+    let name = path[..end].rsplit(|byte| *byte == b'/').next()?;
+    (name != b"." && name != b"..").then_some(name)
 }
 
 /// A path's components in order, without empty ones and dots. Two dots stay.
@@ -42,8 +59,23 @@ fn components(path: &[u8]) -> VecDeque<Vec<u8>> {
 
 impl Core {
     /// What a path leads to, from the export's root. `follow`: if the last component is a symbolic
-    /// link, what that leads to.
+    /// link, what that leads to; so does a slash, or a dot, behind it, which takes a directory.
     pub(crate) async fn walk(&self, path: &Path, follow: bool) -> Result<Node> {
+        let node = self.walk_to(path, follow || means_directory(bytes(path))).await?;
+        let kind = node.attr.r#type();
+        let is_directory = matches!(kind, FileType::Directory | FileType::MountPoint);
+        if means_directory(bytes(path)) && !is_directory {
+            return Err(Error::Status {
+                op: Op::Lookup,
+                status: Status::NotDirectory,
+                message: "its name ends as a directory's".into(),
+                what: show(path),
+            });
+        }
+        Ok(node)
+    }
+
+    async fn walk_to(&self, path: &Path, follow: bool) -> Result<Node> {
         let what = show(path);
         let mut parts = components(bytes(path));
         // Two dots are never a link, and are not looked up.
@@ -71,13 +103,26 @@ impl Core {
     /// Besides those of the walk: the path has no last name.
     pub(crate) async fn parent(&self, path: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
         let what = show(path);
-        let mut parts = components(bytes(path));
-        let name = parts.pop_back().filter(|name| is_name(name) && name != b"..");
-        let Some(name) = name else {
+        let name = last_name(bytes(path)).filter(|name| is_name(name));
+        let Some(name) = name.map(<[u8]>::to_vec) else {
             return Err(Error::InvalidArgument(format!("{what} does not end with a name")));
         };
+        let mut parts = components(bytes(path));
+        parts.pop_back();
         let directory = self.descend(&mut Vec::new(), parts, &mut 0, &what).await?;
         Ok((directory, name))
+    }
+
+    /// The same for the name of something that is no directory, which no slash may follow.
+    pub(super) async fn parent_of_file(&self, path: &Path, op: Op) -> Result<(Vec<u8>, Vec<u8>)> {
+        if ends_with_slash(path) && last_name(bytes(path)).is_some() {
+            // What is not there, or is no directory, is told by this.
+            self.walk(path, true).await?;
+            let message = "a slash ends its name".into();
+            let what = show(path);
+            return Err(Error::Status { op, status: Status::IsDirectory, message, what });
+        }
+        self.parent(path).await
     }
 
     /// Like [`Self::parent`], but if the last component is a symbolic link, directory and name of
@@ -179,6 +224,20 @@ mod tests {
         assert_eq!(parts, [b"a".to_vec(), b"b".to_vec(), b"..".to_vec(), b"c".to_vec()]);
         assert!(is_root(Path::new("/./")));
         assert!(!is_root(Path::new("..")));
+    }
+
+    #[test]
+    fn what_ends_a_path_tells_a_directory() {
+        for path in ["/", "a/", "a//", ".", "a/.", "..", "a/.."] {
+            assert!(means_directory(path.as_bytes()), "{path}");
+        }
+        for path in ["a", "a/b", "a/.b", "a/..b", "a/..."] {
+            assert!(!means_directory(path.as_bytes()), "{path}");
+        }
+        assert_eq!(last_name(b"/a/b//"), Some(&b"b"[..]));
+        for path in ["", "/", ".", "a/.", "a/./", "a/.."] {
+            assert_eq!(last_name(path.as_bytes()), None, "{path}");
+        }
     }
 
     #[test]

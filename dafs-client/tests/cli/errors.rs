@@ -2,7 +2,7 @@
 
 use crate::harness::{Server, Setup, run};
 use std::ffi::OsStr;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,33 @@ fn a_server_that_is_not_there() {
 
     let error = server.fails(1, ["ls", "dafs://host.invalid/data?protection=none"]);
     assert!(error.starts_with("dafs: cannot connect to dafs://host.invalid:20490/data"), "{error}");
+}
+
+/// `--timeout` is the time that an answer may take, also where that is longer than usual.
+#[test]
+fn a_server_that_is_slow_is_waited_for_as_long_as_was_said() {
+    let server = Server::start();
+    server.file("a", "x");
+    let slow = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = server.address("tcp").to_owned();
+    let url = format!("dafs://{}/data/a?engine=tcp&{}", slow.local_addr().unwrap(), server.query);
+    std::thread::spawn(move || {
+        for (number, client) in slow.incoming().enumerate() {
+            let client = client.unwrap();
+            // Longer than one attempt takes by default.
+            let pause = Duration::from_millis(if number == 0 { 5500 } else { 0 });
+            let to = to.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(pause);
+                let server = TcpStream::connect(to).unwrap();
+                let (mut from, mut into) =
+                    (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || std::io::copy(&mut from, &mut into));
+                _ = std::io::copy(&mut &server, &mut &client);
+            });
+        }
+    });
+    assert_eq!(server.ok(["--timeout", "25", "cat", &url]), "x");
 }
 
 #[test]

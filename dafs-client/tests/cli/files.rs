@@ -119,6 +119,10 @@ fn ln_links() {
     assert_eq!(dangling, Path::new("../nowhere/%20"));
     assert!(server.fails(1, ["cat", "/dangling"]).contains("no such file or directory"));
     assert!(server.fails(1, ["ln", "-s", "b", "/soft"]).contains("the name is taken"));
+    server.ok(["mkdir", "/d"]);
+    let error = server.fails(1, ["ln", "/d", "/d2"]);
+    assert!(error.contains("a directory has one name alone; make a symbolic link"), "{error}");
+    assert!(server.fails(2, ["ln", "-s", "", "/s"]).contains("must contain something"));
 }
 
 #[test]

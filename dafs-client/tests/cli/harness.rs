@@ -1,12 +1,14 @@
 //! A server in a directory of its own, and the command.
 
+use dafs_client::Options;
+use dafs_client::blocking::Client;
 use dafs_client::keys::Identity;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -52,6 +54,8 @@ pub enum Acquaintance {
 /// How to start a server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Setup {
+    /// What it exports, in place of an empty directory.
+    pub export: Option<&'static str>,
     /// Its export takes no changes.
     pub read_only: bool,
     /// It runs as a user who may not do everything.
@@ -128,6 +132,7 @@ impl Server {
         if let Some(user) = powerless {
             command.uid(user).gid(user);
         }
+        let export = setup.export.map_or(export, PathBuf::from);
         let mut offer = OsString::from("data=");
         offer.push(&export);
         if setup.read_only {
@@ -228,6 +233,26 @@ impl Server {
         run.error
     }
 
+    /// A client in this process, for what the command does not do.
+    pub fn client(&self) -> Client {
+        let identity = Some(self.local("config/dafs/identity"));
+        let options = Options { identity, ..Options::default() };
+        Client::connect(&format!("{}?{}", self.url(), self.query), options).unwrap()
+    }
+
+    /// Sends a signal to a command.
+    pub fn signal(child: &Child, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// How many requests have cost the server work so far.
+    pub fn requests(&self) -> u64 {
+        let counters = self.ok(["counters"]);
+        let line = counters.lines().find(|line| line.starts_with("handler_calls ")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
     /// Ends the server without letting it finish anything.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -287,10 +312,15 @@ pub fn run(command: &mut Command) -> Run {
 
 /// Waits for a command's end, which must come soon.
 pub fn wait(child: &mut Child) -> i32 {
+    status(child).code().expect("ended by a signal")
+}
+
+/// The same where a signal may end it.
+pub fn status(child: &mut Child) -> ExitStatus {
     let end = Instant::now() + LIMIT;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
-            return status.code().expect("ended by a signal");
+            return status;
         }
         if Instant::now() > end {
             child.kill().unwrap();

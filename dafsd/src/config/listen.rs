@@ -2,6 +2,7 @@
 
 use super::{Config, ConfigError, refuse, show};
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -34,6 +35,7 @@ impl FromStr for Listen {
                 if host.is_empty() || port.parse::<u16>().is_err() {
                     return Err(format!("must be {engine}:HOST:PORT with a port from 0 to 65535"));
                 }
+                check_host(engine, host, port)?;
                 let address = address.to_owned();
                 Ok(if engine == "tcp" { Self::Tcp(address) } else { Self::Verbs(address) })
             }
@@ -48,6 +50,21 @@ impl FromStr for Listen {
             _ => Err(format!("must be {ADDRESSES}")),
         }
     }
+}
+
+/// Refuses what a resolver would take for a name, and never find: an IPv6 address without brackets, whose
+/// colons cannot be told from the one before the port.
+fn check_host(engine: &str, host: &str, port: &str) -> Result<(), String> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if bare.is_some_and(|bare| bare.parse::<Ipv6Addr>().is_ok()) || !host.contains([':', '[', ']'])
+    {
+        return Ok(());
+    }
+    // Of `tcp:::1:PORT` people leave out a colon.
+    let meant = [host.to_owned(), format!(":{host}")];
+    let meant = meant.iter().find_map(|host| host.parse::<Ipv6Addr>().ok());
+    let meant = meant.unwrap_or(Ipv6Addr::LOCALHOST);
+    Err(format!("must have an IPv6 address in brackets: {engine}:[{meant}]:{port}"))
 }
 
 impl fmt::Display for Listen {

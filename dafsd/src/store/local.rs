@@ -9,6 +9,7 @@
 //! | [`caller`] | what is done as the caller |
 //! | [`entries`] | directories: looking up, creating, removing, renaming, listing |
 //! | [`metadata`] | attributes, and what sets them |
+//! | [`mounts`] | where another file system begins |
 //! | [`file`] | data I/O |
 //! | [`sys`] | system calls, one name at a time |
 //!
@@ -42,6 +43,7 @@ mod file;
 mod journal;
 mod kernel;
 mod metadata;
+mod mounts;
 mod setup;
 mod sys;
 mod table;
@@ -136,6 +138,9 @@ impl LocalStore {
         if let Some(object) = self.objects.get(handle) {
             return Ok(object);
         }
+        if self.is_mount_point(handle) {
+            return Err(mounts::crossing("a mount point"));
+        }
         let nameless = self.nameless.lock().get(handle).and_then(Weak::upgrade);
         if let Some(file) = nameless {
             let fd = sys::path_of(&*file).map_err(|error| failed("handle", error))?;
@@ -189,7 +194,11 @@ impl LocalStore {
             FileType::Regular => Ok(object),
             FileType::Directory => Err(failed(what(), Errno::ISDIR)),
             FileType::Symlink => Err(failed(what(), Errno::LOOP)),
-            _ => Err(failed(format!("{}: not a regular file", what()), Errno::INVAL)),
+            kind => {
+                let what =
+                    format!("{}: it is no regular file but a {}", what(), sys::kind_name(kind));
+                Err(failed(what, Errno::INVAL))
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod agent;
 mod posting;
+mod race;
 pub(crate) mod reads;
 mod tagged;
 pub(crate) mod wire;
@@ -29,7 +30,7 @@ use dafs_keys::Secret;
 use dafs_keys::tags::ConnectionNonce;
 use reads::Reads;
 use std::future::Future;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -170,26 +171,27 @@ struct TcpConnector {
 }
 
 impl TcpConnector {
-    fn reach(&self, deadline: Instant) -> Result<(TcpStream, SocketAddr), String> {
-        let addresses = self.address.to_socket_addrs().map_err(|error| error.to_string())?;
-        let mut last = "the name has no address".to_owned();
-        for address in addresses {
-            match dial(address, deadline) {
-                Ok(socket) => return Ok((socket, address)),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
     fn try_connect(
         &self,
         receiver: Arc<dyn Receiver>,
         deadline: Instant,
     ) -> Result<TcpEndpoint, String> {
-        let (socket, address) = self.reach(deadline)?;
-        let socket = OwnedFd::from(socket);
-        let first = greet(&socket, ClientHello::Messages, deadline)?;
+        let addresses = race::resolve(&self.address, deadline)?;
+        self.connect_to_first(addresses, receiver, deadline)
+    }
+
+    /// Connects to the first of these addresses where a server answers.
+    fn connect_to_first(
+        &self,
+        addresses: Vec<SocketAddr>,
+        receiver: Arc<dyn Receiver>,
+        deadline: Instant,
+    ) -> Result<TcpEndpoint, String> {
+        let ((socket, first), address) = race::first(addresses, deadline, |address, deadline| {
+            let socket = OwnedFd::from(dial(address, deadline)?);
+            let first = greet(&socket, ClientHello::Messages, deadline)?;
+            Ok((socket, first))
+        })?;
         let ServerHello::Welcome { geometry, limits, ticket } = first else {
             return Err("the server's hello is not a welcome".to_owned());
         };

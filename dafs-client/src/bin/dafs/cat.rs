@@ -2,7 +2,9 @@
 
 use crate::context::Context;
 use crate::failure::{Failure, Result, each};
+use crate::format;
 use crate::output::Output;
+use dafs_client::FileType;
 use std::ffi::OsString;
 
 /// Bytes read at a time: enough that the server places them directly.
@@ -24,7 +26,21 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         let target = cx.target(argument)?;
         let client = cx.client(&target)?;
         let fail = |error: &_| Failure::client("read", &target, error);
-        let file = client.open(&target.path).map_err(|error| fail(&error))?;
+        let file = client.open(&target.path).map_err(|error| {
+            // The server's word for what has no bytes to read is not clear to everyone.
+            let kind =
+                client.metadata(&target.path).map_or(FileType::Unknown, |attr| attr.r#type());
+            match kind {
+                FileType::Fifo | FileType::Socket | FileType::Character | FileType::Block => {
+                    let why = format!(
+                        "it is a {}, which only works on the server's host",
+                        format::type_name(kind)
+                    );
+                    Failure::new("read", &target, why, "name a file")
+                }
+                _ => fail(&error),
+            }
+        })?;
         block.resize(BLOCK, 0);
         let mut at = 0;
         loop {

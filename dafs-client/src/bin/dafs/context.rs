@@ -108,12 +108,19 @@ impl Context {
         Target::parse(argument, self.default.as_deref(), &self.wishes)
     }
 
+    /// What an argument names; without one, the default server's directory.
+    pub fn target_or_default(&self, argument: Option<&OsStr>) -> Result<Target> {
+        let default =
+            || Target::parse_or_default(OsStr::new(""), self.default.as_deref(), &self.wishes);
+        argument.map_or_else(default, |argument| self.target(argument))
+    }
+
     /// How clients of this command work.
     pub fn options(&self) -> Options {
         Options {
             first_contact: self.first_contact.clone(),
             timeout: self.timeout,
-            connect_timeout: self.timeout.min(Options::default().connect_timeout),
+            connect_timeout: self.timeout,
             ..Options::default()
         }
     }
@@ -128,6 +135,20 @@ impl Context {
         let client = self.connect(location, self.options())?;
         clients.push((location.clone(), client.clone()));
         Ok(client)
+    }
+
+    /// Whether two targets are in one export. One server may have several names, and is known by its
+    /// key; where it has none, by its name alone.
+    pub fn same_export(&self, one: &Target, other: &Target) -> Result<bool> {
+        if one.same_export(other) {
+            return Ok(true);
+        }
+        if one.location.export != other.location.export {
+            return Ok(false);
+        }
+        let key = |target: &Target| Ok(self.client(target)?.server_key().ok().flatten());
+        let key_of_one = key(one)?;
+        Ok(key_of_one.is_some() && key_of_one == key(other)?)
     }
 
     /// A client of its own.

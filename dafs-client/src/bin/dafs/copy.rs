@@ -2,6 +2,8 @@
 
 use crate::failure::{Failure, Result, tell};
 use crate::format;
+use crate::interrupt;
+use crate::sparse::Sparse;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +20,14 @@ const WAITING: usize = 64;
 pub struct Flags {
     /// Directories too, with all that is in them; symbolic links stay links
     #[arg(short, long)]
-    pub recursive: bool,
+    recursive: bool,
+    /// As -r, and keep what a plain copy does not: further names of one file stay names of one file,
+    /// and directories keep their setgid bit
+    #[arg(short, long)]
+    pub archive: bool,
+    /// Whether copies have holes, which take no space, for zeros
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub sparse: Sparse,
     /// Take the last one as the copy's name even if it is a directory
     #[arg(short = 'T', long)]
     pub no_target_directory: bool,
@@ -34,6 +43,19 @@ pub struct Flags {
     pub verbose: bool,
 }
 
+impl Flags {
+    /// Whether directories are copied.
+    pub fn recursive(&self) -> bool {
+        self.recursive || self.archive
+    }
+}
+
+/// What was copied did not stay as it was for the time that took.
+pub fn changed(what: impl fmt::Display) -> Failure {
+    let advice = "copy it again while nobody changes it";
+    Failure::new("copy", what, "it changed while it was copied", advice)
+}
+
 /// How a copy goes.
 #[derive(Debug)]
 pub struct Tally {
@@ -44,6 +66,8 @@ pub struct Tally {
     links: AtomicU64,
     bytes: AtomicU64,
     skipped: AtomicU64,
+    parted: AtomicU64,
+    without_setgid: AtomicU64,
     failures: Mutex<Vec<Failure>>,
     hopeless: AtomicBool,
 }
@@ -67,6 +91,8 @@ impl Tally {
             links: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
+            parted: AtomicU64::new(0),
+            without_setgid: AtomicU64::new(0),
             failures: Mutex::default(),
             hopeless: AtomicBool::new(false),
         }
@@ -101,8 +127,21 @@ impl Tally {
         self.links.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A further name of a file that was copied became a file of its own.
+    pub fn parted(&self) {
+        self.parted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A directory lost its setgid bit.
+    pub fn without_setgid(&self) {
+        self.without_setgid.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Something was not copied.
     pub fn failed(&self, failure: Failure) {
+        if interrupt::is_ending() {
+            return;
+        }
         if failure.is_hopeless() {
             self.hopeless.store(true, Ordering::Relaxed);
         }
@@ -134,6 +173,14 @@ impl Tally {
                 // For people, and never negative.
                 format::size((bytes as f64 / time.max(0.001)) as u64),
             ));
+        }
+        for (count, what) in [
+            (count(&self.parted), "further names of one file became files of their own"),
+            (count(&self.without_setgid), "directories lost their setgid bit"),
+        ] {
+            if count > 0 {
+                tell(&format!("{count} {what}; -a keeps such things"));
+            }
         }
         let failures = self.failures.into_inner().unwrap_or_else(PoisonError::into_inner);
         failures.iter().for_each(|failure| _ = failure.tell());

@@ -13,8 +13,8 @@ use std::ffi::OsString;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Anything at the server; the default server if not given
-    #[arg(value_name = "PATH", default_value = "")]
-    path: OsString,
+    #[arg(value_name = "PATH")]
+    path: Option<OsString>,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -22,7 +22,7 @@ pub struct Args {
 
 /// Runs the subcommand.
 pub fn run(cx: &Context, args: &Args) -> Result {
-    let target = cx.target(&args.path)?;
+    let target = cx.target_or_default(args.path.as_deref())?;
     let client = cx.client(&target)?;
     let counters = client.server_stats();
     let counters =

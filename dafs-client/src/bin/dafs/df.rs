@@ -20,7 +20,8 @@ pub struct Args {
 
 /// Runs the subcommand.
 pub fn run(cx: &Context, args: &Args) -> Result {
-    let paths = if args.paths.is_empty() { &[OsString::new()][..] } else { &args.paths };
+    let paths: Vec<_> = args.paths.iter().map(|path| Some(path.as_os_str())).collect();
+    let paths = if paths.is_empty() { vec![None] } else { paths };
     let mut output = Output::new();
     if !args.json {
         let [size, used, free] = ["size", "used", "free"];
@@ -29,8 +30,8 @@ pub fn run(cx: &Context, args: &Args) -> Result {
             "used", "files free"
         ))?;
     }
-    let result = each(paths, |path| {
-        let target = cx.target(path)?;
+    let result = each(&paths, |path| {
+        let target = cx.target_or_default(*path)?;
         let client = cx.client(&target)?;
         let statfs = client.statfs(&target.path);
         let statfs = statfs.map_err(|error| Failure::client("ask about", &target, &error))?;

@@ -17,8 +17,8 @@ use std::time::Instant;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Anything at the server; the default server if not given
-    #[arg(value_name = "PATH", default_value = "")]
-    path: OsString,
+    #[arg(value_name = "PATH")]
+    path: Option<OsString>,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -33,7 +33,7 @@ struct Finding {
 
 /// Runs the subcommand.
 pub fn run(cx: &Context, args: &Args) -> Result {
-    let target = cx.target(&args.path)?;
+    let target = cx.target_or_default(args.path.as_deref())?;
     let tcp = try_engine(cx, &target, EngineChoice::Tcp, "tcp")?;
     let shm = try_engine(cx, &target, EngineChoice::Shm, "shm")?;
     let verbs = try_engine(cx, &target, EngineChoice::Verbs, "verbs")?;

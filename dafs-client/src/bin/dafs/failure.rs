@@ -36,7 +36,7 @@ pub struct Report {
     pub why: String,
     /// What to do.
     pub advice: String,
-    /// The server is gone: whatever else is tried fails too, after as long a wait.
+    /// The server is gone, or a disk is full: whatever else is tried fails too.
     pub hopeless: bool,
 }
 
@@ -57,7 +57,11 @@ impl Failure {
         let (what, why, advice) = (what.to_string(), reason(error), advice(error).to_owned());
         let hopeless = matches!(
             error,
-            Error::Link(_) | Error::Timeout { .. } | Error::Closed(_) | Error::Trust(_)
+            Error::Link(_)
+                | Error::Timeout { .. }
+                | Error::Closed(_)
+                | Error::Trust(_)
+                | Error::Status { status: Status::NoSpace | Status::Quota, .. }
         );
         Self::Failed(Box::new(Report { verb, what, why, advice, hopeless }))
     }
@@ -87,7 +91,11 @@ impl Failure {
 
     /// An error of the local system about a path.
     pub fn local(verb: &'static str, path: &Path, error: &io::Error) -> Self {
-        Self::new(verb, names::show_path(path), local_reason(error), local_advice(error.kind()))
+        let (what, why) = (names::show_path(path), local_reason(error));
+        let advice = local_advice(error.kind()).to_owned();
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        let hopeless = full.contains(&error.kind());
+        Self::Failed(Box::new(Report { verb, what, why, advice, hopeless }))
     }
 
     /// Tells it, unless that was done, and gives the exit code.
@@ -186,6 +194,9 @@ fn advice(error: &Error) -> &'static str {
         {
             FOR_THE_OPERATOR
         }
+        Error::Status { op: Op::Rename | Op::Link, status: Status::CrossDevice, .. } => {
+            "copy it with dafs get and dafs put, then remove it"
+        }
         Error::Status { status, .. } => status_advice(*status),
         Error::Link(_) | Error::Timeout { .. } => NOT_THERE,
         Error::Protocol { .. } => "check that client and server are of the same version",
@@ -231,7 +242,7 @@ fn status_advice(status: Status) -> &'static str {
         Status::ReadOnly => "export it writable, or use another export",
         Status::NameTooLong | Status::BadName => "choose another name",
         Status::Loop => "look at the symbolic links with dafs ls -l",
-        Status::CrossDevice => "copy it with dafs get and dafs put, then remove it",
+        Status::CrossDevice => "export that file system by itself to work with it",
         Status::NoExport => {
             "check the name after the host; the server's --export NAME=PATH says what there is"
         }
@@ -294,6 +305,23 @@ mod tests {
             failure.to_string(),
             "cannot open $'a\\nb': no such file or directory; check the path"
         );
+    }
+
+    #[test]
+    fn a_full_disk_ends_a_copy_of_many() {
+        let local = |number| {
+            let error = io::Error::from_raw_os_error(number);
+            Failure::local("write", Path::new("a"), &error).is_hopeless()
+        };
+        assert!(local(28) && local(122));
+        assert!(!local(13) && !local(21));
+        let remote = |status| {
+            let (message, what) = (String::new(), String::new());
+            let error = Error::Status { op: Op::Write, status, message, what };
+            Failure::client("write", "a", &error).is_hopeless()
+        };
+        assert!(remote(Status::NoSpace) && remote(Status::Quota));
+        assert!(!remote(Status::Access));
     }
 
     #[test]

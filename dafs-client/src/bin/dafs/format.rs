@@ -15,6 +15,7 @@ fn type_letter(kind: FileType) -> char {
         FileType::Socket => 's',
         FileType::Character => 'c',
         FileType::Block => 'b',
+        FileType::MountPoint => 'm',
         FileType::Unknown => '?',
     }
 }
@@ -29,6 +30,7 @@ pub fn type_name(kind: FileType) -> &'static str {
         FileType::Socket => "socket",
         FileType::Character => "character device",
         FileType::Block => "block device",
+        FileType::MountPoint => "mount point",
         FileType::Unknown => "unknown",
     }
 }

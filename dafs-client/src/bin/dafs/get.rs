@@ -3,19 +3,25 @@
 use crate::context::Context;
 use crate::copy::{Flags, Tally, in_parallel};
 use crate::failure::{Failure, Result};
-use crate::local::{self, Landing};
+use crate::fetch::{self, Job, Source};
+use crate::interrupt;
+use crate::local;
+use crate::mv::Places;
 use crate::names;
+use crate::nesting;
 use crate::target::Target;
-use dafs_client::blocking::{Client, File};
-use dafs_client::{Attr, FileType};
+use dafs_client::blocking::{Client, Directory};
+use dafs_client::{Attr, DirEntry, FileType};
+use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Copy files and directories from the server
 ///
 /// Mode and time of change are kept, owners and setuid bits are not. A copy gets its name when it
-/// is complete, and replaces what has the name.
+/// is complete, and replaces what has the name; a file that changes while it is copied is copied
+/// once more. What is no file, such as a fifo, a device or /dev/stdout, is written to as it stands.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to copy, and last the local copy's name, or a directory to copy to
@@ -24,19 +30,6 @@ pub struct Args {
     #[command(flatten)]
     flags: Flags,
 }
-
-/// A file to be copied.
-struct Job {
-    client: Client,
-    from: Target,
-    to: PathBuf,
-    attr: Attr,
-    /// Named by the user rather than found in a directory.
-    named: bool,
-}
-
-/// Directories that were made, with the attributes they are to have in the end.
-type Made = Vec<(PathBuf, Attr)>;
 
 /// Runs the subcommand.
 pub fn run(cx: &Context, args: &Args) -> Result {
@@ -56,8 +49,17 @@ pub fn run(cx: &Context, args: &Args) -> Result {
         Ok((cx.client(&target)?, target))
     });
     let targets = targets.collect::<Result<Vec<_>>>()?;
+    interrupt::watch();
     let tally = Tally::new();
-    let mut made = Made::new();
+    let mut walk = Walk {
+        tally: &tally,
+        flags,
+        made: Vec::new(),
+        made_as: HashMap::new(),
+        several: HashMap::new(),
+        links: Vec::new(),
+    };
+    let mut places = Places::default();
     in_parallel(
         &tally,
         flags.jobs,
@@ -69,183 +71,191 @@ pub fn run(cx: &Context, args: &Args) -> Result {
                     tally.failed(Failure::new("copy", &from, why, advice));
                     continue;
                 };
-                let result = operand(&tally, &client, from, to, flags, &mut made, feed);
-                tally.note(result);
+                let result = places.take("copy", &to, &from);
+                tally.note(result.and_then(|()| walk.operand(&client, from, to, feed)));
             }
         },
-        |block, job| file(&tally, flags.verify, block, &job),
+        |block, job| fetch::file(&tally, flags, block, &job),
     );
+    let Walk { made, links, .. } = walk;
+    for (first, to) in links {
+        let linked =
+            local::link(&first, &to).map_err(|error| Failure::local("make link", &to, &error));
+        tally.note(linked.inspect(|()| tally.file(names::show_path(&to))));
+    }
     // The last made first: what is in a directory changes its time.
     for (path, attr) in made.iter().rev() {
-        let finished = local::finish_directory(path, attr);
+        let finished = local::finish_directory(path, attr, flags.archive);
         tally.note(finished.map_err(|error| Failure::local("set attributes of", path, &error)));
     }
     tally.finish(flags.verbose)
 }
 
-fn operand(
-    tally: &Tally,
-    client: &Client,
+/// Something that was found in a directory of the server.
+struct Found {
+    above: Directory,
+    entry: DirEntry,
     from: Target,
     to: PathBuf,
-    flags: &Flags,
-    made: &mut Made,
-    feed: &mut dyn FnMut(Job),
-) -> Result {
-    let fail = |error: &_| Failure::client("copy", &from, error);
-    let attr = if flags.recursive {
-        client.symlink_metadata(&from.path)
-    } else {
-        client.metadata(&from.path)
-    };
-    let attr = attr.map_err(|error| fail(&error))?;
-    if attr.r#type() == FileType::Directory && !flags.recursive {
-        let advice = "add -r to copy it with all that is in it";
-        return Err(Failure::new("copy", &from, "it is a directory", advice));
-    }
-    let mut waiting = vec![(from, to, attr, true)];
-    while let Some((from, to, attr, named)) = waiting.pop() {
-        if tally.is_hopeless() {
-            break;
-        }
-        match attr.r#type() {
-            FileType::Regular => {
-                tally.found(attr.size);
-                feed(Job { client: client.clone(), from, to, attr, named });
-            }
-            FileType::Symlink => {
-                tally.note(link(client, &from, &to, &attr).inspect(|()| tally.link()));
-            }
-            FileType::Directory => match directory(client, &from, &to, attr, named, made) {
-                Ok(entries) => {
-                    tally.directory();
-                    waiting.extend(entries);
-                }
-                Err(failure) => tally.failed(failure),
-            },
-            kind => {
-                let why = format!("it is a {}", crate::format::type_name(kind));
-                let advice = "only files, directories and symbolic links are copied";
-                tally.failed(Failure::new("copy", &from, why, advice));
-            }
-        }
-    }
-    Ok(())
 }
 
-fn link(client: &Client, from: &Target, to: &Path, attr: &Attr) -> Result {
-    let target = client.read_link(&from.path);
-    let target = target.map_err(|error| Failure::client("copy", from, &error))?;
-    local::symlink(&target, to, attr.mtime).map_err(|error| Failure::local("make link", to, &error))
+/// What is known on the way through the server's directories.
+struct Walk<'a> {
+    tally: &'a Tally,
+    flags: &'a Flags,
+    /// Directories that were made, with the attributes they are to have in the end.
+    made: Vec<(PathBuf, Attr)>,
+    /// Those directories by device and inode.
+    made_as: HashMap<(u64, u64), PathBuf>,
+    /// The copies of files that have several names, by device and inode.
+    several: HashMap<(u64, u64), PathBuf>,
+    /// Copies of one file: the first, and a further name for it.
+    links: Vec<(PathBuf, PathBuf)>,
 }
 
-type Found = (Target, PathBuf, Attr, bool);
-
-/// Makes a directory; what is to be copied to it.
-fn directory(
-    client: &Client,
-    from: &Target,
-    to: &Path,
-    attr: Attr,
-    named: bool,
-    made: &mut Made,
-) -> Result<Vec<Found>> {
-    match std::fs::create_dir(to) {
-        Ok(()) => made.push((to.into(), attr)),
-        Err(error) => {
-            // Nothing that the server sends leads out of the copy through a link: only a directory
-            // that the user named may be one.
-            let there = if named { to.metadata() } else { to.symlink_metadata() };
-            if !there.is_ok_and(|there| there.is_dir()) {
-                return Err(Failure::local("make directory", to, &error));
-            }
-        }
-    }
-    let fail = |error: &_| Failure::client("copy", from, error);
-    let entries = client.read_dir(&from.path).map_err(|error| fail(&error))?;
-    let mut found = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let (from, to) = (from.join(&entry.name), to.join(&entry.name));
-        let attr = match entry.attr {
-            Some(attr) => attr,
-            None => client.symlink_metadata(&from.path).map_err(|error| fail(&error))?,
-        };
-        found.push((from, to, attr, false));
-    }
-    Ok(found)
-}
-
-fn file(tally: &Tally, verify: bool, block: &mut [u8], job: &Job) -> Result {
-    let Job { client, from, to, attr, named } = job;
-    let fail = |error: &_| Failure::client("copy", from, error);
-    let fail_local = |error: &_| Failure::local("write", to, error);
-    let file = client.open(&from.path).map_err(|error| fail(&error))?;
-    let landing = Landing::begin(to, *named).map_err(|error| fail_local(&error))?;
-    let mut at = 0;
-    loop {
-        let count = file.read_at(block, at).map_err(|error| fail(&error))?;
-        if count == 0 {
-            break;
-        }
-        let result = if landing.is_regular() {
-            landing.file().write_all_at(&block[..count], at)
+impl Walk<'_> {
+    fn operand(
+        &mut self,
+        client: &Client,
+        from: Target,
+        to: PathBuf,
+        feed: &mut dyn FnMut(Job),
+    ) -> Result {
+        let fail = |error: &_| Failure::client("copy", &from, error);
+        let attr = if self.flags.recursive() {
+            client.symlink_metadata(&from.path)
         } else {
-            std::io::Write::write_all(&mut landing.file(), &block[..count])
+            client.metadata(&from.path)
         };
-        result.map_err(|error| fail_local(&error))?;
-        tally.moved(count);
-        at += count as u64;
-        if count < block.len() && at >= attr.size {
-            break;
+        let attr = attr.map_err(|error| fail(&error))?;
+        if attr.r#type() != FileType::Directory {
+            if names::ends_with_slash(&to) {
+                return Err(local::no_directory(names::show_path(&to)));
+            }
+            if attr.r#type() == FileType::Symlink {
+                let target = client.read_link(&from.path).map_err(|error| fail(&error))?;
+                return self.link(&target, &to, &attr);
+            }
+            let source = Source::Named(client.clone());
+            return self.file(source, from, to, attr, feed);
         }
+        if !self.flags.recursive() {
+            let advice = "add -r to copy it with all that is in it";
+            return Err(Failure::new("copy", &from, "it is a directory", advice));
+        }
+        nesting::refuse_get(&from, &attr, &to)?;
+        let root = client.directory(&from.path).map_err(|error| fail(&error))?;
+        let entries = root.entries().map_err(|error| fail(&error))?;
+        let mut waiting = self.directory((root, entries), &from, &to, attr, true)?;
+        while let Some(Found { above, entry, from, to }) = waiting.pop() {
+            if self.tally.is_hopeless() {
+                break;
+            }
+            let attr = entry.attr.unwrap_or_default();
+            let result = match attr.r#type() {
+                FileType::Directory => {
+                    let entered = above.enter(&entry);
+                    entered
+                        .map_err(|error| Failure::client("copy", &from, &error))
+                        .and_then(|entered| self.directory(entered, &from, &to, attr, false))
+                        .map(|entries| waiting.extend(entries))
+                }
+                FileType::Symlink => {
+                    let target = above.read_links(&[&entry]).pop().unwrap_or(Ok(PathBuf::new()));
+                    let target = target.map_err(|error| Failure::client("copy", &from, &error));
+                    target.and_then(|target| self.link(&target, &to, &attr))
+                }
+                _ => self.file(Source::In(above), from, to, attr, feed),
+            };
+            self.tally.note(result);
+        }
+        Ok(())
     }
-    if verify && landing.is_regular() {
-        compare(block, &file, from, landing.file(), to)?;
-    }
-    // The answer to CLOSE would tell nothing of what was read; dropping the file closes it.
-    drop(file);
-    landing.land(attr).map_err(|error| fail_local(&error))?;
-    tally.file(from);
-    Ok(())
-}
 
-/// Compares a file of the server, read by RPC, with a local one.
-pub fn compare(
-    block: &mut [u8],
-    remote: &File,
-    target: &Target,
-    local: &std::fs::File,
-    path: &Path,
-) -> Result {
-    let fail = |error: &_| Failure::client("verify", target, error);
-    let (theirs, ours) = block.split_at_mut(block.len() / 2);
-    let mut at = 0;
-    loop {
-        let mut read = remote.read_at_by(theirs, at, dafs_client::Path::Direct);
-        if let Err(error) = &read
-            && error.status() == Some(dafs_client::Status::Transfer)
-        {
-            // There is no memory for it here, say.
-            read = remote.read_at_by(theirs, at, dafs_client::Path::Inline);
+    /// What is no directory and no link.
+    fn file(
+        &mut self,
+        source: Source,
+        from: Target,
+        to: PathBuf,
+        attr: Attr,
+        feed: &mut dyn FnMut(Job),
+    ) -> Result {
+        if attr.r#type() == FileType::MountPoint {
+            let why = "another file system is mounted there, which is no part of the export";
+            let advice = "export it by itself to copy what is in it";
+            return Err(Failure::new("copy", &from, why, advice));
         }
-        let count = read.map_err(|error| fail(&error))?.bytes;
-        let mut filled = 0;
-        while filled < ours.len() {
-            let read = local.read_at(&mut ours[filled..], at + filled as u64);
-            match read.map_err(|error| Failure::local("verify", path, &error))? {
-                0 => break,
-                count => filled += count,
+        if attr.r#type() != FileType::Regular {
+            let why = format!("it is a {}", crate::format::type_name(attr.r#type()));
+            let advice = "only files, directories and symbolic links are copied";
+            return Err(Failure::new("copy", &from, why, advice));
+        }
+        if attr.nlink > 1 {
+            let first = self.several.get(&(attr.device, attr.inode));
+            match first {
+                Some(first) if self.flags.archive => {
+                    self.links.push((first.clone(), to));
+                    return Ok(());
+                }
+                Some(_) => self.tally.parted(),
+                None => _ = self.several.insert((attr.device, attr.inode), to.clone()),
             }
         }
-        if count != filled || theirs[..count] != ours[..filled] {
-            let same = theirs[..count].iter().zip(&ours[..filled]).take_while(|(a, b)| a == b);
-            let why = format!("the copy differs from byte {} on", at + same.count() as u64);
-            let advice = "copy it again while nobody changes it";
-            return Err(Failure::new("verify", target, why, advice));
+        self.tally.found(attr.size);
+        feed(Job { source, from, to, attr });
+        Ok(())
+    }
+
+    fn link(&self, target: &Path, to: &Path, attr: &Attr) -> Result {
+        local::symlink(target, to, attr.mtime)
+            .map_err(|error| Failure::local("make link", to, &error))
+            .inspect(|()| self.tally.link())
+    }
+
+    /// Makes a directory; what is to be copied to it.
+    fn directory(
+        &mut self,
+        (directory, entries): (Directory, Vec<DirEntry>),
+        from: &Target,
+        to: &Path,
+        attr: Attr,
+        named: bool,
+    ) -> Result<Vec<Found>> {
+        let made = self.made_as.get(&(attr.device, attr.inode));
+        if made.is_some_and(|made| nesting::is_same_get(made, &attr)) {
+            return Err(nesting::inside(from));
         }
-        if count == 0 {
-            return Ok(());
+        match std::fs::create_dir(to) {
+            Ok(()) => {
+                self.made.push((to.into(), attr));
+                if let Ok(made) = to.symlink_metadata() {
+                    self.made_as.insert((made.dev(), made.ino()), to.into());
+                }
+                if attr.mode & 0o2000 != 0 && !self.flags.archive {
+                    self.tally.without_setgid();
+                }
+            }
+            Err(error) => {
+                // Nothing that the server sends leads out of the copy through a link: only a
+                // directory that the user named may be one.
+                let there = if named { to.metadata() } else { to.symlink_metadata() };
+                if !there.is_ok_and(|there| there.is_dir()) {
+                    return Err(Failure::local("make directory", to, &error));
+                }
+            }
         }
-        at += count as u64;
+        let fail = |error: &_| Failure::client("copy", from, error);
+        let mut found = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let (from, to) = (from.join(&entry.name), to.join(&entry.name));
+            let entry = match entry.attr {
+                Some(_) => entry,
+                None => directory.entry(&entry.name).map_err(|error| fail(&error))?,
+            };
+            found.push(Found { above: directory.clone(), entry, from, to });
+        }
+        self.tally.directory();
+        Ok(found)
     }
 }

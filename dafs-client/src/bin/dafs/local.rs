@@ -1,11 +1,11 @@
 //! The local side of copies.
 
+use crate::failure::Failure;
 use crate::names;
 use dafs_client::{Attr, Time};
-use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
-use std::fs::{File, Permissions};
+use rustix::fs::{self, AtFlags, CWD, Mode, Timespec, Timestamps, UTIME_OMIT};
+use std::fs::Permissions;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Permission bits that copies keep. Owners are not copied, so the bits that lend an owner's rights
 /// are not either.
 pub const KEPT_MODE: u32 = 0o1777;
+
+/// Those that copies of directories keep; all of them with `--archive`.
+pub fn kept_of_directory(archive: bool) -> u32 {
+    if archive { KEPT_MODE | 0o2000 } else { KEPT_MODE }
+}
 
 /// The permission bits that new files shall not have.
 pub fn umask() -> u32 {
@@ -31,110 +36,8 @@ pub fn temporary_beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// A local file in the making, which gets its name when it is complete. What is interrupted before
-/// leaves nothing behind, where the file system knows files without names, and else is removed.
-#[derive(Debug)]
-pub struct Landing {
-    file: File,
-    to: PathBuf,
-    kind: Kind,
-}
-
-#[derive(Debug)]
-enum Kind {
-    /// The file has no name yet.
-    Nameless,
-    /// The file has a temporary name.
-    Named(PathBuf),
-    /// Something that is no regular file, such as a terminal or a pipe, takes the bytes as they
-    /// come.
-    Straight,
-}
-
-impl Landing {
-    /// Begins a file that will be `to`. `follow`: if that is a symbolic link, what it leads to.
-    pub fn begin(to: &Path, follow: bool) -> io::Result<Self> {
-        let to = if follow { to.canonicalize().unwrap_or_else(|_| to.into()) } else { to.into() };
-        if let Ok(there) = to.symlink_metadata() {
-            if there.is_dir() {
-                return Err(io::ErrorKind::IsADirectory.into());
-            }
-            if follow && !there.is_file() && !there.is_symlink() {
-                let file = File::options().write(true).open(&to)?;
-                return Ok(Self { file, to, kind: Kind::Straight });
-            }
-        }
-        let directory = match to.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mode = Mode::RUSR | Mode::WUSR;
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        if let Ok(file) = fs::openat(CWD, directory, flags | OFlags::TMPFILE, mode) {
-            let file = File::from(file);
-            // Without /proc it could not be given a name.
-            if Path::new(&handle(&file)).exists() {
-                return Ok(Self { file, to, kind: Kind::Nameless });
-            }
-        }
-        let name = temporary_beside(&to);
-        let file = fs::openat(CWD, &name, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
-        Ok(Self { file: file.into(), to, kind: Kind::Named(name) })
-    }
-
-    /// Where to write.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Whether what was written can be read again.
-    pub fn is_regular(&self) -> bool {
-        !matches!(self.kind, Kind::Straight)
-    }
-
-    /// Gives the complete file mode and time of change, and then its name, which replaces what has
-    /// it.
-    pub fn land(self, attr: &Attr) -> io::Result<()> {
-        if matches!(self.kind, Kind::Straight) {
-            return Ok(());
-        }
-        self.file.set_permissions(Permissions::from_mode(attr.mode & KEPT_MODE))?;
-        if let Some(mtime) = attr.mtime {
-            fs::futimens(&self.file, &times(mtime))?;
-        }
-        if let Kind::Named(name) = &self.kind {
-            return std::fs::rename(name, &self.to);
-        }
-        let link =
-            |to: &Path| fs::linkat(CWD, handle(&self.file), CWD, to, AtFlags::SYMLINK_FOLLOW);
-        match link(&self.to) {
-            Err(rustix::io::Errno::EXIST) => {
-                let name = temporary_beside(&self.to);
-                link(&name)?;
-                std::fs::rename(&name, &self.to).inspect_err(|_| {
-                    // The rename's error is the one to tell.
-                    _ = std::fs::remove_file(&name);
-                })
-            }
-            result => Ok(result?),
-        }
-    }
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        if let Kind::Named(name) = &self.kind {
-            // After a rename it is not there any more.
-            _ = std::fs::remove_file(name);
-        }
-    }
-}
-
-fn handle(file: &File) -> String {
-    format!("/proc/self/fd/{}", file.as_raw_fd())
-}
-
-fn times(mtime: Time) -> Timestamps {
+/// For a system call that sets a file's time of change and leaves the other.
+pub fn times(mtime: Time) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec {
@@ -157,9 +60,26 @@ pub fn symlink(target: &Path, path: &Path, mtime: Option<Time>) -> io::Result<()
     })
 }
 
+/// Whether a name is one of [`temporary_beside`]'s.
+pub fn is_temporary(name: &Path) -> bool {
+    let name = names::bytes(name);
+    name.starts_with(b".dafs-") && name.ends_with(b".part")
+}
+
+/// Gives a file a further name, which replaces what has that name unless it is a directory.
+pub fn link(first: &Path, path: &Path) -> io::Result<()> {
+    let name = temporary_beside(path);
+    std::fs::hard_link(first, &name)?;
+    // Of two names of one file the rename leaves both.
+    let result = std::fs::rename(&name, path);
+    _ = std::fs::remove_file(&name);
+    result
+}
+
 /// Gives a directory mode and time of change.
-pub fn finish_directory(path: &Path, attr: &Attr) -> io::Result<()> {
-    std::fs::set_permissions(path, Permissions::from_mode(attr.mode & KEPT_MODE))?;
+pub fn finish_directory(path: &Path, attr: &Attr, archive: bool) -> io::Result<()> {
+    let mode = attr.mode & kept_of_directory(archive);
+    std::fs::set_permissions(path, Permissions::from_mode(mode))?;
     if let Some(mtime) = attr.mtime {
         fs::utimensat(CWD, path, &times(mtime), AtFlags::empty())?;
     }
@@ -173,45 +93,28 @@ pub fn mtime(metadata: &std::fs::Metadata) -> Time {
     Time { seconds: metadata.mtime(), nanoseconds }
 }
 
-/// What a copied thing is to be called at the local `to`; `None` if it has no name of its own.
+/// What a copied thing is to be called at `to`; `None` if it has no name of its own. Of a directory
+/// that is named by a dot, what is in it goes straight to `to`.
 pub fn place(from: &Path, to: &Path, into: bool) -> Option<PathBuf> {
-    if into { names::last_name(from).map(|name| to.join(name)) } else { Some(to.into()) }
+    if !into || names::ends_with_dot(from) {
+        return Some(to.into());
+    }
+    names::last_name(from).map(|name| to.join(name))
+}
+
+/// Why a copy of something that is no directory cannot be called `to`.
+pub fn no_directory(to: impl std::fmt::Display) -> Failure {
+    let advice = "make the directory first, or leave the slash out to give the copy that name";
+    Failure::new("write", to, "there is no such directory", advice)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     fn attr() -> Attr {
         let mtime = Some(Time { seconds: -1, nanoseconds: 5 });
         Attr { mode: 0o4640, mtime, ..Attr::default() }
-    }
-
-    #[test]
-    fn a_landed_file_replaces_and_keeps_mode_and_time() {
-        let directory = tempfile::tempdir().unwrap();
-        let to = directory.path().join("to");
-        for content in ["first", "second"] {
-            let landing = Landing::begin(&to, true).unwrap();
-            landing.file().write_all(content.as_bytes()).unwrap();
-            landing.land(&attr()).unwrap();
-            assert_eq!(std::fs::read_to_string(&to).unwrap(), content);
-        }
-        let metadata = to.metadata().unwrap();
-        assert_eq!(metadata.mode() & 0o7777, 0o640);
-        assert_eq!(mtime(&metadata), Time { seconds: -1, nanoseconds: 5 });
-        assert_eq!(directory.path().read_dir().unwrap().count(), 1);
-    }
-
-    #[test]
-    fn what_does_not_land_leaves_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let landing = Landing::begin(&directory.path().join("to"), true).unwrap();
-        landing.file().write_all(b"half").unwrap();
-        drop(landing);
-        assert_eq!(directory.path().read_dir().unwrap().count(), 0);
-        assert!(Landing::begin(directory.path(), true).is_err());
     }
 
     #[test]

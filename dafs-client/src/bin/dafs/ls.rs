@@ -7,8 +7,8 @@ use crate::json::Json;
 use crate::names;
 use crate::output::Output;
 use crate::target::Target;
-use dafs_client::blocking::Client;
-use dafs_client::{Attr, FileType};
+use dafs_client::blocking::{Client, Directory};
+use dafs_client::{Attr, DirEntry, FileType};
 use std::ffi::OsString;
 
 /// List directories, sorted by name
@@ -46,12 +46,13 @@ struct Entry {
 
 /// Runs the subcommand.
 pub fn run(cx: &Context, args: &Args) -> Result {
-    let paths = if args.paths.is_empty() { &[OsString::new()][..] } else { &args.paths };
+    let paths: Vec<_> = args.paths.iter().map(|path| Some(path.as_os_str())).collect();
+    let paths = if paths.is_empty() { vec![None] } else { paths };
     let mut output = Output::new();
     let mut lister = Lister { args, raw: !output.is_terminal(), output: &mut output, lists: 0 };
     let headings = paths.len() > 1 || args.recursive;
-    let result = each(paths, |path| {
-        let target = cx.target(path)?;
+    let result = each(&paths, |path| {
+        let target = cx.target_or_default(*path)?;
         lister.operand(&cx.client(&target)?, &target, headings)
     });
     output.finish()?;
@@ -83,16 +84,35 @@ impl Lister<'_> {
             }
             attr => attr.map_err(|error| fail(&error))?,
         };
-        if attr.r#type() != FileType::Directory || self.args.directory {
+        if !is_directory(&attr) || self.args.directory {
             let name = names::bytes(&target.path).to_vec();
-            let entry = self.entry(client, target, name, attr);
-            return self.show(&target.clone(), &[entry]);
+            let wants_link = self.wants_link() && attr.r#type() == FileType::Symlink;
+            // Without it the rest of the entry is still worth listing.
+            let link = wants_link.then(|| client.read_link(&target.path).ok()).flatten();
+            let link = link.map(|link| names::bytes(&link).to_vec());
+            return self.show(target, &[Entry { name, attr, link }]);
         }
-        let mut waiting = vec![target.clone()];
+        let root = client.directory(&target.path).map_err(|error| fail(&error))?;
+        // By handles, so that a directory costs the same however deep it is.
+        let mut waiting = vec![(root, None, target.clone())];
         let mut failed = false;
-        while let Some(directory) = waiting.pop() {
-            match self.list(client, &directory, headings) {
-                Ok(below) if self.args.recursive => waiting.extend(below.into_iter().rev()),
+        while let Some((above, entry, target)) = waiting.pop() {
+            let entered = match entry {
+                Some(entry) => above.enter(&entry),
+                None => above.entries().map(|entries| (above, entries)),
+            };
+            let entered = entered.map_err(|error| Failure::client("list", &target, &error));
+            let below = entered.and_then(|(directory, entries)| {
+                let below = self.list(&directory, entries, &target, headings)?;
+                Ok(below.into_iter().map(move |entry| (directory.clone(), entry)))
+            });
+            match below {
+                Ok(below) if self.args.recursive => {
+                    waiting.extend(below.rev().map(|(above, entry)| {
+                        let target = target.join(&entry.name);
+                        (above, Some(entry), target)
+                    }))
+                }
                 Ok(_) => {}
                 Err(Failure::OutputClosed) => return Err(Failure::OutputClosed),
                 Err(failure) => {
@@ -105,50 +125,62 @@ impl Lister<'_> {
     }
 
     /// Lists a directory; the directories in it.
-    fn list(&mut self, client: &Client, directory: &Target, heading: bool) -> Result<Vec<Target>> {
-        let fail = |error: &_| Failure::client("list", directory, error);
-        let mut entries = client.read_dir(&directory.path).map_err(|error| fail(&error))?;
+    fn list(
+        &mut self,
+        directory: &Directory,
+        mut entries: Vec<DirEntry>,
+        target: &Target,
+        heading: bool,
+    ) -> Result<Vec<DirEntry>> {
+        let fail = |error: &_| Failure::client("list", target, error);
         entries.retain(|entry| self.args.all || !names::bytes(&entry.name).starts_with(b"."));
         entries.sort_by(|a, b| names::bytes(&a.name).cmp(names::bytes(&b.name)));
-        let mut shown = Vec::with_capacity(entries.len());
-        let mut below = Vec::new();
+        let mut found = Vec::with_capacity(entries.len());
         for entry in entries {
-            let target = directory.join(&entry.name);
-            let attr = match entry.attr {
-                Some(attr) => attr,
-                None => match client.symlink_metadata(&target.path) {
-                    Ok(attr) => attr,
+            let entry = match entry.attr {
+                Some(_) => entry,
+                None => match directory.entry(&entry.name) {
+                    Ok(entry) => entry,
                     // It has gone since.
                     Err(error) if error.errno() == 2 => continue,
                     Err(error) => return Err(fail(&error)),
                 },
             };
-            if attr.r#type() == FileType::Directory {
-                below.push(target.clone());
-            }
-            shown.push(self.entry(client, &target, names::bytes(&entry.name).to_vec(), attr));
+            found.push(entry);
         }
         if heading && !self.args.json {
-            let path = names::bytes(&directory.path);
+            let path = names::bytes(&target.path);
             let gap = if self.lists > 0 { "\n" } else { "" };
             self.output.bytes(gap.as_bytes())?;
             let path = self.name(path);
             self.output.bytes(&[&path[..], b":\n"].concat())?;
         }
         self.lists += 1;
-        self.show(directory, &shown)?;
-        Ok(below)
+        let shown = self.entries(directory, &found);
+        self.show(target, &shown)?;
+        found.retain(|entry| entry.attr.as_ref().is_some_and(is_directory));
+        Ok(found)
     }
 
-    fn entry(&self, client: &Client, target: &Target, name: Vec<u8>, attr: Attr) -> Entry {
-        let wants_link = self.args.long || self.args.json;
-        let link = if wants_link && attr.r#type() == FileType::Symlink {
+    fn wants_link(&self) -> bool {
+        self.args.long || self.args.json
+    }
+
+    fn entries(&self, directory: &Directory, found: &[DirEntry]) -> Vec<Entry> {
+        let is_link = |entry: &&DirEntry| entry.file_type() == FileType::Symlink;
+        let links = found.iter().filter(|entry| self.wants_link() && is_link(entry));
+        let mut links = directory.read_links(&links.collect::<Vec<_>>()).into_iter();
+        let entry = |entry: &DirEntry| {
+            let link = if self.wants_link() && is_link(&entry) { links.next() } else { None };
             // Without it the rest of the entry is still worth listing.
-            client.read_link(&target.path).ok().map(|link| names::bytes(&link).to_vec())
-        } else {
-            None
+            let link = link.and_then(dafs_client::Result::ok);
+            Entry {
+                name: names::bytes(&entry.name).to_vec(),
+                attr: entry.attr.unwrap_or_default(),
+                link: link.map(|link| names::bytes(&link).to_vec()),
+            }
         };
-        Entry { name, attr, link }
+        found.iter().map(entry).collect()
     }
 
     fn name(&self, name: &[u8]) -> Vec<u8> {
@@ -189,6 +221,11 @@ impl Lister<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether something can be listed: a mount point too, as empty.
+fn is_directory(attr: &Attr) -> bool {
+    matches!(attr.r#type(), FileType::Directory | FileType::MountPoint)
 }
 
 fn json(directory: &Target, entry: &Entry) -> Json {

@@ -1,7 +1,9 @@
 //! `dafs`: the files of a DAFS server from the command line.
 //!
-//! One module for each subcommand; what they share is in `context`, `target`, `names`, `copy`,
-//! `output`, `failure`, `format`, `json` and `trust`.
+//! One module for each subcommand; what they share is in `context`, `target`, `names`, `output`,
+//! `failure`, `format`, `json` and `trust`. Both directions of copies share `copy`, `local`, `sparse`,
+//! `nesting`, `verify` and `interrupt`; one file is copied by `fetch` with `landing`, or by `send`, and
+//! `leftovers` removes what copies that were killed have left.
 
 #![forbid(unsafe_code)]
 // The comments of the command line are what `--help` prints, square brackets and all.
@@ -14,23 +16,31 @@ mod counters;
 mod df;
 mod doctor;
 mod failure;
+mod fetch;
 mod format;
 mod get;
+mod interrupt;
 mod json;
 mod keygen;
+mod landing;
+mod leftovers;
 mod ln;
 mod local;
 mod ls;
 mod mkdir;
 mod mv;
 mod names;
+mod nesting;
 mod output;
 mod probe;
 mod put;
 mod rm;
+mod send;
+mod sparse;
 mod stat;
 mod target;
 mod trust;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use context::{Context, Global};
@@ -93,6 +103,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&cx, args),
         Command::Keygen(args) => keygen::run(args),
     };
+    interrupt::finish();
     result.map_or_else(|failure| failure.tell(), |()| ExitCode::SUCCESS)
 }
 

@@ -4,9 +4,12 @@ use crate::context::Context;
 use crate::failure::{Failure, Result, each};
 use crate::names;
 use crate::target::Target;
-use dafs_client::FileType;
 use dafs_client::blocking::Client;
+use dafs_client::{FileType, Status};
+use std::collections::HashSet;
 use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// Rename or move files and directories within an export
 ///
@@ -29,16 +32,31 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     let to = cx.target(last)?;
     let client = cx.client(&to)?;
     let into = is_target_directory(&client, &to, from.len(), args.no_target_directory, "move to")?;
+    let mut places = Places::default();
     each(from, |from| {
         let from = cx.target(from)?;
         let to = place(&from, &to, into, "move")?;
-        if !from.same_export(&to) {
+        places.take("move", &to.path, &from)?;
+        for target in [&from, &to] {
+            if names::last_name(&target.path).is_none() {
+                let why = "it is no name in a directory";
+                return Err(Failure::new("move", target, why, "name what is in it"));
+            }
+        }
+        if !cx.same_export(&from, &to)? {
             let advice = "copy it with dafs get and dafs put, then remove it with dafs rm";
             return Err(Failure::new("move", &from, format!("{to} is in another export"), advice));
         }
         let what = format!("{from} to {to}");
         let renamed = client.rename(&from.path, &to.path);
-        renamed.map_err(|error| Failure::client("move", what, &error))
+        renamed.map_err(|error| match error.status() {
+            // The only thing that the system finds invalid between two good names.
+            Some(Status::Invalid) => {
+                let why = "a directory cannot be moved to somewhere in itself";
+                Failure::new("move", what, why, "choose another place")
+            }
+            _ => Failure::client("move", what, &error),
+        })
     })
 }
 
@@ -57,6 +75,21 @@ pub fn is_target_directory(
         return Err(Failure::new(verb, to, "it is no directory to hold several", advice));
     }
     Ok(is_directory && !never)
+}
+
+/// The places that operands go to: none shall replace what an operand before it has put there.
+#[derive(Debug, Default)]
+pub struct Places(HashSet<PathBuf>);
+
+impl Places {
+    /// Takes a place for an operand.
+    pub fn take(&mut self, verb: &'static str, place: &Path, from: impl fmt::Display) -> Result {
+        if self.0.insert(place.into()) {
+            return Ok(());
+        }
+        let why = "something else on the command line gets the same name there";
+        Err(Failure::new(verb, from, why, "name it by itself, with another name for it there"))
+    }
 }
 
 /// What `from` is to be called at `to`.

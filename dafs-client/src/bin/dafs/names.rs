@@ -98,9 +98,23 @@ pub fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
 }
 
-/// The last name of a path, if it ends with one: not with a slash alone, `.` or `..`.
+/// The last name of a path, whatever slashes follow it; none where that is empty, `.` or `..`.
 pub fn last_name(path: &Path) -> Option<&OsStr> {
-    path.file_name().filter(|name| !name.is_empty())
+    let path = bytes(path);
+    let end = path.iter().rposition(|byte| *byte != b'/')? + 1;
+    let name = path[..end].rsplit(|byte| *byte == b'/').next()?;
+    (name != b"." && name != b"..").then(|| OsStr::from_bytes(name))
+}
+
+/// Whether the path names a directory by a dot in it.
+pub fn ends_with_dot(path: &Path) -> bool {
+    let path = bytes(path);
+    path == b"." || path.ends_with(b"/.")
+}
+
+/// Whether a slash ends the path, so that it means a directory.
+pub fn ends_with_slash(path: &Path) -> bool {
+    bytes(path).ends_with(b"/")
 }
 
 #[cfg(test)]
@@ -134,7 +148,8 @@ mod tests {
     #[test]
     fn a_path_may_lack_a_last_name() {
         assert_eq!(last_name(Path::new("/a/b/")), Some(OsStr::new("b")));
-        assert_eq!(last_name(Path::new("/")), None);
-        assert_eq!(last_name(Path::new("a/..")), None);
+        for path in ["/", "", ".", "..", "a/.", "a/./", "a/..", "a/../"] {
+            assert_eq!(last_name(Path::new(path)), None, "{path}");
+        }
     }
 }

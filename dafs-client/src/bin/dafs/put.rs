@@ -3,22 +3,28 @@
 use crate::context::Context;
 use crate::copy::{Flags, Tally, in_parallel};
 use crate::failure::{Failure, Result};
-use crate::get::compare;
-use crate::local::{self, KEPT_MODE, temporary_beside};
-use crate::mv::is_target_directory;
+use crate::interrupt;
+use crate::leftovers;
+use crate::local::{self, kept_of_directory};
+use crate::mv::{Places, is_target_directory};
+use crate::names;
+use crate::nesting;
+use crate::send::{self, Job, Place};
 use crate::target::Target;
-use dafs_client::blocking::{Client, File};
-use dafs_client::{FileType, OpenOptions, SetAttr, Status};
+use dafs_client::blocking::{Client, Directory};
+use dafs_client::{Attr, FileType, SetAttr, Status};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::Metadata;
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Copy files and directories to the server
 ///
 /// Mode and time of change are kept, owners and setuid bits are not. A copy gets its name when it
-/// is complete and on stable storage, and replaces what has the name.
+/// is complete and on stable storage, and replaces what has the name; a file that changes while it
+/// is copied is copied once more. Until then it is called .dafs-*.part, as ls -a shows; what a copy
+/// that was killed has left of these is removed by a put into the same directory a day later.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to copy, and last the copy's name, or a directory to copy to
@@ -27,17 +33,6 @@ pub struct Args {
     #[command(flatten)]
     flags: Flags,
 }
-
-/// A file to be copied.
-struct Job {
-    from: PathBuf,
-    to: Target,
-    /// Named by the user rather than found in a directory.
-    named: bool,
-}
-
-/// Directories that were made, with the attributes they are to have in the end.
-type Made = Vec<(Target, SetAttr)>;
 
 /// Runs the subcommand.
 pub fn run(cx: &Context, args: &Args) -> Result {
@@ -49,8 +44,19 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     let client = cx.client(&to)?;
     let into =
         is_target_directory(&client, &to, paths.len(), flags.no_target_directory, "copy to")?;
+    interrupt::watch();
     let tally = Tally::new();
-    let mut made = Made::new();
+    let mut walk = Walk {
+        tally: &tally,
+        client: &client,
+        flags,
+        made: Vec::new(),
+        made_as: HashMap::new(),
+        there: Vec::new(),
+        several: HashMap::new(),
+        links: Vec::new(),
+    };
+    let mut places = Places::default();
     in_parallel(
         &tally,
         flags.jobs,
@@ -58,208 +64,224 @@ pub fn run(cx: &Context, args: &Args) -> Result {
             for from in paths {
                 let from = Path::new(from);
                 let Some(path) = local::place(from, &to.path, into) else {
-                    let what = crate::names::show_path(from);
+                    let what = names::show_path(from);
                     let advice = "name what is in it, or give the copy's name with -T";
                     let why = "it has no name of its own";
                     tally.failed(Failure::new("copy", what, why, advice));
                     continue;
                 };
-                let result =
-                    operand(&tally, &client, from.into(), to.at(path), flags, &mut made, feed);
-                tally.note(result);
+                let result = places.take("copy", &path, names::show_path(from));
+                tally.note(result.and_then(|()| walk.operand(from.into(), to.at(path), feed)));
             }
         },
-        |block, job| file(&tally, flags.verify, &client, block, &job),
+        |block, job| send::file(&tally, flags, block, &job),
     );
-    // The last made first: what is in a directory changes its time.
-    for (target, attr) in made.iter().rev() {
-        let set = client.set_attr(&target.path, *attr).map(drop);
-        tally.note(set.map_err(|error| Failure::client("set attributes of", target, &error)));
+    let Walk { made, there, links, .. } = walk;
+    for (first, place) in &links {
+        tally.note(send::link(first, place).inspect(|()| tally.file(&place.to)));
+    }
+    // Now that nothing more is put into them, which changes their times. By handles, the order is of no
+    // account.
+    let wanted: Vec<_> = made.iter().map(|(directory, _, attr)| (directory, *attr)).collect();
+    if let Some((first, ..)) = made.first() {
+        for ((_, target, _), set) in made.iter().zip(first.set_attr_each(&wanted)) {
+            let failed = |error| Failure::client("set attributes of", target, &error);
+            tally.note(set.map(drop).map_err(failed));
+        }
+    }
+    if !tally.is_hopeless() {
+        there.iter().for_each(leftovers::remove);
     }
     tally.finish(flags.verbose)
 }
 
-fn attributes(metadata: &Metadata) -> SetAttr {
-    SetAttr {
-        mode: Some(metadata.mode() & KEPT_MODE),
-        mtime: Some(local::mtime(metadata)),
-        ..SetAttr::default()
-    }
-}
-
-fn operand(
-    tally: &Tally,
-    client: &Client,
+/// Something that was found in a local directory.
+struct Found {
     from: PathBuf,
-    to: Target,
-    flags: &Flags,
-    made: &mut Made,
-    feed: &mut dyn FnMut(Job),
-) -> Result {
-    let mut waiting = vec![(from, to, true)];
-    while let Some((from, to, named)) = waiting.pop() {
-        if tally.is_hopeless() {
-            break;
-        }
-        let follow = named && !flags.recursive;
+    place: Place,
+}
+
+/// What is known on the way through the local directories.
+struct Walk<'a> {
+    tally: &'a Tally,
+    client: &'a Client,
+    flags: &'a Flags,
+    /// Directories that were made, with the attributes they are to have in the end.
+    made: Vec<(Directory, Target, SetAttr)>,
+    /// Those directories by device and inode, as they were when they had been made.
+    made_as: HashMap<(u64, u64), Directory>,
+    /// Directories that were there before, to which something is copied.
+    there: Vec<Directory>,
+    /// The copies of files that have several names, by device and inode.
+    several: HashMap<(u64, u64), Place>,
+    /// Copies of one file: the first, and a further name for it.
+    links: Vec<(Place, Place)>,
+}
+
+impl Walk<'_> {
+    fn operand(&mut self, from: PathBuf, to: Target, feed: &mut dyn FnMut(Job)) -> Result {
+        let follow = !self.flags.recursive();
         let metadata = if follow { from.metadata() } else { from.symlink_metadata() };
-        let metadata = match metadata {
-            Ok(metadata) => metadata,
-            Err(error) => {
-                tally.failed(Failure::local("copy", &from, &error));
-                continue;
+        let metadata = metadata.map_err(|error| Failure::local("copy", &from, &error))?;
+        if !metadata.is_dir() {
+            if names::ends_with_slash(&to.path) {
+                return Err(local::no_directory(&to));
             }
-        };
-        let what = || crate::names::show_path(&from);
-        let kind = metadata.file_type();
-        if kind.is_dir() && flags.recursive {
-            match directory(client, &from, &to, &metadata, named, made) {
-                Ok(entries) => {
-                    tally.directory();
-                    waiting.extend(entries);
-                }
-                Err(failure) => tally.failed(failure),
-            }
-        } else if kind.is_dir() {
+            let place = self.place(&to)?;
+            self.there.push(place.directory.clone());
+            return self.file(from, place, &metadata, true, feed);
+        }
+        if !self.flags.recursive() {
             let advice = "add -r to copy it with all that is in it";
-            tally.failed(Failure::new("copy", what(), "it is a directory", advice));
-        } else if kind.is_symlink() {
-            tally.note(link(client, &from, &to).inspect(|()| tally.link()));
-        } else if kind.is_file() || follow {
-            tally.found(metadata.len());
-            feed(Job { from, to, named });
-        } else {
+            let what = names::show_path(&from);
+            return Err(Failure::new("copy", what, "it is a directory", advice));
+        }
+        nesting::refuse_put(self.client, &from, &metadata, &to)?;
+        let root = self.root(&to, &metadata)?;
+        let mut waiting = self.entries(&root, &from, &to)?;
+        while let Some(Found { from, place }) = waiting.pop() {
+            if self.tally.is_hopeless() {
+                break;
+            }
+            let metadata = from.symlink_metadata();
+            let metadata = metadata.map_err(|error| Failure::local("copy", &from, &error));
+            let result = metadata.and_then(|metadata| {
+                if !metadata.is_dir() {
+                    return self.file(from, place, &metadata, false, feed);
+                }
+                let directory = self.directory(&from, &place, &metadata)?;
+                waiting.extend(self.entries(&directory, &from, &place.to)?);
+                Ok(())
+            });
+            self.tally.note(result);
+        }
+        Ok(())
+    }
+
+    /// Where a copy that the user named goes.
+    fn place(&self, to: &Target) -> Result<Place> {
+        let place = to.parent(self.client).map(|(directory, name)| Place {
+            directory,
+            name: name.into(),
+            to: to.clone(),
+        });
+        place.map_err(|error| match error.status() {
+            // It is the directory that is missing, not the file.
+            Some(Status::NoEntry) => {
+                let advice = "make the directory first with dafs mkdir -p";
+                Failure::new("write", to, "its directory is not there", advice)
+            }
+            _ => Failure::client("write", to, &error),
+        })
+    }
+
+    /// What is no directory.
+    fn file(
+        &mut self,
+        from: PathBuf,
+        place: Place,
+        metadata: &Metadata,
+        named: bool,
+        feed: &mut dyn FnMut(Job),
+    ) -> Result {
+        let kind = metadata.file_type();
+        let follow = named && !self.flags.recursive();
+        if kind.is_symlink() {
+            return send::symlink(&from, &place).inspect(|()| self.tally.link());
+        }
+        if !kind.is_file() && !follow {
             let why = "it is neither file nor directory nor symbolic link";
-            tally.failed(Failure::new("copy", what(), why, "leave it out"));
+            return Err(Failure::new("copy", names::show_path(&from), why, "leave it out"));
         }
+        if kind.is_file() && metadata.nlink() > 1 {
+            let first = self.several.get(&(metadata.dev(), metadata.ino()));
+            match first {
+                Some(first) if self.flags.archive => {
+                    self.links.push((first.clone(), place));
+                    return Ok(());
+                }
+                Some(_) => self.tally.parted(),
+                None => {
+                    self.several.insert((metadata.dev(), metadata.ino()), place.clone());
+                }
+            }
+        }
+        self.tally.found(metadata.len());
+        feed(Job { from, place, follow });
+        Ok(())
     }
-    Ok(())
-}
 
-type Found = (PathBuf, Target, bool);
+    /// The copy of a directory that the user named: made, or there before, be it through a link.
+    fn root(&mut self, to: &Target, metadata: &Metadata) -> Result<Directory> {
+        if names::last_name(&to.path).is_some() {
+            let Place { directory, name, .. } = self.place(to)?;
+            match directory.mkdir(name, 0o700) {
+                Ok((made, attr)) => {
+                    self.new_directory(&made, to, metadata, &attr);
+                    return Ok(made);
+                }
+                Err(error) if error.status() != Some(Status::Exists) => {
+                    return Err(Failure::client("make directory", to, &error));
+                }
+                Err(_) => {}
+            }
+        }
+        // The root cannot be made, and is always there.
+        let there = self.client.directory(&to.path);
+        let there = there.map_err(|error| Failure::client("make directory", to, &error))?;
+        self.there.push(there.clone());
+        Ok(there)
+    }
 
-/// Makes a directory; what is to be copied to it.
-fn directory(
-    client: &Client,
-    from: &Path,
-    to: &Target,
-    metadata: &Metadata,
-    named: bool,
-    made: &mut Made,
-) -> Result<Vec<Found>> {
-    match client.mkdir(&to.path, 0o700) {
-        Ok(_) => made.push((to.clone(), attributes(metadata))),
-        Err(error) => {
-            let there =
-                if named { client.metadata(&to.path) } else { client.symlink_metadata(&to.path) };
-            let is_there = there.is_ok_and(|attr| attr.r#type() == FileType::Directory);
-            // The root cannot be made, and is always there.
-            if !is_there {
-                return Err(Failure::client("make directory", to, &error));
+    /// The copy of a directory that was found.
+    fn directory(&mut self, from: &Path, place: &Place, metadata: &Metadata) -> Result<Directory> {
+        let Place { directory, name, to } = place;
+        let made = self.made_as.get(&(metadata.dev(), metadata.ino()));
+        let is_made = made.and_then(|made| made.attr().ok());
+        if is_made.is_some_and(|attr| nesting::is_same(metadata, &attr)) {
+            return Err(nesting::inside(names::show_path(from)));
+        }
+        match directory.mkdir(name, 0o700) {
+            Ok((made, attr)) => {
+                self.new_directory(&made, to, metadata, &attr);
+                Ok(made)
+            }
+            Err(error) => {
+                let there = directory.entry(name).ok();
+                let there = there.filter(|there| there.file_type() == FileType::Directory);
+                let there = there.and_then(|there| directory.directory(&there).ok());
+                let there = there.ok_or_else(|| Failure::client("make directory", to, &error))?;
+                self.there.push(there.clone());
+                Ok(there)
             }
         }
     }
-    let fail = |error: &_| Failure::local("copy", from, error);
-    let entries = std::fs::read_dir(from).map_err(|error| fail(&error))?;
-    let entries = entries.map(|entry| {
-        let name = entry.map_err(|error| fail(&error))?.file_name();
-        Ok((from.join(&name), to.join(&name), false))
-    });
-    entries.collect()
-}
 
-/// Moves a complete copy to its name; where that fails, it goes.
-fn land(client: &Client, temporary: &Target, to: &Target, result: Result) -> Result {
-    let renamed = result.and_then(|()| {
-        let renamed = client.rename(&temporary.path, &to.path);
-        renamed.map_err(|error| Failure::client("write", to, &error))
-    });
-    if renamed.is_err() {
-        // What went wrong first is the thing to tell.
-        _ = client.unlink(&temporary.path);
-    }
-    renamed
-}
-
-fn link(client: &Client, from: &Path, to: &Target) -> Result {
-    let target = from.read_link().map_err(|error| Failure::local("copy", from, &error))?;
-    let temporary = to.at(temporary_beside(&to.path));
-    let made = client.symlink(target, &temporary.path).map(drop);
-    made.map_err(|error| Failure::client("make link", to, &error))?;
-    land(client, &temporary, to, Ok(()))
-}
-
-fn file(tally: &Tally, verify: bool, client: &Client, block: &mut [u8], job: &Job) -> Result {
-    let Job { from, to, named } = job;
-    let fail_local = |error: &_| Failure::local("copy", from, error);
-    // What a directory's listing said was a file may be a link or a pipe by now.
-    let flags = if *named {
-        0
-    } else {
-        (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits()
-    };
-    // The flags of open(2) all fit.
-    let flags = i32::try_from(flags).unwrap_or(0);
-    let local = std::fs::File::options().read(true).custom_flags(flags).open(from);
-    let local = local.map_err(|error| fail_local(&error))?;
-    let metadata = local.metadata().map_err(|error| fail_local(&error))?;
-    let temporary = to.at(temporary_beside(&to.path));
-    let options = OpenOptions::new().read(verify).write(true).create_new(true).mode(0o600);
-    let remote = client.open_with(&temporary.path, options);
-    let remote = remote.map_err(|error| match error.status() {
-        // It is the directory that is missing, not the file.
-        Some(Status::NoEntry) => {
-            let advice = "make the directory first with dafs mkdir -p";
-            Failure::new("write", to, "its directory is not there", advice)
-        }
-        _ => Failure::client("write", to, &error),
-    })?;
-    let result = fill(tally, block, &local, from, &remote, to).and_then(|()| {
-        if verify && metadata.is_file() {
-            compare(block, &remote, to, &local, from)?;
-        }
-        let mut attr = attributes(&metadata);
-        if !metadata.is_file() {
-            attr = SetAttr { mode: Some(0o666 & !local::umask()), ..SetAttr::default() };
-        }
-        let finished = remote.set_attr(attr).and_then(|_| remote.close());
-        finished.map_err(|error| Failure::client("write", to, &error))
-    });
-    land(client, &temporary, to, result)?;
-    tally.file(to);
-    Ok(())
-}
-
-/// Writes what can be read to the new file, and commits it.
-fn fill(
-    tally: &Tally,
-    block: &mut [u8],
-    mut local: &std::fs::File,
-    from: &Path,
-    remote: &File,
-    to: &Target,
-) -> Result {
-    let fail = |error: &_| Failure::client("write", to, error);
-    let mut at = 0;
-    loop {
-        let mut filled = 0;
-        while filled < block.len() {
-            match local.read(&mut block[filled..]) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(Failure::local("copy", from, &error)),
-            }
-        }
-        remote.write_all_at(&block[..filled], at).map_err(|error| fail(&error))?;
-        tally.moved(filled);
-        at += filled as u64;
-        if filled < block.len() {
-            break;
+    fn new_directory(&mut self, made: &Directory, to: &Target, metadata: &Metadata, attr: &Attr) {
+        let wanted = SetAttr {
+            mode: Some(metadata.mode() & kept_of_directory(self.flags.archive)),
+            mtime: Some(local::mtime(metadata)),
+            ..SetAttr::default()
+        };
+        self.made.push((made.clone(), to.clone(), wanted));
+        self.made_as.insert((attr.device, attr.inode), made.clone());
+        if metadata.mode() & 0o2000 != 0 && !self.flags.archive {
+            self.tally.without_setgid();
         }
     }
-    if at == 0 {
-        return Ok(());
+
+    /// What is to be copied to a directory.
+    fn entries(&self, directory: &Directory, from: &Path, to: &Target) -> Result<Vec<Found>> {
+        let fail = |error: &_| Failure::local("copy", from, error);
+        let entries = std::fs::read_dir(from).map_err(|error| fail(&error))?;
+        let entries = entries.map(|entry| {
+            let name = entry.map_err(|error| fail(&error))?.file_name();
+            let (directory, to) = (directory.clone(), to.join(&name));
+            let from = from.join(&name);
+            Ok(Found { from, place: Place { directory, name: name.into(), to } })
+        });
+        let entries = entries.collect::<Result<Vec<_>>>()?;
+        self.tally.directory();
+        Ok(entries)
     }
-    remote.sync().map_err(|error| fail(&error))
 }

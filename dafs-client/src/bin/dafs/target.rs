@@ -2,7 +2,8 @@
 
 use crate::failure::Failure;
 use crate::names;
-use dafs_client::{EngineChoice, Location, Protection, PublicKey};
+use dafs_client::blocking::{Client, Directory};
+use dafs_client::{DirEntry, EngineChoice, Location, Protection, PublicKey};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -38,7 +39,22 @@ pub struct Wishes {
 
 impl Target {
     /// What an argument names. `default` is the value of [`DEFAULT_VARIABLE`].
+    ///
+    /// An empty argument is refused: it is what a variable that was not set leaves, and must not mean
+    /// the default's directory.
     pub fn parse(
+        argument: &OsStr,
+        default: Option<&OsStr>,
+        wishes: &Wishes,
+    ) -> Result<Self, Failure> {
+        if argument.is_empty() {
+            return Err(unusable(b"", "it is empty; write . for the directory of DAFS_URL"));
+        }
+        Self::parse_or_default(argument, default, wishes)
+    }
+
+    /// The same; an empty argument stands for the default's directory.
+    pub fn parse_or_default(
         argument: &OsStr,
         default: Option<&OsStr>,
         wishes: &Wishes,
@@ -105,6 +121,30 @@ impl Target {
         self.at(self.path.join(name))
     }
 
+    /// The same without the slashes at the end, and whether there were any: the path means a directory
+    /// then.
+    pub fn without_slash(&self) -> (Self, bool) {
+        let path = names::bytes(&self.path);
+        let end = path.iter().rposition(|byte| *byte != b'/').map_or(1, |last| last + 1);
+        let bare = OsStr::from_bytes(&path[..end.min(path.len())]);
+        (self.at(bare.into()), end < path.len())
+    }
+
+    /// What the path names, with the directory that it is in; a symbolic link is not followed. The
+    /// path must end with a name.
+    pub fn find(&self, client: &Client) -> dafs_client::Result<(Directory, DirEntry)> {
+        let (directory, name) = self.parent(client)?;
+        let entry = directory.entry(name)?;
+        Ok((directory, entry))
+    }
+
+    /// The directory that the path's last name is in, and that name.
+    pub fn parent<'a>(&'a self, client: &Client) -> dafs_client::Result<(Directory, &'a Path)> {
+        let name = names::last_name(&self.path).unwrap_or_default();
+        let above = self.path.parent().unwrap_or(Path::new("/"));
+        Ok((client.directory(above)?, Path::new(name)))
+    }
+
     /// Whether both are in the same export of the same server.
     pub fn same_export(&self, other: &Self) -> bool {
         let place = |target: &Self| {
@@ -124,7 +164,8 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = names::encode(self.location.export.as_bytes());
         let path = names::encode(names::bytes(&self.path));
-        let path = path.trim_end_matches('/');
+        // The root's slash says nothing.
+        let path = if path.trim_matches('/').is_empty() { "" } else { &path };
         write!(f, "dafs://{}/{export}{path}", self.location.address())
     }
 }
@@ -153,7 +194,7 @@ mod tests {
     fn plain_paths_are_taken_as_they_are_at_the_default_server() {
         let default = Some("dafs://h/data/home?engine=tcp");
         for (argument, path) in
-            [("a%20b?", "/home/a%20b?"), ("/x", "/x"), ("", "/home/"), (".", "/home/.")]
+            [("a%20b?", "/home/a%20b?"), ("/x", "/x"), ("x/", "/home/x/"), (".", "/home/.")]
         {
             let target = parse(argument.as_bytes(), default).unwrap();
             assert_eq!(target.path.as_os_str(), path, "{argument}");
@@ -178,6 +219,7 @@ mod tests {
             (b"dafs://h/d/%zz", None, "two hexadecimal digits"),
             (b"dafs://h\xff/d/", None, "must be UTF-8"),
             (b"dafs://h/a%3Fb/", None, "question mark"),
+            (b"", Some("dafs://h/data"), "it is empty"),
         ] {
             let failure = parse(argument, default).unwrap_err().to_string();
             assert!(failure.contains(why), "{failure}");

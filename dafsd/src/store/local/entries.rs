@@ -1,6 +1,7 @@
 //! Directories: looking up, creating, removing, renaming, listing.
 
 use super::metadata::{Changes, check_target};
+use super::mounts::crossing;
 use super::sys::{self, check_name, failed, show};
 use super::{Handles, LocalFile, LocalStore, Object};
 use crate::store::{
@@ -35,6 +36,9 @@ impl LocalStore {
     /// The error of a call about a name; a directory that was removed makes its handle stale.
     fn error(&self, directory: &Object, what: &str, name: &[u8], error: Errno) -> StoreError {
         let what = format!("{what} {}", show(name));
+        if error == Errno::XDEV {
+            return crossing(&what);
+        }
         let is_gone = || sys::stat(&directory.fd).is_ok_and(|stat| stat.stx_nlink == 0);
         if error == Errno::NOENT && is_gone() {
             let what = format!("{what}: the directory was removed");
@@ -63,11 +67,11 @@ impl LocalStore {
         }
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
-        let fd = who.run(|| {
-            sys::open_path(&directory.fd, name)
-                .map_err(|error| self.error(&directory, what, name, error))
-        })?;
-        self.keep(fd, &directory, name)
+        match who.run(|| Ok(sys::open_path(&directory.fd, name)))? {
+            Ok(fd) => self.keep(fd, &directory, name),
+            Err(Errno::XDEV) => Ok(self.mount_point(&directory, 0)),
+            Err(error) => Err(self.error(&directory, what, name, error)),
+        }
     }
 
     pub(super) fn create_file(
@@ -291,6 +295,9 @@ impl LocalStore {
         max_bytes: usize,
     ) -> Result<(Vec<Entry>, bool)> {
         let what = "listing";
+        if self.is_mount_point(directory) {
+            return Ok((Vec::new(), true));
+        }
         let directory = self.directory(directory, what, b".")?;
         let fail = |error| failed(format!("listing inode {}", directory.identity.inode), error);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
@@ -316,9 +323,9 @@ impl LocalStore {
             }
             let node = match sys::open_path(&directory.fd, name) {
                 Ok(fd) => self.found(fd, &directory, name)?.1,
-                // Gone since; or another file system is mounted there, which is no part of the
-                // export.
-                Err(Errno::NOENT | Errno::XDEV) => continue,
+                Err(Errno::XDEV) => self.mount_point(&directory, entry.ino()),
+                // Gone since.
+                Err(Errno::NOENT) => continue,
                 Err(error) => return Err(self.error(&directory, what, name, error)),
             };
             bytes += name.len() + node.handle.as_bytes().len() + ENTRY_BYTES;

@@ -100,6 +100,20 @@ pub fn file_type(stat: &Statx) -> FileType {
     }
 }
 
+/// The type in words.
+pub fn kind_name(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Regular => "regular file",
+        FileType::Directory => "directory",
+        FileType::Symlink => "symbolic link",
+        FileType::Fifo => "fifo",
+        FileType::Socket => "socket",
+        FileType::Character | FileType::Block => "device",
+        FileType::MountPoint => "mount point",
+        FileType::Unknown => "thing of a type unknown here",
+    }
+}
+
 fn device(stat: &Statx) -> u64 {
     fs::makedev(stat.stx_dev_major, stat.stx_dev_minor)
 }
