@@ -309,6 +309,10 @@ impl StoreFile for MemoryFile {
         true
     }
 
+    fn max_size(&self) -> u64 {
+        self.disk.max_size()
+    }
+
     fn attr(&self) -> Result<Attr> {
         self.check()?;
         self.disk.attr(self.number)

@@ -10,13 +10,17 @@ type Act = fn(&World, &Arc<FakeLink>, &[u8], &[u8]);
 
 fn chmod(world: &World, link: &Arc<FakeLink>, _: &[u8], handle: &[u8]) {
     let attr = Some(SetAttr { mode: Some(0o600), ..SetAttr::default() });
-    world.call(link, &SetAttrRequest { handle: handle.to_vec(), attr }, (1, 1)).unwrap();
+    world
+        .call(link, &SetAttrRequest { handle: handle.to_vec(), attr, ..Default::default() }, (1, 1))
+        .unwrap();
 }
 
 fn set_time(world: &World, link: &Arc<FakeLink>, _: &[u8], handle: &[u8]) {
     let mtime = Some(Time { seconds: 1000, nanoseconds: 1 });
     let attr = Some(SetAttr { mtime, ..SetAttr::default() });
-    world.call(link, &SetAttrRequest { handle: handle.to_vec(), attr }, (1, 1)).unwrap();
+    world
+        .call(link, &SetAttrRequest { handle: handle.to_vec(), attr, ..Default::default() }, (1, 1))
+        .unwrap();
 }
 
 fn rename(world: &World, link: &Arc<FakeLink>, root: &[u8], _: &[u8]) {

@@ -167,6 +167,7 @@ fn a_dropped_request_is_answered() {
     let cx = OpContext {
         server: Arc::clone(&world.server),
         session,
+        slot: 0,
         link: link_dyn,
         slot: 0,
         data: vec![],
@@ -193,7 +194,7 @@ fn a_request_whose_session_ends_meanwhile_is_not_said_to_be_undone() {
     };
     let job = Job { cx, header, ticket, credits, replied: false };
     // The file was created, then the session ended: there is nowhere to enter the open.
-    world.server.end_session(&session);
+    world.server.end_session(&session, false);
     let late = OpError::new(Status::BadSession, "the session has ended");
     job.finish::<OpenRequest>(Ok::<Result<OpenReply, _>, Panicked>(Err(late)), |_| {});
     assert!(link.take().is_empty(), "no reply says that nothing was done");
