@@ -167,7 +167,6 @@ fn a_dropped_request_is_answered() {
     let cx = OpContext {
         server: Arc::clone(&world.server),
         session,
-        slot: 0,
         link: link_dyn,
         slot: 0,
         data: vec![],
@@ -189,6 +188,7 @@ fn a_request_whose_session_ends_meanwhile_is_not_said_to_be_undone() {
     let cx = OpContext {
         server: Arc::clone(&world.server),
         session: Arc::clone(&session),
+        slot: 0,
         link: link_dyn,
         data: vec![],
     };
