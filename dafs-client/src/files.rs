@@ -6,7 +6,7 @@ use crate::file::OpenFile;
 use crate::session::Session;
 use crate::session::pump::{MESSAGES, want};
 use crate::sync::lock;
-use crate::write::Uncommitted;
+use crate::write::{Receipt, Uncommitted};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::ops::Range;
@@ -26,6 +26,8 @@ pub(crate) struct FileState {
     /// The server's name for it, in all boots.
     identity: Vec<u8>,
     pub(crate) uncommitted: Mutex<Uncommitted>,
+    /// The greatest number of an acknowledged change, and the boot that it is of.
+    latest: Mutex<(u64, u64)>,
     /// Which changes must not overtake each other.
     pub(crate) turns: Turns,
     news: Mutex<News>,
@@ -50,10 +52,24 @@ impl FileState {
         Arc::new(Self {
             identity,
             uncommitted: Mutex::default(),
+            latest: Mutex::default(),
             turns: Turns::default(),
             news: Mutex::default(),
             writers: AtomicUsize::new(0),
         })
+    }
+
+    /// A change was acknowledged.
+    pub(crate) fn saw(&self, receipt: &Receipt) {
+        let mut latest = lock(&self.latest);
+        let before = if latest.0 == receipt.boot { latest.1 } else { 0 };
+        *latest = (receipt.boot, before.max(receipt.number));
+    }
+
+    /// The greatest number of a change that a boot has acknowledged.
+    pub(crate) fn seen(&self, boot: u64) -> u64 {
+        let latest = lock(&self.latest);
+        if latest.0 == boot { latest.1 } else { 0 }
     }
 
     /// Something that was acknowledged is lost: each open of the file is told once, or, where there

@@ -375,6 +375,9 @@ impl Server {
                 }
             }
         };
+        if let Err(error) = self.cache.record_stable() {
+            tracing::error!(%error, "clients will send again what is stable");
+        }
         self.cache.close();
         flushed
     }

@@ -62,7 +62,8 @@ pub(crate) async fn commit(file: &Arc<OpenFile>, offset: u64, length: u64) -> Re
             })
         });
         if lost.is_empty() {
-            return Ok(());
+            // Something may have been lost on the way here, in a session that began meanwhile.
+            return file.news().map_or(Ok(()), Err);
         }
         send_again(file, Lane::Normal, lost).await?;
     }
@@ -104,7 +105,8 @@ fn give_up(file: &OpenFile, error: Error) {
 }
 
 fn resend(receipt: &Receipt) -> Resend {
-    Resend { boot: receipt.boot, number: receipt.number, ctime: receipt.ctime }
+    let Receipt { boot, number, ctime, .. } = *receipt;
+    Resend { boot, number, ctime, seen: number }
 }
 
 /// Whether an error will be another one, or none, later.
@@ -185,7 +187,7 @@ async fn send_part(file: &Arc<OpenFile>, lane: Lane, id: u64, part: Again) -> Re
         Again::Size { size, from, receipt } => {
             let set = SetAttr { size: Some(size), ..SetAttr::default() };
             let again = Some((resend(&receipt), from));
-            match send_size(session, lane, &file.handle, set, again, &file.name).await {
+            match send_size(session, lane, &file.handle, set, None, again, &file.name).await {
                 Ok(Resized { receipt, skipped, refused: was_refused, .. }) => {
                     state.keep(session, |uncommitted| {
                         if skipped || was_refused {

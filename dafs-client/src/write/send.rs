@@ -73,8 +73,9 @@ pub(super) async fn deliver(
 }
 
 /// What is said of a change that was sent in a session that was lost before the reply came.
-pub(super) fn unanswered(before: &Grant) -> Resend {
-    Resend { boot: before.boot, number: 0, ctime: None }
+/// `seen`: the number of the last change of the file that was acknowledged before that, in that boot.
+pub(super) fn unanswered(before: &Grant, seen: u64) -> Resend {
+    Resend { boot: before.boot, number: 0, ctime: None, seen }
 }
 
 /// Sends one WRITE, at most as long as a transfer may be.
@@ -105,6 +106,7 @@ async fn send(
         file.check(0)?;
         // Of the session that the request is sent in, or of one before.
         let before = session.grant()?;
+        let seen = file.state.seen(before.boot);
         let result = if inline {
             session.counters.inline_writes.add(1);
             let encode = |header| {
@@ -134,7 +136,7 @@ async fn send(
                 let reason = "the session was lost while writes were sent again".into();
                 return Err(ordma::LinkError::Lost { peer: session.peer(), reason }.into());
             }
-            Came::Again { sent: true } => drop(resend.get_or_insert(unanswered(&before))),
+            Came::Again { sent: true } => drop(resend.get_or_insert(unanswered(&before, seen))),
             Came::Again { sent: false } => {}
         }
     };
@@ -144,10 +146,12 @@ async fn send(
     install(file, &message.refs, length.div_ceil(grant.page_size as u64) + 1, reply.epoch)?;
     file.saw_size(message.size, grant.page_size);
     take_stable(session, &message.stable, reply.session);
+    let receipt = receipt(message.change, &grant);
+    file.state.saw(&receipt);
     let written = Written {
         count: usize::try_from(message.count).unwrap_or(from.len),
         stability: message.stability(),
-        receipt: receipt(message.change, &grant),
+        receipt,
         skipped: ranges(&message.skipped),
         refused: ranges(&message.refused),
     };
@@ -227,12 +231,14 @@ pub(super) async fn send_size(
     lane: Lane,
     handle: &[u8],
     set: SetAttr,
+    state: Option<&FileState>,
     again: Option<(Resend, u64)>,
     what: &str,
 ) -> Result<Resized> {
     let mut resend = again;
     loop {
         let before = session.grant()?;
+        let seen = state.map_or(0, |state| state.seen(before.boot));
         let make = || SetAttrRequest {
             handle: handle.to_vec(),
             // Sent again, the size alone is judged.
@@ -257,7 +263,7 @@ pub(super) async fn send_size(
             }
             Err(CallError::SessionLost { sent: true }) => {
                 let size = set.size.unwrap_or(u64::MAX);
-                resend.get_or_insert((unanswered(&before), size));
+                resend.get_or_insert((unanswered(&before, seen), size));
             }
             Err(CallError::SessionLost { sent: false }) => {}
         }
@@ -268,7 +274,8 @@ pub(super) async fn send_size(
 pub(crate) async fn set_size(file: &Arc<OpenFile>, set: SetAttr) -> Result<Option<Attr>> {
     let session = file.session();
     let _turn = file.state.turns.take(Turn::New, 0..u64::MAX).await;
-    let resized = send_size(session, Lane::Normal, &file.handle, set, None, &file.name).await?;
+    let (handle, state) = (&file.handle, Some(&*file.state));
+    let resized = send_size(session, Lane::Normal, handle, set, state, None, &file.name).await?;
     keep_size(session, &file.state, set, &resized)?;
     let size = resized.attr.as_ref().map_or(set.size, |attr| Some(attr.size));
     file.saw_size(size.unwrap_or_default(), session.grant()?.page_size);
@@ -284,7 +291,7 @@ pub(crate) async fn set_size_of(
 ) -> Result<Option<Attr>> {
     // Which file it is the reply tells: nothing may be sent again meanwhile.
     let _turn = session.files.turns.take(Turn::New, 0..1).await;
-    let resized = send_size(session, Lane::Normal, handle, set, None, what).await?;
+    let resized = send_size(session, Lane::Normal, handle, set, None, None, what).await?;
     if let Some(state) = session.files.known(&resized.identity) {
         keep_size(session, &state, set, &resized)?;
     }
@@ -293,6 +300,7 @@ pub(crate) async fn set_size_of(
 
 fn keep_size(session: &Session, state: &FileState, set: SetAttr, done: &Resized) -> Result<()> {
     let (size, from, receipt) = (set.size.unwrap_or_default(), done.from, done.receipt);
+    state.saw(&receipt);
     state.keep(session, |uncommitted| uncommitted.keep_size(size, from, receipt));
     state.rest_on(session.grant()?.machine_boot);
     Ok(())

@@ -175,6 +175,7 @@ impl Uncommitted {
                 self.cut(&(at.max(range.start)..end.min(range.end)));
             }
         }
+        self.sizes_are_stable(receipt.boot, receipt.number);
     }
 
     /// The server has made a range stable: what was acknowledged in `boot` under `verifier`, up to
@@ -197,13 +198,16 @@ impl Uncommitted {
                 self.cut(&(at.max(range.start)..end.min(range.end)));
             }
         }
-        let cost = &mut self.cost;
-        self.sizes.retain(|size| {
-            let goes =
-                is_stable(&size.receipt) && range.start <= size.from && range.end == u64::MAX;
-            *cost -= if goes { OVERHEAD } else { 0 };
-            !goes
-        });
+        self.sizes_are_stable(boot, through);
+    }
+
+    /// The server has synced the file, whatever range that was for: sizes that were set in `boot`, up
+    /// to the number `through`, are not set again. A failed sync does not take them back.
+    fn sizes_are_stable(&mut self, boot: u64, through: u64) {
+        let before = self.sizes.len();
+        let is_stable = |receipt: &Receipt| receipt.boot == boot && receipt.number <= through;
+        self.sizes.retain(|size| !is_stable(&size.receipt));
+        self.cost -= (before - self.sizes.len()) * OVERHEAD;
     }
 
     /// The ids of the changes of a range that fulfil a condition, in order.
@@ -385,9 +389,12 @@ mod tests {
         assert_eq!(bytes(&uncommitted, 0, 100), expected);
         uncommitted.keep(5, vec![3; 20], receipt(1));
         assert_eq!(bytes(&uncommitted, 0, 20), [vec![1; 5], vec![3; 5], vec![0; 10]].concat());
-        // A part does not make a size stable.
-        uncommitted.committed((0, 1000), 1, 7, 3);
-        assert_eq!(uncommitted.select((0, 0), |_| true).len(), 1);
+        // A sync makes the size stable, whatever it was for: set again, it would end what is.
+        uncommitted.committed((0, 1), 1, 7, 3);
+        assert!(uncommitted.sizes.is_empty());
+        uncommitted.keep_size(10, 10, receipt(4));
+        uncommitted.replaced(&(50..60), &receipt(5));
+        assert!(uncommitted.sizes.is_empty());
         uncommitted.committed((0, 0), 1, 7, 3);
         assert_eq!(uncommitted.bytes(), 0);
     }

@@ -2,10 +2,11 @@
 //! been told that its own are stable. See [`crate::sharing`].
 
 use super::{Cache, CachedFile, error};
-use crate::sharing::{Claim, END, Judged, Owner, Range, Resend, Round};
+use crate::sharing::{Claim, END, HandOver, Judged, Owner, Range, Record, Resend, Round};
 use crate::store::{Result, StoreError};
 use crate::sync::RwLock;
 use dafs_proto::{Extent, Status, Time};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -217,7 +218,7 @@ impl CachedFile {
         let Judged { take, skip, refuse } = if since.nothing {
             Judged { refuse: vec![range.clone()], ..Judged::default() }
         } else if resend.boot == boots.boot() {
-            unstable.judge_same_boot(owner.number(), range, resend.number)
+            unstable.judge_same_boot(owner.number(), range, resend)
         } else {
             let recorded = &since.handed_over;
             unstable.judge_earlier_boot(owner.number(), range, resend, recorded, since.next_began)
@@ -263,23 +264,28 @@ impl CachedFile {
     async fn hand_over(self: &Arc<Self>, owner: &Arc<Owner>, hull: &Range) -> Result<()> {
         let length = if hull.end == END { 0 } else { hull.end - hull.start };
         self.commit(Extent { offset: hull.start, length }).await?;
-        let (ranges, number) = {
-            let unstable = self.unstable.lock();
-            let number = self.cache.changes.load(Ordering::Acquire);
-            (unstable.to_hand_over(owner.number(), hull), number)
-        };
+        let ranges = self.unstable.lock().to_hand_over(owner.number(), hull);
         if ranges.is_empty() {
             return Ok(());
         }
-        let (boots, identity) = (Arc::clone(&self.cache.boots), self.identity());
-        let record: Vec<_> = ranges.iter().map(|(of, range)| (of.id(), range.clone())).collect();
-        let recorded =
-            self.cache.runtime.blocking(move || boots.hand_over(identity, &record, number)).await;
+        let (boots, record) = (Arc::clone(&self.cache.boots), self.to_record(&ranges));
+        let number = self.cache.changes.load(Ordering::Acquire);
+        let recorded = self.cache.runtime.blocking(move || boots.hand_over(&record, number)).await;
         recorded.map_err(|error| {
             StoreError::io("record in the state directory what other clients have written", &error)
         })?;
-        self.unstable.lock().handed_over(&ranges, number);
+        self.unstable.lock().handed_over(&ranges);
         Ok(())
+    }
+
+    fn to_record(&self, ranges: &[HandOver]) -> Vec<Record> {
+        let record = |HandOver { owner, range, through }: &HandOver| Record {
+            identity: self.identity(),
+            owner: owner.id(),
+            range: range.clone(),
+            through: *through,
+        };
+        ranges.iter().map(record).collect()
     }
 
     /// Whether an owner has ranges of the file that it has not been told are stable.
@@ -299,6 +305,20 @@ impl CachedFile {
 }
 
 impl Cache {
+    /// Records all that is stable and whose owners do not know, as a server does that ends in good
+    /// order: they need not send it again. Blocks.
+    ///
+    /// # Errors
+    /// When the record cannot be written: the owners send again what nobody else has changed.
+    pub fn record_stable(&self) -> io::Result<()> {
+        let mut record = Vec::new();
+        for file in self.all_files() {
+            let ranges = file.unstable.lock().all_stable();
+            record.extend(file.to_record(&ranges));
+        }
+        self.boots.hand_over(&record, self.changes.load(Ordering::Acquire))
+    }
+
     /// Forgets what clients have changed and were not told is stable, where they have had no session
     /// for so long; and records that nothing of it is taken from them any more. Blocks.
     pub fn forget_gone(&self, patience: Duration, now: Instant) {

@@ -8,7 +8,12 @@ use std::sync::Arc;
 
 /// What a client says of a change that came again.
 pub(super) fn resend(wire: Option<&dafs_proto::Resend>) -> Option<Resend> {
-    wire.map(|wire| Resend { boot: wire.boot, number: wire.number, ctime: wire.ctime })
+    wire.map(|wire| Resend {
+        boot: wire.boot,
+        number: wire.number,
+        ctime: wire.ctime,
+        seen: wire.seen,
+    })
 }
 
 /// What a reply says of a change.

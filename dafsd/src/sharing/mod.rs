@@ -19,9 +19,9 @@ mod boots;
 mod owners;
 mod unstable;
 
-pub use boots::{Boots, BootsError, MachineBoot};
+pub use boots::{Boots, BootsError, MachineBoot, Record};
 pub use owners::{Owner, OwnerId, Owners};
-pub use unstable::{Claim, Judged, Resend, Round, Unstable};
+pub use unstable::{Claim, HandOver, Judged, Resend, Round, Unstable};
 
 /// A range of bytes of a file.
 pub type Range = std::ops::Range<u64>;

@@ -36,6 +36,29 @@ pub struct Resend {
     pub number: u64,
     /// The ctime on disk that the client was told with the number.
     pub ctime: Option<Time>,
+    /// Where it was not acknowledged: the greatest number that its owner knew of, of a change of the
+    /// file in that boot, before it was sent for the first time. It has a greater one, if any.
+    pub seen: u64,
+}
+
+impl Resend {
+    /// What becomes of a part that was handed over with all of the owner's changes up to `through`.
+    fn judge_handed_over(&self, through: u64) -> HandedOver {
+        match self.number {
+            // What was handed over was made before this was sent.
+            0 if through <= self.seen => HandedOver::Another,
+            0 => HandedOver::Unknown,
+            number if number <= through => HandedOver::This,
+            _ => HandedOver::Another,
+        }
+    }
+}
+
+/// Whether a change is among those that were handed over.
+enum HandedOver {
+    This,
+    Another,
+    Unknown,
 }
 
 /// What becomes of the parts of a change that came again.
@@ -56,6 +79,17 @@ pub enum Claim {
     Free,
     /// This range has first to be made stable and handed over.
     HandOver(Range),
+}
+
+/// A range that is stable and is handed over.
+#[derive(Clone, Debug)]
+pub struct HandOver {
+    /// Its owner.
+    pub owner: Arc<Owner>,
+    /// The range.
+    pub range: Range,
+    /// The number of the owner's last change before.
+    pub through: u64,
 }
 
 /// The state of one file.
@@ -85,6 +119,8 @@ struct UnderWay {
 struct Held {
     owner: Arc<Owner>,
     unstable: RangeSet<u64>,
+    /// The number of the owner's last change of the file.
+    latest: u64,
     /// The smallest `from` of the changes of size that are in `unstable`. Such a change is handed
     /// over whole.
     size_from: Option<u64>,
@@ -100,6 +136,7 @@ impl Held {
         Self {
             owner: Arc::clone(owner),
             unstable: RangeSet::new(),
+            latest: 0,
             size_from: None,
             since: RangeSet::new(),
             stable: Vec::new(),
@@ -132,6 +169,16 @@ impl Held {
             Some(from) if hull.end > from => hull.start.min(from)..END,
             _ => hull,
         })
+    }
+
+    fn stable_in(&self, range: &Range) -> Vec<HandOver> {
+        let stable = self.stable.iter().flat_map(|(_, ranges)| ranges.overlapping(range));
+        let part = |part: &Range| HandOver {
+            owner: Arc::clone(&self.owner),
+            range: part.start.max(range.start)..part.end.min(range.end),
+            through: self.latest,
+        };
+        stable.map(part).collect()
     }
 
     fn lose_stable(&mut self, range: &Range) {
@@ -199,26 +246,24 @@ impl Unstable {
     /// What others than `owner` have in a range and have not been told is stable, after it has been
     /// made stable.
     #[must_use]
-    pub fn to_hand_over(&self, owner: u64, range: &Range) -> Vec<(Arc<Owner>, Range)> {
-        let mut found = Vec::new();
-        for held in self.held.iter().filter(|(other, _)| **other != owner).map(|(_, held)| held) {
-            for (_, ranges) in &held.stable {
-                for part in ranges.overlapping(range) {
-                    let part = part.start.max(range.start)..part.end.min(range.end);
-                    found.push((Arc::clone(&held.owner), part));
-                }
-            }
-        }
-        found
+    pub fn to_hand_over(&self, owner: u64, range: &Range) -> Vec<HandOver> {
+        let others = self.held.iter().filter(|(other, _)| **other != owner);
+        others.flat_map(|(_, held)| held.stable_in(range)).collect()
     }
 
-    /// The ranges were recorded as stable, with all changes of their owners up to `number`.
-    pub fn handed_over(&mut self, ranges: &[(Arc<Owner>, Range)], number: u64) {
-        for (owner, range) in ranges {
+    /// What owners have and have not been told is stable, after all was made stable.
+    #[must_use]
+    pub fn all_stable(&self) -> Vec<HandOver> {
+        self.held.values().flat_map(|held| held.stable_in(&(0..END))).collect()
+    }
+
+    /// It was recorded that these are stable.
+    pub fn handed_over(&mut self, ranges: &[HandOver]) {
+        for HandOver { owner, range, through } in ranges {
             let Some(held) = self.held.get_mut(&owner.number()) else { continue };
             let before = held.count();
             held.lose_stable(range);
-            held.handed_over.insert(range.clone(), number);
+            held.handed_over.insert(range.clone(), *through);
             owner.counts(before, held.count());
         }
     }
@@ -239,6 +284,7 @@ impl Unstable {
         let first = !self.held.contains_key(&owner.number());
         let held = self.held.entry(owner.number()).or_insert_with(|| Held::new(owner));
         let before = held.count();
+        held.latest = number;
         held.lose_stable(range);
         held.unstable.insert(range.clone());
         held.since.insert(range.clone());
@@ -372,20 +418,17 @@ impl Unstable {
 
     /// What becomes of a change that this boot has acknowledged, or was sent.
     #[must_use]
-    pub fn judge_same_boot(&self, owner: u64, range: &Range, number: u64) -> Judged {
+    pub fn judge_same_boot(&self, owner: u64, range: &Range, resend: &Resend) -> Judged {
         let mut judged = Judged::default();
         let held = self.held.get(&owner);
         let mut left = RangeSet::from_iter([range.clone()]);
         if let Some(held) = held {
             for (part, through) in held.handed_over.overlapping(range) {
                 let part = part.start.max(range.start)..part.end.min(range.end);
-                // Without a number it may be a later change than the one that was handed over.
-                if number == 0 {
-                    judged.refuse.push(part.clone());
-                } else if number <= *through {
-                    judged.skip.push(part.clone());
-                } else {
-                    continue;
+                match resend.judge_handed_over(*through) {
+                    HandedOver::Unknown => judged.refuse.push(part.clone()),
+                    HandedOver::This => judged.skip.push(part.clone()),
+                    HandedOver::Another => continue,
                 }
                 left.remove(part);
             }
@@ -423,12 +466,10 @@ impl Unstable {
             }
             for part in left.overlapping(&part.clone()).cloned().collect::<Vec<_>>() {
                 let part = part.start.max(of.start)..part.end.min(of.end);
-                if resend.number == 0 {
-                    judged.refuse.push(part.clone());
-                } else if resend.number <= *through {
-                    judged.skip.push(part.clone());
-                } else {
-                    continue;
+                match resend.judge_handed_over(*through) {
+                    HandedOver::Unknown => judged.refuse.push(part.clone()),
+                    HandedOver::This => judged.skip.push(part.clone()),
+                    HandedOver::Another => continue,
                 }
                 left.remove(part);
             }

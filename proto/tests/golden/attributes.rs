@@ -42,7 +42,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x32, 4, 0x08, 3, 0x10, 9], //   mtime: zigzag -2
                 &[0x38, 1],                   //   atime_now
                 &[0x40, 1],                   //   mtime_now
-                &[0x1a, 17],                  // resend
+                &[0x1a, 19],                  // resend
                 RESEND,
                 &[0x20, 6], // from
             ],

@@ -137,7 +137,7 @@ pub(crate) fn calls() -> Vec<Op> {
                 &[0x28, 2],                     // stability: file
                 &[0x30, 1],                     // want_refs
                 &[0x3a, 2, 4, 5],               // seal
-                &[0x42, 17],                    // resend
+                &[0x42, 19],                    // resend
                 RESEND,
             ],
             WriteReply {

@@ -215,11 +215,12 @@ fn change() -> Option<Change> {
 const CHANGE: &[u8] = &[0x08, 5, 0x11, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0, 0x1a, 4, 0x08, 2, 0x10, 2];
 
 fn resend() -> Option<Resend> {
-    Some(Resend { boot: 9, number: 5, ctime: Some(Time { seconds: 1, nanoseconds: 2 }) })
+    let ctime = Some(Time { seconds: 1, nanoseconds: 2 });
+    Some(Resend { boot: 9, number: 5, ctime, seen: 4 })
 }
 
 /// Its encoding.
-const RESEND: &[u8] = &[0x09, 9, 0, 0, 0, 0, 0, 0, 0, 0x10, 5, 0x1a, 4, 0x08, 2, 0x10, 2];
+const RESEND: &[u8] = &[0x09, 9, 0, 0, 0, 0, 0, 0, 0, 0x10, 5, 0x1a, 4, 0x08, 2, 0x10, 2, 0x20, 4];
 
 #[test]
 fn every_operation() {

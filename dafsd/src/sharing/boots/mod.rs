@@ -120,6 +120,19 @@ impl Boot {
     }
 }
 
+/// A range that is handed over.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The file.
+    pub identity: Identity,
+    /// The owner.
+    pub owner: OwnerId,
+    /// The range.
+    pub range: Range,
+    /// All changes of the owner up to that number are stable there.
+    pub through: u64,
+}
+
 /// What is known of the time since an earlier boot, for the changes that it acknowledged.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Since {
@@ -250,24 +263,22 @@ impl Boots {
         }
     }
 
-    /// Records, and makes stable, that ranges of a file are handed over, with all changes of their
-    /// owners up to `number`. Blocks.
+    /// Records, and makes stable, that ranges are handed over. `latest`: the number of the last change
+    /// of all. Blocks.
     ///
     /// # Errors
     /// When the record cannot be written; it says nothing of the ranges then.
-    pub fn hand_over(
-        &self,
-        identity: Identity,
-        ranges: &[(OwnerId, Range)],
-        number: u64,
-    ) -> io::Result<()> {
-        let entries = ranges.iter().map(|(owner, range)| Entry::HandedOver {
-            identity,
-            owner: *owner,
-            range: range.clone(),
-            number,
+    pub fn hand_over(&self, ranges: &[Record], latest: u64) -> io::Result<()> {
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let entries = ranges.iter().cloned().map(|record| Entry::HandedOver {
+            identity: record.identity,
+            owner: record.owner,
+            range: record.range,
+            number: record.through,
         });
-        self.record(&entries.collect::<Vec<_>>(), number)
+        self.record(&entries.collect::<Vec<_>>(), latest)
     }
 
     /// Records, and makes stable, that nothing of an owner is taken again up to a number. Blocks.

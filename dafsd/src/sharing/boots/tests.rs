@@ -19,8 +19,18 @@ fn begin(state: &Path, boot: u64) -> Boots {
     Boots::begin(state, boot, time(i64::try_from(boot).unwrap()), MACHINE).unwrap()
 }
 
+fn hand_over(boots: &Boots, inode: u64, ranges: &[(OwnerId, Range)], through: u64) {
+    let record = |(owner, range): &(OwnerId, Range)| Record {
+        identity: identity(inode),
+        owner: *owner,
+        range: range.clone(),
+        through,
+    };
+    boots.hand_over(&ranges.iter().map(record).collect::<Vec<_>>(), through).unwrap();
+}
+
 fn since(boots: &Boots, boot: u64, number: u64, inode: u64, of: u8) -> Since {
-    let resend = Resend { boot, number, ctime: None };
+    let resend = Resend { boot, number, ctime: None, seen: 0 };
     boots.since(&resend, identity(inode), owner(of))
 }
 
@@ -28,7 +38,7 @@ fn since(boots: &Boots, boot: u64, number: u64, inode: u64, of: u8) -> Since {
 fn what_was_handed_over_is_known_in_later_boots() {
     let state = tempfile::tempdir().unwrap();
     let boots = begin(state.path(), 1);
-    boots.hand_over(identity(5), &[(owner(1), 0..10), (owner(2), 5..END)], 7).unwrap();
+    hand_over(&boots, 5, &[(owner(1), 0..10), (owner(2), 5..END)], 7);
     boots.cut_off(owner(3), 9).unwrap();
     drop(boots);
     for boot in 2..5 {
@@ -43,7 +53,11 @@ fn what_was_handed_over_is_known_in_later_boots() {
         assert_eq!(since(&boots, 99, 1, 5, 1), Since::default());
         // The same inode on a device whose number has changed.
         let moved = Identity { device: 2, ..identity(5) };
-        assert!(boots.since(&Resend { boot: 1, number: 1, ctime: None }, moved, owner(1)).nothing);
+        assert!(
+            boots
+                .since(&Resend { boot: 1, number: 1, ctime: None, seen: 0 }, moved, owner(1))
+                .nothing
+        );
     }
 }
 
@@ -51,7 +65,7 @@ fn what_was_handed_over_is_known_in_later_boots() {
 fn what_the_owner_was_told_is_forgotten() {
     let state = tempfile::tempdir().unwrap();
     let boots = begin(state.path(), 1);
-    boots.hand_over(identity(5), &[(owner(1), 0..10)], 7).unwrap();
+    hand_over(&boots, 5, &[(owner(1), 0..10)], 7);
     boots.told(identity(5), owner(1), &(0..4), 7);
     boots.told(identity(5), owner(1), &(4..10), 6);
     let state = boots.state.lock();
@@ -71,9 +85,9 @@ fn starts_of_the_machine_are_counted() {
 #[test]
 fn a_damaged_record_takes_nothing_again() {
     let state = tempfile::tempdir().unwrap();
-    begin(state.path(), 1).hand_over(identity(5), &[(owner(1), 0..10)], 7).unwrap();
+    hand_over(&begin(state.path(), 1), 5, &[(owner(1), 0..10)], 7);
     let boots = begin(state.path(), 2);
-    boots.hand_over(identity(5), &[(owner(1), 0..10)], 7).unwrap();
+    hand_over(&boots, 5, &[(owner(1), 0..10)], 7);
     let path = state.path().join(FILE);
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
@@ -92,7 +106,7 @@ fn the_record_is_bounded() {
     let state = tempfile::tempdir().unwrap();
     for boot in 1..60 {
         let boots = begin(state.path(), boot);
-        boots.hand_over(identity(boot), &[(owner(1), 0..10)], 1).unwrap();
+        hand_over(&boots, boot, &[(owner(1), 0..10)], 1);
         assert!(boots.state.lock().earlier.len() < MOST_BOOTS);
     }
     let boots = begin(state.path(), 60);
@@ -100,7 +114,7 @@ fn the_record_is_bounded() {
     assert!(since(&boots, 1, 1, 1, 1).next_began.is_none());
     // Ranges that are told are taken out of the file, too.
     for i in 0..10_000u64 {
-        boots.hand_over(identity(1), &[(owner(1), i..i + 1)], i).unwrap();
+        hand_over(&boots, 1, &[(owner(1), i..i + 1)], i);
         boots.told(identity(1), owner(1), &(0..END), i);
     }
     let len = std::fs::metadata(state.path().join(FILE)).unwrap().len();
@@ -111,9 +125,9 @@ fn the_record_is_bounded() {
 fn too_many_ranges_cut_their_owner_off() {
     let boots = Boots::forgetful(1);
     let ranges: Vec<_> = (0..MOST_RANGES as u64).map(|i| (owner(1), 2 * i..2 * i + 1)).collect();
-    boots.hand_over(identity(1), &ranges, 5).unwrap();
+    hand_over(&boots, 1, &ranges, 5);
     assert!(!since(&boots, 1, 5, 1, 1).nothing);
-    boots.hand_over(identity(1), &[(owner(2), 0..1)], 6).unwrap();
+    hand_over(&boots, 1, &[(owner(2), 0..1)], 6);
     assert!(since(&boots, 1, 5, 1, 1).nothing && !since(&boots, 1, 7, 1, 1).nothing);
     assert!(!since(&boots, 1, 5, 1, 2).nothing);
     assert!(boots.state.lock().now.ranges() < 10);

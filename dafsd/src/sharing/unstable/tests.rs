@@ -44,9 +44,9 @@ impl World {
         };
         self.sync(hull.clone());
         let found = self.file.to_hand_over(owner.number(), &hull);
-        self.file.handed_over(&found, self.number);
+        self.file.handed_over(&found);
         assert!(matches!(self.file.claim(owner.number(), &range), Claim::Free));
-        found.into_iter().map(|(_, range)| range).collect()
+        found.into_iter().map(|found| found.range).collect()
     }
 }
 
@@ -55,7 +55,7 @@ fn time(seconds: i64) -> Time {
 }
 
 fn resend(number: u64) -> Resend {
-    Resend { boot: BOOT, number, ctime: None }
+    Resend { boot: BOOT, number, ctime: None, seen: 0 }
 }
 
 fn taken(range: Range) -> Judged {
@@ -138,7 +138,7 @@ fn a_size_is_handed_over_whole() {
     world.change(&a, 1000..END, true);
     assert_eq!(world.hand_over(&b, 5000..6000), [1000..END]);
     // And so is judged whole.
-    let judged = world.file.judge_same_boot(a.number(), &(1000..END), 1);
+    let judged = world.file.judge_same_boot(a.number(), &(1000..END), &resend(1));
     assert_eq!(judged, Judged { skip: vec![1000..END], ..Judged::default() });
 }
 
@@ -160,15 +160,19 @@ fn in_the_same_boot_only_what_was_handed_over_is_left_alone() {
     let first = world.write(&a, 0..100);
     world.hand_over(&b, 40..60);
     world.write(&b, 40..60);
-    let judged = world.file.judge_same_boot(a.number(), &(0..100), first);
+    let judged = world.file.judge_same_boot(a.number(), &(0..100), &resend(first));
     assert_eq!((judged.skip, judged.refuse), (vec![40..60], vec![]));
     // Without a number it may be another change than the one that was handed over.
-    let judged = world.file.judge_same_boot(a.number(), &(0..100), 0);
+    let judged = world.file.judge_same_boot(a.number(), &(0..100), &resend(0));
     assert_eq!((judged.skip, judged.refuse), (vec![], vec![40..60]));
+    // It is not, if it was sent only after that one was acknowledged.
+    let late = Resend { seen: first, ..resend(0) };
+    let judged = world.file.judge_same_boot(a.number(), &(0..40), &late);
+    assert_eq!(judged, taken(0..40));
     // A later change of the owner's own is not what was handed over.
     world.hand_over(&a, 40..60);
     let second = world.write(&a, 40..60);
-    let judged = world.file.judge_same_boot(a.number(), &(40..60), second);
+    let judged = world.file.judge_same_boot(a.number(), &(40..60), &resend(second));
     assert_eq!(judged, taken(40..60));
 }
 
@@ -177,7 +181,7 @@ fn a_change_that_nobody_knows_is_taken_where_nobody_else_was() {
     let mut world = World::new();
     let (a, b) = (world.owner(1), world.owner(2));
     world.write(&b, 0..10);
-    let judged = world.file.judge_same_boot(a.number(), &(0..20), 0);
+    let judged = world.file.judge_same_boot(a.number(), &(0..20), &resend(0));
     assert_eq!((judged.take, judged.refuse), (vec![10..20], vec![0..10]));
 }
 
@@ -230,7 +234,7 @@ fn the_tables_are_bounded() {
     assert!(world.file.held[&a.number()].stable.len() <= MOST_ROUNDS);
     assert!(a.is_over_share());
     // What is not told apart any more counts as changed.
-    let judged = world.file.judge_same_boot(b.number(), &(5..6), 0);
+    let judged = world.file.judge_same_boot(b.number(), &(5..6), &resend(0));
     assert_eq!(judged.refuse, [5..6]);
     world.file.forget(a.number());
     assert!(!a.has_ranges() && world.file.is_idle());
