@@ -47,7 +47,16 @@ pub(crate) async fn commit(file: &Arc<OpenFile>, offset: u64, length: u64) -> Re
         let rests_on = state.rests_on();
         let extent = Some(Extent { offset, length });
         let make = |open| CommitRequest { open, extent, rests_on };
-        let (message, reply) = file.call_in(Lane::Normal, Vec::new(), make).await?;
+        let (message, reply) = match file.call_in(Lane::Normal, Vec::new(), make).await {
+            // Refused for what the file rests on: looked at anew, and told once.
+            Err(error)
+                if error.status() == Some(Status::Io)
+                    && ![0, session.grant()?.machine_boot].contains(&rests_on) =>
+            {
+                continue;
+            }
+            other => other?,
+        };
         let Some(boot) = session.boot_of(reply.session) else { continue };
         let stable = message.stable.unwrap_or_default();
         if length == 0 && offset == 0 {

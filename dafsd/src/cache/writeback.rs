@@ -1,8 +1,9 @@
 //! Writing dirty pages to the store, and commit.
 
-use super::{Cache, CachedFile, Committed};
+use super::{Cache, CachedFile, Committed, error};
+use crate::sharing::END;
 use crate::store::Result;
-use dafs_proto::Extent;
+use dafs_proto::{Extent, Status};
 use ordma::{FOOTER_LEN, schedule_point};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -129,9 +130,15 @@ impl Cache {
     }
 
     /// Makes one page stable.
+    ///
+    /// # Errors
+    /// The store's; [`Status::StaleHandle`] where nobody knows the page's file, as after the cache
+    /// was closed: the page never becomes clean then.
     pub(super) async fn sync_block(&self, number: u64, block: u64) -> Result<()> {
         let file = self.files.lock().by_number.get(&number).and_then(std::sync::Weak::upgrade);
-        let Some(file) = file else { return Ok(()) };
+        let Some(file) = file else {
+            return Err(error(Status::StaleHandle, "make a page of a forgotten file stable"));
+        };
         let page = file.page_size();
         file.commit(Extent { offset: block * page, length: page }).await.map(drop)
     }
@@ -151,7 +158,12 @@ impl CachedFile {
             0 => u64::MAX,
             len => extent.offset.saturating_add(len - 1) / page,
         };
-        let range = first * page..last.saturating_add(1).saturating_mul(page);
+        let pages = first * page..last.saturating_add(1).saturating_mul(page);
+        // What the client takes for stable, which may be less.
+        let range = extent.offset..match extent.length {
+            0 => END,
+            len => extent.offset.saturating_add(len),
+        };
         let _one = self.syncing.lock().await;
         let through = {
             let mut unstable = self.unstable.lock();
@@ -178,7 +190,7 @@ impl CachedFile {
         self.synced_before(sync);
         // The others are stable all the same.
         flushed?;
-        let round = self.unstable.lock().round_succeeded(&range);
+        let round = self.unstable.lock().round_succeeded(&pages);
         Ok(Committed { range, round, through, verifier: self.verifier() })
     }
 

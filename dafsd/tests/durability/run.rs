@@ -8,7 +8,7 @@ use dafs_client::blocking::{Client, File};
 use dafs_client::{Error, OpenOptions, Path, Stability};
 use ordma::sim::Faults;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,6 +59,9 @@ pub struct Run<'a> {
     /// It did in the step that is being done.
     pub(super) ended_in_step: bool,
     pub(super) power_was_lost: bool,
+    /// Who has changed files since a server ended for the first time.
+    pub(super) changed: BTreeMap<usize, BTreeSet<Writer>>,
+    pub(super) has_ended: bool,
     pub(super) model: Model,
     pub(super) names: BTreeMap<&'static str, usize>,
     /// The disk's numbers of the model's files.
@@ -78,6 +81,8 @@ impl<'a> Run<'a> {
             ends_known: 0,
             ended_in_step: false,
             power_was_lost: false,
+            changed: BTreeMap::new(),
+            has_ended: false,
             model: Model::default(),
             names: BTreeMap::new(),
             numbers: Vec::new(),
@@ -121,6 +126,7 @@ impl<'a> Run<'a> {
         if ends > self.ends_known {
             self.ends_known = ends;
             self.ended_in_step = true;
+            self.has_ended = true;
             self.power_was_lost |= self.profile.steps.iter().any(|(s, _)| *s == Step::PowerAmong);
             self.note("  in the middle of it the server ends and starts".into());
             self.model.crashed();
@@ -153,6 +159,22 @@ impl<'a> Run<'a> {
             return Err(format!("{what} failed although nothing went wrong: {error}"));
         }
         Ok(())
+    }
+
+    /// A client is about to change a file.
+    pub(super) fn changes(&mut self, number: usize, writer: Writer) {
+        if self.has_ended {
+            self.changed.entry(number).or_default().insert(writer);
+        }
+    }
+
+    /// What was not stable when a server ended need not be taken again after another client has
+    /// changed the file. That is said, and nothing else.
+    pub(super) fn may_be_refused(&self, number: usize, writer: Writer, error: &Error) -> bool {
+        let others = self.changed.get(&number).is_some_and(|by| by.iter().any(|by| *by != writer));
+        let is_said = matches!(error, Error::OutcomeUnknown { .. })
+            || error.to_string().contains("cannot be sent again");
+        others && is_said
     }
 
     pub(super) fn step(&mut self, step: Step) -> Verdict {

@@ -56,6 +56,7 @@ impl Run<'_> {
         let cells = self.cells(most);
         let writer = self.writer(peer);
         self.catch_up();
+        self.changes(number, writer);
         let seq = self.model.next();
         let value = u8::try_from(seq % 255 + 1).expect("below 256");
         let bytes = vec![value; begin(cells.end) - begin(cells.start)];
@@ -80,6 +81,7 @@ impl Run<'_> {
         }
         if let Err(error) = &result
             && !self.model.may_report(number, writer)
+            && !self.may_be_refused(number, writer, error)
         {
             self.check_error("write", error)?;
         }
@@ -158,9 +160,10 @@ impl Run<'_> {
     pub(super) fn truncate(&mut self, peer: usize) -> Verdict {
         let Some((file, number)) = self.pick(peer) else { return Ok(()) };
         let end = self.random.usize(0..=CELLS);
+        let writer = self.writer(peer);
+        self.changes(number, writer);
         let result = file.set_len(begin(end) as u64);
         self.catch_up();
-        let writer = self.writer(peer);
         self.truncated(number, end, writer, writer, result)
     }
 
@@ -168,6 +171,7 @@ impl Run<'_> {
         let Some(&number) = self.names.get(name) else { return Ok(()) };
         let end = self.random.usize(0..=CELLS);
         let set = SetAttr { size: Some(begin(end) as u64), ..SetAttr::default() };
+        self.changes(number, self.writer(peer));
         let result = self.peers[peer].client.set_attr(name, set).map(drop);
         self.catch_up();
         self.truncated(number, end, self.writer(peer), NOBODY, result)
@@ -189,7 +193,7 @@ impl Run<'_> {
                 Ok(())
             }
             Err(error) => {
-                if !self.model.may_report(number, by) {
+                if !self.model.may_report(number, by) && !self.may_be_refused(number, by, &error) {
                     self.check_error("truncate", &error)?;
                 }
                 self.model.failed_to_truncate(number, end, kept);
@@ -228,7 +232,10 @@ impl Run<'_> {
             }
             Err(error) => {
                 // Where the power failed, a change of names may be lost.
-                if !self.model.may_report(number, writer) && !self.power_was_lost {
+                if !self.model.may_report(number, writer)
+                    && !self.power_was_lost
+                    && !self.may_be_refused(number, writer, &error)
+                {
                     self.check_error("sync", &error)?;
                 }
                 self.model.failed_to_sync(number, writer);
