@@ -63,7 +63,7 @@ pub(crate) async fn commit(file: &Arc<OpenFile>, offset: u64, length: u64) -> Re
             state.rests_on_nothing(rests_on);
         }
         let lost = state.keep(session, |uncommitted| {
-            uncommitted.committed(range, boot, stable.verifier, stable.through);
+            uncommitted.committed(range, boot, grant.machine_boot, &stable);
             uncommitted.select(range, |kept| {
                 kept.boot == boot
                     && kept.number <= stable.through
@@ -194,6 +194,13 @@ async fn send_part(file: &Arc<OpenFile>, lane: Lane, id: u64, part: Again) -> Re
             }
         }
         Again::Size { size, from, receipt } => {
+            let grant = session.grant()?;
+            if receipt.machine_boot == grant.machine_boot {
+                // The server's disk has it, if not for good: the server sets a size before it
+                // replies. Set again, it would end what came after it and is stable. It stays for
+                // when the machine fails.
+                return Ok(());
+            }
             let set = SetAttr { size: Some(size), ..SetAttr::default() };
             let again = Some((resend(&receipt), from));
             match send_size(session, lane, &file.handle, set, None, again, &file.name).await {

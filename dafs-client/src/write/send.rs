@@ -169,7 +169,7 @@ fn ranges(extents: &[Extent]) -> Vec<Range<u64>> {
 /// What to keep with a change.
 pub(crate) fn receipt(change: Option<Change>, grant: &Grant) -> Receipt {
     let Change { number, verifier, ctime } = change.unwrap_or_default();
-    Receipt { boot: grant.boot, number, verifier, ctime }
+    Receipt { boot: grant.boot, number, verifier, ctime, machine_boot: grant.machine_boot }
 }
 
 /// Lets go of what the server says is stable.
@@ -177,12 +177,12 @@ pub(super) fn take_stable(session: &Session, stable: &[Stable], number: u64) {
     if stable.is_empty() {
         return;
     }
-    let Some(boot) = session.boot_of(number) else { return };
+    let (Some(boot), Ok(grant)) = (session.boot_of(number), session.grant()) else { return };
     let files = session.files.all();
-    for Stable { file, verifier, through } in stable {
-        if let Some(open) = files.iter().find(|f| f.is_of(number) && f.number() == *file) {
+    for stable in stable {
+        if let Some(open) = files.iter().find(|f| f.is_of(number) && f.number() == stable.file) {
             open.state.keep(session, |uncommitted| {
-                uncommitted.committed((0, 0), boot, *verifier, *through);
+                uncommitted.committed((0, 0), boot, grant.machine_boot, stable);
             });
         }
     }

@@ -4,6 +4,7 @@
 //! kept twice, and it does not matter in which order writes are sent again; only changes of the size
 //! are sent between the writes before and after them.
 
+use dafs_proto::Stable;
 use ordma::Region;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,6 +23,8 @@ pub(crate) struct Receipt {
     pub(crate) verifier: u64,
     /// When the file on disk was last changed, then.
     pub(crate) ctime: Option<dafs_proto::Time>,
+    /// Counts the starts of the server's machine.
+    pub(crate) machine_boot: u64,
 }
 
 /// A write that may have to be sent again.
@@ -175,19 +178,20 @@ impl Uncommitted {
                 self.cut(&(at.max(range.start)..end.min(range.end)));
             }
         }
-        self.sizes_are_stable(receipt.boot, receipt.number);
+        self.sizes_are_stable(receipt.boot, receipt.machine_boot, receipt.number);
     }
 
-    /// The server has made a range stable: what was acknowledged in `boot` under `verifier`, up to
-    /// the number `through`, is not sent again.
+    /// The server, in this boot of it and of its machine, has made a range stable: what it says of it
+    /// is not sent again.
     pub(crate) fn committed(
         &mut self,
         (offset, length): (u64, u64),
         boot: u64,
-        verifier: u64,
-        through: u64,
+        machine_boot: u64,
+        stable: &Stable,
     ) {
         let range = range_of(offset, length);
+        let Stable { verifier, through, .. } = *stable;
         let is_stable = |receipt: &Receipt| {
             receipt.boot == boot && receipt.verifier == verifier && receipt.number <= through
         };
@@ -198,15 +202,18 @@ impl Uncommitted {
                 self.cut(&(at.max(range.start)..end.min(range.end)));
             }
         }
-        self.sizes_are_stable(boot, through);
+        self.sizes_are_stable(boot, machine_boot, through);
     }
 
     /// The server has synced the file, whatever range that was for: sizes that were set in `boot`, up
-    /// to the number `through`, are not set again. A failed sync does not take them back.
-    fn sizes_are_stable(&mut self, boot: u64, through: u64) {
+    /// to the number `through`, or in an earlier one since the machine was started, are not set
+    /// again. A failed sync does not take them back.
+    fn sizes_are_stable(&mut self, boot: u64, machine_boot: u64, through: u64) {
         let before = self.sizes.len();
-        let is_stable = |receipt: &Receipt| receipt.boot == boot && receipt.number <= through;
-        self.sizes.retain(|size| !is_stable(&size.receipt));
+        self.sizes.retain(|size| {
+            let Receipt { boot: of, number, machine_boot: machine, .. } = size.receipt;
+            if of == boot { number > through } else { machine != machine_boot }
+        });
         self.cost -= (before - self.sizes.len()) * OVERHEAD;
     }
 
@@ -318,7 +325,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn receipt(number: u64) -> Receipt {
-        Receipt { boot: 1, number, verifier: 7, ctime: None }
+        Receipt { boot: 1, number, verifier: 7, ctime: None, machine_boot: 1 }
+    }
+
+    fn stable(through: u64) -> Stable {
+        Stable { file: 1, verifier: 7, through }
     }
 
     /// The bytes that would be sent again, and the sizes.
@@ -361,9 +372,9 @@ mod tests {
         let mut uncommitted = Uncommitted::default();
         uncommitted.keep(0, vec![1; 100], receipt(1));
         uncommitted.keep(50, vec![2; 100], receipt(2));
-        uncommitted.committed((50, 100), 1, 7, 2);
+        uncommitted.committed((50, 100), 1, 1, &stable(2));
         assert_eq!(bytes(&uncommitted, 0, 150), [vec![1; 50], vec![0; 100]].concat());
-        uncommitted.committed((0, 0), 1, 7, 2);
+        uncommitted.committed((0, 0), 1, 1, &stable(2));
         assert!(uncommitted.is_empty());
         assert_eq!(uncommitted.bytes(), 0);
     }
@@ -375,7 +386,7 @@ mod tests {
         uncommitted.keep(1, vec![1], Receipt { verifier: 8, ..receipt(1) });
         uncommitted.keep(2, vec![1], receipt(3));
         uncommitted.keep(3, vec![1], receipt(2));
-        uncommitted.committed((0, 0), 1, 7, 2);
+        uncommitted.committed((0, 0), 1, 1, &stable(2));
         assert_eq!(content(&uncommitted).into_keys().collect::<Vec<_>>(), [0, 1, 2]);
     }
 
@@ -390,12 +401,12 @@ mod tests {
         uncommitted.keep(5, vec![3; 20], receipt(1));
         assert_eq!(bytes(&uncommitted, 0, 20), [vec![1; 5], vec![3; 5], vec![0; 10]].concat());
         // A sync makes the size stable, whatever it was for: set again, it would end what is.
-        uncommitted.committed((0, 1), 1, 7, 3);
+        uncommitted.committed((0, 1), 1, 1, &stable(3));
         assert!(uncommitted.sizes.is_empty());
         uncommitted.keep_size(10, 10, receipt(4));
         uncommitted.replaced(&(50..60), &receipt(5));
         assert!(uncommitted.sizes.is_empty());
-        uncommitted.committed((0, 0), 1, 7, 3);
+        uncommitted.committed((0, 0), 1, 1, &stable(3));
         assert_eq!(uncommitted.bytes(), 0);
     }
 
@@ -431,7 +442,7 @@ mod tests {
                         model.retain(|at, _| *at < offset);
                     }
                     6 => {
-                        uncommitted.committed((offset, len), 1, 7, number);
+                        uncommitted.committed((offset, len), 1, 1, &stable(number));
                         model.retain(|at, _| !(offset..offset + len).contains(at));
                     }
                     _ => {
@@ -443,7 +454,7 @@ mod tests {
                 let kept: usize = uncommitted.writes.values().map(KeptWrite::cost).sum();
                 prop_assert_eq!(uncommitted.bytes(), kept + uncommitted.sizes.len() * OVERHEAD);
             }
-            uncommitted.committed((0, 0), 1, 7, number);
+            uncommitted.committed((0, 0), 1, 1, &stable(number));
             prop_assert_eq!(uncommitted.bytes(), 0);
         }
     }

@@ -39,8 +39,8 @@ pub struct CachedFile {
     pub(super) writing_back: async_lock::Mutex<()>,
     /// One sync at a time: the store tells of a failure once, to whoever asked.
     pub(super) syncing: async_lock::Mutex<()>,
-    /// The write verifier; changes when a sync fails.
-    pub(super) verifier: AtomicU64,
+    /// The write verifier.
+    verifier: u64,
     /// What is not stable yet, and whose it is. Locked alone.
     pub(super) unstable: Mutex<Unstable>,
     /// A change has ended, for which another one may wait.
@@ -127,7 +127,7 @@ impl CachedFile {
             gate: async_lock::RwLock::new(()),
             writing_back: async_lock::Mutex::new(()),
             syncing: async_lock::Mutex::new(()),
-            verifier: AtomicU64::new(verifier),
+            verifier,
             unstable: Mutex::new(Unstable::new(attr.ctime)),
             changed: Event::new(),
             meta: RwLock::new(Meta {
@@ -196,11 +196,12 @@ impl CachedFile {
         *self.max_size.get_or_init(|| self.store().max_size().min(MAX_SIZE))
     }
 
-    /// The write verifier: changes when a sync of the file has failed, so that what the store may
-    /// have lost is sent again. Taken before the first page of a write is changed, and after a sync.
+    /// The write verifier: another one where acknowledged writes may be lost, so that they are sent
+    /// again. Pages stay in the cache until they are stable, so it stays the same as long as the file
+    /// is cached.
     #[must_use]
     pub fn verifier(&self) -> u64 {
-        self.verifier.load(Ordering::Acquire)
+        self.verifier
     }
 
     /// Appends references of the cached pages among `count` blocks from `first`.

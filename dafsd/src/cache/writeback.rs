@@ -150,7 +150,7 @@ impl CachedFile {
     ///
     /// # Errors
     /// The store's. Pages that could not be written, or not made stable, are dirty, and a later call
-    /// tries again. After a failed sync the write verifier is another one.
+    /// tries again. Nothing is lost, for pages stay in the cache until they are stable.
     pub async fn commit(&self, extent: Extent) -> Result<Committed> {
         let page = self.page_size();
         let first = extent.offset / page;
@@ -182,7 +182,6 @@ impl CachedFile {
         if let Err(error) = synced {
             // The kernel has told of the failure, and taken the pages for clean: a second sync would
             // succeed and mean nothing. So the pages are written again.
-            self.verifier.store(self.cache.next_verifier(), Ordering::Release);
             self.cache.counters.writeback_errors.fetch_add(1, Ordering::Relaxed);
             self.write_again();
             return Err(error);

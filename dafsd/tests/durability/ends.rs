@@ -38,7 +38,7 @@ impl Run<'_> {
                 self.note("the server is killed".into());
             }
         }
-        self.has_ended = true;
+        self.ended += 1;
         self.model.crashed();
         self.site.start();
     }

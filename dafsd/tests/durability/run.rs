@@ -61,7 +61,8 @@ pub struct Run<'a> {
     pub(super) power_was_lost: bool,
     /// Who has changed files since a server ended for the first time.
     pub(super) changed: BTreeMap<usize, BTreeSet<Writer>>,
-    pub(super) has_ended: bool,
+    /// How often a server has ended.
+    pub(super) ended: u32,
     pub(super) model: Model,
     pub(super) names: BTreeMap<&'static str, usize>,
     /// The disk's numbers of the model's files.
@@ -82,7 +83,7 @@ impl<'a> Run<'a> {
             ended_in_step: false,
             power_was_lost: false,
             changed: BTreeMap::new(),
-            has_ended: false,
+            ended: 0,
             model: Model::default(),
             names: BTreeMap::new(),
             numbers: Vec::new(),
@@ -126,7 +127,7 @@ impl<'a> Run<'a> {
         if ends > self.ends_known {
             self.ends_known = ends;
             self.ended_in_step = true;
-            self.has_ended = true;
+            self.ended += 1;
             self.power_was_lost |= self.profile.steps.iter().any(|(s, _)| *s == Step::PowerAmong);
             self.note("  in the middle of it the server ends and starts".into());
             self.model.crashed();
@@ -163,7 +164,7 @@ impl<'a> Run<'a> {
 
     /// A client is about to change a file.
     pub(super) fn changes(&mut self, number: usize, writer: Writer) {
-        if self.has_ended {
+        if self.ended > 0 {
             self.changed.entry(number).or_default().insert(writer);
         }
     }
