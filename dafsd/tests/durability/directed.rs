@@ -396,3 +396,20 @@ fn what_the_store_cannot_hold_is_refused_at_once() {
     assert_eq!(file.attr().expect("attributes").size, 0);
     file.sync().expect("there is nothing that cannot be written");
 }
+
+/// A cuts the file off, writes behind that and syncs these bytes alone; the server is killed. A sends
+/// the size again, which cuts off what is stable.
+#[test]
+fn a_size_that_is_sent_again_does_not_undo_a_later_write_that_was_made_stable_alone() {
+    let site = Site::new(1);
+    let client = site.client("a");
+    let file = open(&client, "f");
+    write(&file, 0..3 * PAGE, 1);
+    file.sync().expect("sync");
+    file.set_len(1000).expect("truncate");
+    write(&file, 2000..3000, 2);
+    file.commit(2000, 1000).expect("sync of a range");
+    restart(&site);
+    sync_at_last(&file);
+    check(&read(&file), 2000..3000, 2);
+}
