@@ -413,3 +413,58 @@ fn a_size_that_is_sent_again_does_not_undo_a_later_write_that_was_made_stable_al
     sync_at_last(&file);
     check(&read(&file), 2000..3000, 2);
 }
+
+/// A cuts the file off, and writes behind that with a stable write; the server is killed. A sends the
+/// size again, which cuts off what is stable.
+#[test]
+fn a_size_that_is_sent_again_does_not_undo_a_later_stable_write() {
+    for stability in [Stability::Data, Stability::File] {
+        let site = Site::new(1);
+        let client = site.client("a");
+        let file = open(&client, "f");
+        write(&file, 0..3 * PAGE, 1);
+        file.sync().expect("sync");
+        file.set_len(1000).expect("truncate");
+        file.write_at_stable(&[2; 1000], 2000, stability).expect("write");
+        restart(&site);
+        sync_at_last(&file);
+        check(&read(&file), 2000..3000, 2);
+    }
+}
+
+/// A cuts the file off; B's sync fails, so that the file's verifier is another one; A writes behind
+/// the end. A's sync finds that the size alone may be lost and sends it again, after the write,
+/// which it has just been told is stable.
+#[test]
+fn a_size_that_is_sent_again_after_a_failed_sync_does_not_undo_a_later_write() {
+    let site = Site::new(1);
+    let (a, b) = (site.client("a"), site.client("b"));
+    let (of_a, of_b) = (open(&a, "f"), open(&b, "f"));
+    write(&of_a, 0..3 * PAGE, 1);
+    of_a.sync().expect("sync");
+    of_a.set_len(1000).expect("truncate");
+    site.disk.faults(|faults| faults.failing_syncs = 1);
+    of_b.sync().expect_err("the disk fails");
+    write(&of_a, 2000..3000, 2);
+    sync_at_last(&of_a);
+    check(&read(&of_b), 2000..3000, 2);
+    check(&site.disk.stable("f").expect("it is there"), 2000..3000, 2);
+}
+
+/// A's write is acknowledged and the server restarted. A's sync connects anew; the server has no
+/// memory for a moment when the write is sent again, which is left for the next sync. But the same
+/// sync goes on, and says Ok for what was never sent again.
+#[test]
+fn a_sync_during_which_the_server_was_restarted_says_ok_for_what_is_there_only() {
+    let site = Site::new(1);
+    let client = site.client("a");
+    let file = open(&client, "f");
+    write(&file, 0..PAGE, 1);
+    file.sync().expect("sync");
+    write(&file, 100..200, 2);
+    restart(&site);
+    site.disk.faults(|faults| faults.reads_without_memory = 1);
+    sync_at_last(&file);
+    assert_eq!(site.disk.hits(), 1, "the server had no memory");
+    check(&site.disk.stable("f").expect("it is there"), 100..200, 2);
+}
