@@ -468,3 +468,34 @@ fn a_sync_during_which_the_server_was_restarted_says_ok_for_what_is_there_only()
     assert_eq!(site.disk.hits(), 1, "the server had no memory");
     check(&site.disk.stable("f").expect("it is there"), 100..200, 2);
 }
+
+/// A size is set, and its reply has come; but before the one who waits for it looks, the power fails
+/// and the client has connected anew. The size is not stable, so a sync must not say Ok.
+#[test]
+fn a_reply_of_a_former_boot_is_not_taken_for_one_of_the_present() {
+    use std::task::{Context, Poll, Waker};
+    let site = Site::new(1);
+    let client = site.client("a");
+    let file = open(&client, "f");
+    (0..9).for_each(|value| write(&file, 0..3 * PAGE, value));
+    file.sync().expect("sync");
+    let other = open(&client, "f").into_async();
+    let mut set = Box::pin(other.set_len(10));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(set.as_mut().poll(&mut cx).is_pending());
+    for _ in 0..100 {
+        reconnect(&client);
+        if site.disk.volatile("f").expect("it is there").len() == 10 {
+            break;
+        }
+    }
+    (0..10).for_each(|_| reconnect(&client));
+    site.lose_power();
+    site.start();
+    reconnect(&client);
+    let done = set.as_mut().poll(&mut cx);
+    assert!(matches!(done, Poll::Ready(Ok(()))), "{done:?}");
+    if file.sync().is_ok() {
+        assert_eq!(site.disk.stable("f").expect("it is there").len(), 10);
+    }
+}
