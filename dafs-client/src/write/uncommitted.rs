@@ -410,6 +410,19 @@ mod tests {
         assert_eq!(uncommitted.bytes(), 0);
     }
 
+    /// The server was restarted; a write is sent again in two messages, of which the second fails.
+    #[test]
+    fn what_was_not_sent_again_does_not_count_as_acknowledged() {
+        let mut uncommitted = Uncommitted::default();
+        uncommitted.keep(0, vec![1; 100], receipt(9));
+        let id = uncommitted.select((0, 0), |_| true)[0];
+        let now = Receipt { boot: 2, number: 1, verifier: 8, ctime: None };
+        uncommitted.acknowledged(id, &(0..50), now);
+        assert_eq!(uncommitted.select((50, 50), |kept| kept.boot == 1).len(), 1);
+        uncommitted.committed((0, 0), 2, 8, 1);
+        assert_eq!(bytes(&uncommitted, 50, 50), [1; 50], "it is to be sent again");
+    }
+
     #[test]
     fn a_stable_write_ends_what_it_replaced() {
         let mut uncommitted = Uncommitted::default();

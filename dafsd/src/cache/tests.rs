@@ -626,3 +626,52 @@ fn what_cannot_be_opened_never_reaches_the_disk(level: Protection) {
     let whole = [vec![6; PAGE], vec![8; 100]].concat();
     assert!(disk.bytes() == whole && read(&file, 0, 1 << 20) == whole);
 }
+
+fn a_writer(cache: &Cache, number: u8) -> Writer {
+    let id = crate::sharing::OwnerId::from_bytes([number; crate::sharing::OwnerId::LEN]);
+    Writer { owner: cache.owners().begin(id), standing: Arc::default() }
+}
+
+/// A database writes and syncs one file, again and again.
+#[test]
+fn a_client_that_writes_and_syncs_for_ever_takes_no_more_memory() {
+    let cache = cache(Protection::None, 8, 1);
+    let disk = MemoryFile::with(vec![1; PAGE]);
+    let file = open(&cache, Protection::None, &disk);
+    let writer = a_writer(&cache, 1);
+    for _ in 0..1000 {
+        let extent = Extent { offset: 0, length: 9 };
+        wait(&cache, file.write_for(&writer, &[extent], &[2; 9], None)).unwrap();
+        let what = wait(&cache, file.commit(Extent::default())).unwrap();
+        Told { file: Arc::clone(&file), owner: Arc::clone(&writer.owner), what }.confirm();
+    }
+    let noted = format!("{:?}", writer.owner).matches("(Weak)").count();
+    assert!(noted < 10, "one file is noted {noted} times");
+}
+
+/// A's write, which makes the file 4096 bytes long, waits for the disk. B sets that very size, and is
+/// told that it is set. Then A's write fails.
+#[test]
+fn a_write_that_fails_does_not_undo_a_size_that_was_set_meanwhile() {
+    let cache = cache(Protection::None, 8, 1);
+    let disk = MemoryFile::with(vec![1; 50]);
+    let file = open(&cache, Protection::None, &disk);
+    let (a, b) = (a_writer(&cache, 1), a_writer(&cache, 2));
+    let set = Arc::new(AtomicBool::new(false));
+    let (standing, theirs, cached) = (Arc::clone(&a.standing), Arc::clone(&set), Arc::clone(&file));
+    disk.on_read.set(move || {
+        standing.end();
+        let (b, set, file) = (b.clone(), Arc::clone(&theirs), Arc::clone(&cached));
+        let runtime = file.cache.runtime.clone();
+        runtime.run(async move {
+            file.set_size_for(&b, 4096, None).await.unwrap();
+            set.store(true, Ordering::SeqCst);
+        });
+    });
+    let extent = Extent { offset: 60, length: 4036 };
+    wait(&cache, file.write_for(&a, &[extent], &[2; 4036], None)).unwrap_err();
+    while cache.runtime.run_queued() {}
+    assert!(set.load(Ordering::SeqCst), "B's size was set");
+    assert_eq!(file.size(), 4096);
+    cache.close();
+}

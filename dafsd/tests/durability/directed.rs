@@ -396,3 +396,106 @@ fn what_the_store_cannot_hold_is_refused_at_once() {
     assert_eq!(file.attr().expect("attributes").size, 0);
     file.sync().expect("there is nothing that cannot be written");
 }
+
+/// A cuts the file off, writes behind that and syncs these bytes alone; the server is killed. A sends
+/// the size again, which cuts off what is stable.
+#[test]
+fn a_size_that_is_sent_again_does_not_undo_a_later_write_that_was_made_stable_alone() {
+    let site = Site::new(1);
+    let client = site.client("a");
+    let file = open(&client, "f");
+    write(&file, 0..3 * PAGE, 1);
+    file.sync().expect("sync");
+    file.set_len(1000).expect("truncate");
+    write(&file, 2000..3000, 2);
+    file.commit(2000, 1000).expect("sync of a range");
+    restart(&site);
+    sync_at_last(&file);
+    check(&read(&file), 2000..3000, 2);
+}
+
+/// A cuts the file off, and writes behind that with a stable write; the server is killed. A sends the
+/// size again, which cuts off what is stable.
+#[test]
+fn a_size_that_is_sent_again_does_not_undo_a_later_stable_write() {
+    for stability in [Stability::Data, Stability::File] {
+        let site = Site::new(1);
+        let client = site.client("a");
+        let file = open(&client, "f");
+        write(&file, 0..3 * PAGE, 1);
+        file.sync().expect("sync");
+        file.set_len(1000).expect("truncate");
+        file.write_at_stable(&[2; 1000], 2000, stability).expect("write");
+        restart(&site);
+        sync_at_last(&file);
+        check(&read(&file), 2000..3000, 2);
+    }
+}
+
+/// A cuts the file off; B's sync fails, so that the file's verifier is another one; A writes behind
+/// the end. A's sync finds that the size alone may be lost and sends it again, after the write,
+/// which it has just been told is stable.
+#[test]
+fn a_size_that_is_sent_again_after_a_failed_sync_does_not_undo_a_later_write() {
+    let site = Site::new(1);
+    let (a, b) = (site.client("a"), site.client("b"));
+    let (of_a, of_b) = (open(&a, "f"), open(&b, "f"));
+    write(&of_a, 0..3 * PAGE, 1);
+    of_a.sync().expect("sync");
+    of_a.set_len(1000).expect("truncate");
+    site.disk.faults(|faults| faults.failing_syncs = 1);
+    of_b.sync().expect_err("the disk fails");
+    write(&of_a, 2000..3000, 2);
+    sync_at_last(&of_a);
+    check(&read(&of_b), 2000..3000, 2);
+    check(&site.disk.stable("f").expect("it is there"), 2000..3000, 2);
+}
+
+/// A's write is acknowledged and the server restarted. A's sync connects anew; the server has no
+/// memory for a moment when the write is sent again, which is left for the next sync. But the same
+/// sync goes on, and says Ok for what was never sent again.
+#[test]
+fn a_sync_during_which_the_server_was_restarted_says_ok_for_what_is_there_only() {
+    let site = Site::new(1);
+    let client = site.client("a");
+    let file = open(&client, "f");
+    write(&file, 0..PAGE, 1);
+    file.sync().expect("sync");
+    write(&file, 100..200, 2);
+    restart(&site);
+    site.disk.faults(|faults| faults.reads_without_memory = 1);
+    sync_at_last(&file);
+    assert_eq!(site.disk.hits(), 1, "the server had no memory");
+    check(&site.disk.stable("f").expect("it is there"), 100..200, 2);
+}
+
+/// A size is set, and its reply has come; but before the one who waits for it looks, the power fails
+/// and the client has connected anew. The size is not stable, so a sync must not say Ok.
+#[test]
+fn a_reply_of_a_former_boot_is_not_taken_for_one_of_the_present() {
+    use std::task::{Context, Poll, Waker};
+    let site = Site::new(1);
+    let client = site.client("a");
+    let file = open(&client, "f");
+    (0..9).for_each(|value| write(&file, 0..3 * PAGE, value));
+    file.sync().expect("sync");
+    let other = open(&client, "f").into_async();
+    let mut set = Box::pin(other.set_len(10));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(set.as_mut().poll(&mut cx).is_pending());
+    for _ in 0..100 {
+        reconnect(&client);
+        if site.disk.volatile("f").expect("it is there").len() == 10 {
+            break;
+        }
+    }
+    (0..10).for_each(|_| reconnect(&client));
+    site.lose_power();
+    site.start();
+    reconnect(&client);
+    let done = set.as_mut().poll(&mut cx);
+    assert!(matches!(done, Poll::Ready(Ok(()))), "{done:?}");
+    if file.sync().is_ok() {
+        assert_eq!(site.disk.stable("f").expect("it is there").len(), 10);
+    }
+}

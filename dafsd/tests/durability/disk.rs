@@ -34,6 +34,8 @@ pub struct Faults {
     pub unwritable: BTreeSet<(u64, u64)>,
     /// Pages that cannot be read.
     pub unreadable: BTreeSet<(u64, u64)>,
+    /// So many reads find no memory.
+    pub reads_without_memory: u32,
     /// Pages that can still be allocated.
     pub space: Option<usize>,
     /// A user, and the pages that this user's files may still allocate.
@@ -243,6 +245,11 @@ impl Disk {
 
     pub(super) fn read(&self, number: u64, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let mut state = self.state();
+        if state.faults.reads_without_memory > 0 {
+            state.faults.reads_without_memory -= 1;
+            state.hits += 1;
+            return failed(Status::NoMemory, format!("read of file {number}"));
+        }
         let pages = pages(offset, buffer.len());
         if let Some(page) = pages.clone().find(|p| state.faults.unreadable.contains(&(number, *p)))
         {

@@ -132,3 +132,17 @@ fn too_many_ranges_cut_their_owner_off() {
     assert!(!since(&boots, 1, 5, 1, 2).nothing);
     assert!(boots.state.lock().now.ranges() < 10);
 }
+
+/// Two files are handed over at the same time: the later number is recorded first, and the earlier
+/// one fills the table. What is cut off has to go as far as what is forgotten.
+#[test]
+fn a_cut_off_reaches_as_far_as_what_it_forgets() {
+    let boots = Boots::forgetful(1);
+    let ranges: Vec<_> = (0..MOST_RANGES as u64).map(|i| (owner(1), 2 * i..2 * i + 1)).collect();
+    boots.hand_over(identity(1), &ranges, 9).unwrap();
+    boots.hand_over(identity(2), &[(owner(2), 0..1)], 5).unwrap();
+    let resend = Resend { boot: 1, number: 9, ctime: None };
+    let since = boots.since(&resend, identity(1), owner(1));
+    let recorded = boots.state.lock().now.handed_over.contains_key(&(identity(1), owner(1)));
+    assert!(since.nothing || recorded, "what was handed over is taken again");
+}

@@ -239,3 +239,22 @@ fn the_tables_are_bounded() {
     world.file.forget(a.number());
     assert!(!a.has_ranges() && world.file.is_idle());
 }
+
+/// B's change is under way when A's is made and A syncs. The reply's `through` lies before A's
+/// change, so A keeps it, and would send it again. B must not change it without handing it over.
+#[test]
+fn what_a_reply_does_not_tell_of_is_not_taken_as_told() {
+    let mut world = World::new();
+    let (a, b) = (world.owner(1), world.owner(2));
+    let under_way = world.file.begin(&(200..300)).unwrap();
+    world.number += 1;
+    world.file.enter(under_way, &b, &(200..300), false, world.number);
+    let number = world.write(&a, 0..100);
+    let through = world.file.round_begins(world.number);
+    let round = world.file.round_succeeded(&(0..END));
+    world.file.end(under_way);
+    world.file.told(a.number(), &(0..END), round, through);
+    let known = through >= number;
+    let is_free = matches!(world.file.claim(b.number(), &(0..100)), Claim::Free);
+    assert!(known || !is_free, "A was told of changes up to {through}, and has made {number}");
+}
