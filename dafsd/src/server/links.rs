@@ -118,7 +118,7 @@ impl Server {
         let permit = self.permit(export, key, asked)?;
         // The export as this client may use it.
         let export = if permit.as_ref().is_some_and(|permit| permit.read_only) {
-            Arc::new(Export { read_only: true, ..Export::clone(export) })
+            Arc::new(export.for_reading())
         } else {
             Arc::clone(export)
         };
