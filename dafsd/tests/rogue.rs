@@ -3,6 +3,8 @@
 //! handles or names, not as somebody else, and not by what others have said before.
 
 mod common;
+#[path = "rogue/log.rs"]
+mod log;
 #[path = "rogue/read_only.rs"]
 mod read_only;
 #[path = "rogue/replay.rs"]
