@@ -7,9 +7,10 @@ use crate::live::{Admission, LiveSession, Message};
 use crate::ops::{self, OpContext, OpError};
 use crate::reply_cache::{Arrival, Begin, Ticket};
 use crate::server::Server;
+use dafs_keys::shown::{shown, shown_within};
 use dafs_proto::{ErrorReply, FrameError, Header, Kind, Op, Status, encode_message};
 use job::{Job, Panicked, caught, execute, panicked};
-use ordma::{Link, LinkError, Service};
+use ordma::{Link, LinkError, Service, complaints};
 use prost::Message as _;
 use std::sync::Arc;
 
@@ -32,7 +33,10 @@ impl Dispatcher {
 
     fn malformed(&self, link: &Arc<dyn Link>, what: &str) {
         count(&self.server.counters().malformed);
-        tracing::warn!(peer = link.peer(), what, "closing the connection");
+        let peer = link.peer();
+        if let Some(untold) = complaints::take("malformed", &peer) {
+            tracing::warn!(peer, what = shown(what), untold, "closing the connection");
+        }
         link.close(what);
     }
 }
@@ -66,11 +70,8 @@ fn refuse(link: &Arc<dyn Link>, header: &Header, credits: u16, error: OpError) {
 }
 
 fn encode_error(header: &Header, credits: u16, error: OpError) -> Message {
-    let mut message = error.message;
-    if message.len() > MAX_ERROR {
-        let end = (0..=MAX_ERROR).rev().find(|at| message.is_char_boundary(*at));
-        message.truncate(end.unwrap_or(0));
-    }
+    // Names and texts of the client's may be part of it.
+    let message = shown_within(&error.message, MAX_ERROR);
     encode_message(Header::reply(header, error.status, credits), &ErrorReply { message })
 }
 
@@ -201,7 +202,11 @@ impl Dispatcher {
                     link.send(&encode_message(header, &reply), &[]);
                 }
                 Err(error) => {
-                    tracing::warn!(peer = link.peer(), %error, "no session");
+                    let peer = link.peer();
+                    if let Some(untold) = complaints::take("no session", &peer) {
+                        let error = shown(&error.to_string());
+                        tracing::warn!(peer, error, untold, "no session");
+                    }
                     refuse(&link, &header, 1, error);
                 }
             }

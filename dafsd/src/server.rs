@@ -14,7 +14,7 @@ use crate::ops::OpError;
 use crate::runtime::Runtime;
 use crate::session::SessionLimits;
 use crate::sessions::Sessions;
-use crate::store::{Handle, Store, StoreError};
+use crate::store::{Handle, ReadOnlyStore, Store, StoreError};
 use crate::sync::{Mutex, RwLock};
 use async_lock::Semaphore;
 use dafs_keys::{HandleKey, Protection};
@@ -43,6 +43,12 @@ pub struct Export {
 }
 
 impl Export {
+    /// The same export for a client that may change nothing in it: its store refuses what would.
+    pub(crate) fn for_reading(&self) -> Self {
+        let store = Arc::new(ReadOnlyStore::new(Arc::clone(&self.store)));
+        Self { read_only: true, store, ..self.clone() }
+    }
+
     /// The handle that a client sent. It is not used for anything before its check has been found
     /// right.
     ///

@@ -3,6 +3,10 @@
 //! handles or names, not as somebody else, and not by what others have said before.
 
 mod common;
+#[path = "rogue/log.rs"]
+mod log;
+#[path = "rogue/read_only.rs"]
+mod read_only;
 #[path = "rogue/replay.rs"]
 mod replay;
 #[path = "rogue/wire.rs"]
@@ -20,6 +24,7 @@ use dafs_proto::{
 };
 use ordma::secure::SecureConnector;
 use ordma::{Connector, FOOTER_LEN, RemoteRef};
+use read_only::every_operation_with_every_right;
 use replay::{Proxy, frames, replay};
 use std::collections::HashSet;
 use std::io::Write;
@@ -49,6 +54,7 @@ over_sockets!(
     names_do_not_lead_out_of_the_export,
     a_client_acts_as_nobody_but_its_user,
     sessions_and_opens_of_others_are_not_to_be_had,
+    every_operation_with_every_right,
 );
 
 fn server(over: Over) -> TestServer {

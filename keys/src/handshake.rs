@@ -24,6 +24,7 @@
 use crate::identity::{Identity, PublicKey};
 use crate::protection::Protection;
 use crate::secret::{NoRandom, Secret};
+use crate::shown::shown_within;
 use snow::params::NoiseParams;
 use snow::{Builder, HandshakeState, TransportState};
 use std::fmt;
@@ -130,9 +131,9 @@ pub fn asked(answer: &[u8]) -> Result<PublicKey, HandshakeError> {
 fn expect(kind: u8, packet: &[u8]) -> Result<&[u8], HandshakeError> {
     match take(packet)? {
         (REFUSAL, why) => {
-            let why: String =
-                String::from_utf8_lossy(why).chars().filter(|c| !c.is_control()).collect();
-            Err(HandshakeError::Refused(why))
+            // As much as a server says to explain itself.
+            const MOST: usize = 1024;
+            Err(HandshakeError::Refused(shown_within(&String::from_utf8_lossy(why), MOST)))
         }
         (other, body) if other == kind => Ok(body),
         _ => Err(HandshakeError::Malformed("a packet out of turn")),
@@ -496,7 +497,7 @@ mod tests {
         let (initiator, _) = sides.begin();
         let no = refusal("not\nauthorized");
         let why = initiator.finish(&no).unwrap_err();
-        assert_eq!(why, HandshakeError::Refused("notauthorized".to_owned()));
+        assert_eq!(why, HandshakeError::Refused("not\\u{a}authorized".to_owned()));
         assert!(refusal(&"é".repeat(5000)).len() <= MAX_PACKET);
         let mut later = ask();
         later[3] = 9;

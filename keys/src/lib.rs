@@ -45,6 +45,7 @@ pub mod identity;
 pub mod page;
 mod protection;
 pub mod secret;
+pub mod shown;
 pub mod tags;
 pub mod window;
 

@@ -17,6 +17,7 @@
 
 pub mod arena;
 mod client;
+pub mod complaints;
 pub mod engine;
 #[cfg(feature = "explore")]
 pub mod explore;

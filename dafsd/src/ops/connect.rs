@@ -7,6 +7,7 @@ use crate::live::LiveSession;
 use crate::server::{BindError, Export, Server};
 use crate::sessions::SessionId;
 use crate::store::Credential;
+use dafs_keys::shown::{is_harmless, shown_within};
 use dafs_keys::{Protection, PublicKey};
 use dafs_proto::{ConnectReply, ConnectRequest, Status, VERSION};
 use ordma::Link;
@@ -14,6 +15,8 @@ use std::sync::Arc;
 
 /// Longest name of a client, for the log.
 const MAX_CLIENT: usize = 64;
+/// Most bytes of the name of an export that there is not, in what is said about it.
+const MAX_NAME: usize = 64;
 
 /// Serves CONNECT. The only operation that belongs to a connection and not to a session.
 ///
@@ -107,6 +110,7 @@ fn no_export(server: &Server, name: &str, key: Option<&PublicKey>) -> OpError {
     };
     let exports = server.exports().iter().filter(may_use);
     let names: Vec<&str> = exports.map(|export| &*export.name).collect();
+    let name = shown_within(name, MAX_NAME);
     let what = match &names[..] {
         [] => format!("no export {name:?} for this client, and no other"),
         names => format!("no export {name:?} for this client; there are: {}", names.join(", ")),
@@ -190,7 +194,7 @@ fn new_session(
 ) -> Result<Arc<LiveSession>, OpError> {
     let most = server.session_limits().slots.max(1);
     let slots = u16::try_from(request.slots).unwrap_or(u16::MAX).clamp(1, most);
-    let client = request.client.chars().filter(|c| !c.is_control()).take(MAX_CLIENT).collect();
+    let client = request.client.chars().filter(|c| is_harmless(*c)).take(MAX_CLIENT).collect();
     server.add_session(export, client, key, &request.instance, asked, slots)
 }
 

@@ -103,7 +103,8 @@ impl OpContext {
         Ok(self.server.runtime().blocking(call).await?)
     }
 
-    /// Refuses what would change a read-only export.
+    /// Refuses what would change a read-only export, before any of it is done. The export's
+    /// [store](Self::store) refuses it as well, whatever an operation asks it for.
     ///
     /// # Errors
     /// [`Status::ReadOnly`], naming the export.

@@ -10,7 +10,7 @@ use crate::sessions::{SessionId, Sessions};
 use crate::sharing::OwnerId;
 use dafs_keys::{Protection, PublicKey, Secret};
 use dafs_proto::Status;
-use ordma::{Link, ReadAccess};
+use ordma::{Link, ReadAccess, complaints};
 use std::sync::Arc;
 
 /// How many leases a client may be away until what it was not told is stable is forgotten.
@@ -28,7 +28,10 @@ impl Server {
             drop(links);
             let reason =
                 if self.stopping() { "the server is stopping" } else { "too many connections" };
-            tracing::warn!(peer = link.peer(), reason, "connection refused");
+            let peer = link.peer();
+            if let Some(untold) = complaints::take(reason, &peer) {
+                tracing::warn!(peer, reason, untold, "connection refused");
+            }
             return link.close(reason);
         }
         links.insert(link.id(), Connection { link, session: None, since });
@@ -118,7 +121,7 @@ impl Server {
         let permit = self.permit(export, key, asked)?;
         // The export as this client may use it.
         let export = if permit.as_ref().is_some_and(|permit| permit.read_only) {
-            Arc::new(Export { read_only: true, ..Export::clone(export) })
+            Arc::new(export.for_reading())
         } else {
             Arc::clone(export)
         };

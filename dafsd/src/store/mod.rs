@@ -9,8 +9,10 @@ use std::fmt;
 use std::sync::Arc;
 
 mod local;
+mod read_only;
 
 pub use local::{HandleReport, LocalOptions, LocalStore};
+pub use read_only::ReadOnlyStore;
 
 /// On whose behalf something is done.
 #[derive(Clone, Debug, PartialEq, Eq)]

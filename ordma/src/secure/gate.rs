@@ -4,6 +4,7 @@ use super::greeting::{Judge, Policy, Step};
 use super::link::{Mode, SecureLink};
 use super::rate::Bucket;
 use super::{Secured, message, scratch};
+use crate::complaints;
 use crate::engine::{Link, LinkError, Service};
 use crate::lock;
 use dafs_keys::Identity;
@@ -141,7 +142,11 @@ impl Gate {
                     count(&self.counters.refused);
                     let peer = link.peer();
                     match client {
-                        Some(client) => tracing::warn!(peer, %client, why, "client refused"),
+                        Some(client) => {
+                            if let Some(untold) = complaints::take("client refused", &peer) {
+                                tracing::warn!(peer, %client, why, untold, "client refused");
+                            }
+                        }
                         None => tracing::debug!(peer, why, "handshake refused"),
                     }
                     link.send_packet(&packet);
@@ -180,7 +185,10 @@ impl Gate {
     fn break_off(&self, link: &SecureLink, why: &str) {
         if link.finish() {
             count(&self.counters.broken);
-            tracing::warn!(peer = link.peer(), why, "closing the connection");
+            let peer = link.peer();
+            if let Some(untold) = complaints::take("broken", &peer) {
+                tracing::warn!(peer, why, untold, "closing the connection");
+            }
             link.close(why);
         }
     }

@@ -6,6 +6,7 @@ use super::link::{StreamLink, stops};
 use super::memory::{ASK_AGAIN, Gathering, May, STANDS_STILL};
 use super::out::Out;
 use super::server::Counted;
+use crate::complaints;
 use crate::engine::{Link, LinkError, Transfer};
 use crate::lock;
 use crate::reactor::{Room, Source, Step};
@@ -185,8 +186,10 @@ impl Source for RpcConnection {
         if self.begun {
             let reason = self.link.reason();
             match &reason {
-                LinkError::Protocol { .. } => {
-                    tracing::warn!(link = self.link.id, %reason, "closed")
+                LinkError::Protocol { peer, .. } => {
+                    if let Some(untold) = complaints::take("closed", peer) {
+                        tracing::warn!(link = self.link.id, %reason, untold, "closed");
+                    }
                 }
                 _ => tracing::debug!(link = self.link.id, %reason, "closed"),
             }

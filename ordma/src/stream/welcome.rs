@@ -3,6 +3,7 @@
 use super::hello::{BadHello, CLIENT_LEN, ClientHello, ServerHello, may_become_hello};
 use super::io;
 use super::server::{Counted, Server};
+use crate::complaints;
 use crate::reactor::{Room, Source, Step};
 use dafs_keys::secret;
 use rustix::io::Errno;
@@ -96,7 +97,10 @@ struct Guest {
 impl Guest {
     fn refuse(&self, reason: impl std::fmt::Display) -> Step {
         let peer = self.server.side().peer(&self.socket);
-        tracing::info!(engine = self.server.capabilities.engine, peer, %reason, "connection refused");
+        let engine = self.server.capabilities.engine;
+        if let Some(untold) = complaints::take("connection refused", &peer) {
+            tracing::info!(engine, peer, %reason, untold, "connection refused");
+        }
         Step::Close
     }
 

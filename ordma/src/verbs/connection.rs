@@ -3,6 +3,7 @@
 use super::link::{MOST_ADVERTS, VerbsLink};
 use super::packet::{Assembled, Assembly, Packet};
 use super::wire::{MessagePair, Stall};
+use crate::complaints;
 use crate::engine::{Link, LinkError};
 use crate::rdma::{Block, Completion};
 use crate::reactor::{Room, Source, Step};
@@ -320,7 +321,11 @@ impl Source for MessageConnection {
             let reason = self.link.reason();
             let link = self.link.number();
             match &reason {
-                LinkError::Protocol { .. } => tracing::warn!(link, %reason, "closed"),
+                LinkError::Protocol { peer, .. } => {
+                    if let Some(untold) = complaints::take("closed", peer) {
+                        tracing::warn!(link, %reason, untold, "closed");
+                    }
+                }
                 _ => tracing::debug!(link, %reason, "closed"),
             }
             self.link.server().service.closed(&self.shown, &reason);

@@ -15,6 +15,7 @@ use super::target::{Advert, Target};
 use super::wire::{Offer, Stall, Wire, withdrawn};
 use crate::ChunkId;
 use crate::arena::{Chunk, Slot, copy_slots};
+use crate::complaints;
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
 use crate::exports::Holder;
 use crate::gate::{Gate, Proof};
@@ -529,8 +530,11 @@ impl VerbsLink {
             tracing::debug!(%error, link = self.id, "a device that is gone");
         }
         drop(reads);
-        if down || polled.is_err() {
-            tracing::info!(link = self.id, peer = self.peer, "a READ of the client was refused");
+        if (down || polled.is_err())
+            && let Some(untold) = complaints::take("READ refused", &self.peer)
+        {
+            let (link, peer) = (self.id, &self.peer);
+            tracing::info!(link, peer, untold, "a READ of the client was refused");
         }
     }
 

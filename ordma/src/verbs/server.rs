@@ -8,6 +8,7 @@ use super::link::VerbsLink;
 use super::reads::READ_DEPTH;
 use super::wire::{INLINE, MessagePair, SENDS, Wire};
 use crate::arena::Arena;
+use crate::complaints;
 use crate::engine::{Capabilities, LinkError, Service};
 use crate::exports::Exports;
 use crate::lock;
@@ -167,7 +168,9 @@ impl Server {
         let peer = id.peer().map_or_else(|| "an unknown address".to_owned(), |at| at.to_string());
         let made = self.make_link(id, hello, ticket, peer.clone());
         let (link, pair, spare) = made.map_err(|error| {
-            tracing::warn!(%error, peer, "connection refused");
+            if let Some(untold) = complaints::take("connection refused", &peer) {
+                tracing::warn!(%error, peer, untold, "connection refused");
+            }
             Refusal::Resources
         })?;
         let server = Arc::clone(self);

@@ -14,9 +14,15 @@ pub fn failed(what: impl Into<String>, error: Errno) -> StoreError {
     StoreError::io(what, &error.into())
 }
 
-/// A name for messages: as it is where it can be read, escaped where not.
+/// A name for messages: as it is where it can be read, escaped where not, and cut where it is longer
+/// than any name can be.
 pub fn show(name: &[u8]) -> String {
-    format!("\"{}\"", name.escape_ascii())
+    match name.split_at_checked(NAME_MAX) {
+        Some((begin, rest)) if !rest.is_empty() => {
+            format!("\"{}\"... ({} bytes)", begin.escape_ascii(), name.len())
+        }
+        _ => format!("\"{}\"", name.escape_ascii()),
+    }
 }
 
 /// Refuses what cannot be the name of a directory entry that a client may use.
