@@ -141,6 +141,7 @@ mod tests {
             resent: false,
             epoch: 1,
             session: 1,
+            grant: None,
             protected: Protected { level, ..Protected::default() },
         }
     }

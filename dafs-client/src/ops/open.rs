@@ -187,11 +187,12 @@ impl Core {
         let name = what.to_owned();
         let file = OpenFile::new(&self.owner, message.handle, options.access(), name, opened, size);
         if let Some(change) = message.truncated {
-            let receipt = receipt(Some(change), &*self.owner.grant()?);
+            let receipt = receipt(Some(change), &reply)?;
             file.state.keep(&self.owner, |uncommitted| uncommitted.keep_size(0, 0, receipt));
         }
         if message.created || message.truncated.is_some() {
-            file.state.rest_on(self.owner.grant()?.machine_boot);
+            let machine_boot = reply.grant.as_ref().map_or(0, |grant| grant.machine_boot);
+            file.state.rest_on(machine_boot);
         }
         if options.read && self.owner.number() == session {
             install(&file, &message.refs, 0, epoch)?;

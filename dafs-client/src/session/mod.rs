@@ -219,13 +219,6 @@ impl Session {
         lock(&self.state).grant.clone().ok_or_else(|| self.closed_error())
     }
 
-    /// The server's boot, if the session `number` is the current one.
-    pub(crate) fn boot_of(&self, number: u64) -> Option<u64> {
-        let state = lock(&self.state);
-        let grant = state.grant.as_ref().filter(|_| state.session == number)?;
-        Some(grant.boot)
-    }
-
     /// Counts sessions; the current one.
     pub(crate) fn number(&self) -> u64 {
         lock(&self.state).session

@@ -1,8 +1,8 @@
 //! What is kept of a request until its reply comes, and the reply.
 
-use super::Protected;
 use super::pump::{MESSAGES, want};
 use super::rpc::CallError;
+use super::{Grant, Protected};
 use crate::sync::lock;
 use dafs_proto::{Buffer, Header, Op, Status};
 use ordma::{Endpoint, FOOTER_LEN, Segment, Tag};
@@ -58,6 +58,8 @@ pub(crate) struct Reply {
     pub(crate) epoch: u64,
     /// The session it belongs to.
     pub(crate) session: u64,
+    /// What the server had granted with that.
+    pub(crate) grant: Option<Arc<Grant>>,
     /// How that connection is protected.
     pub(crate) protected: Protected,
 }

@@ -72,6 +72,7 @@ impl Session {
             Err(error) => return Err(error.to_string()),
         };
         let (session, protected) = (state.session, state.protected.clone());
+        let grant = state.grant.clone();
         let wake = state.wakeable();
         drop(state);
         wake.into_iter().for_each(Waker::wake);
@@ -84,6 +85,7 @@ impl Session {
             resent: kept.resent,
             epoch,
             session,
+            grant,
             protected,
         };
         if !data.is_empty() {

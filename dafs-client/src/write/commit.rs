@@ -57,7 +57,8 @@ pub(crate) async fn commit(file: &Arc<OpenFile>, offset: u64, length: u64) -> Re
             }
             other => other?,
         };
-        let Some(boot) = session.boot_of(reply.session) else { continue };
+        let Some(grant) = reply.grant else { continue };
+        let boot = grant.boot;
         let stable = message.stable.unwrap_or_default();
         if length == 0 && offset == 0 {
             state.rests_on_nothing(rests_on);
@@ -65,9 +66,9 @@ pub(crate) async fn commit(file: &Arc<OpenFile>, offset: u64, length: u64) -> Re
         let lost = state.keep(session, |uncommitted| {
             uncommitted.committed(range, boot, grant.machine_boot, &stable);
             uncommitted.select(range, |kept| {
-                kept.boot == boot
-                    && kept.number <= stable.through
-                    && kept.verifier != stable.verifier
+                // What could not be sent again when the session began is not part of it.
+                kept.boot != boot
+                    || kept.number <= stable.through && kept.verifier != stable.verifier
             })
         });
         if lost.is_empty() {

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::file::{Came, OpenFile};
 use crate::files::{FileState, Turn};
 use crate::options::Stability;
-use crate::session::outstanding::{Direct, EncodeDirect, Use};
+use crate::session::outstanding::{Direct, EncodeDirect, Reply, Use};
 use crate::session::rpc::{Body, CallError, Lane, Request};
 use crate::session::{Grant, Session};
 use dafs_proto::{
@@ -145,8 +145,8 @@ async fn send(
     session.counters.written_bytes.add(message.count);
     install(file, &message.refs, length.div_ceil(grant.page_size as u64) + 1, reply.epoch)?;
     file.saw_size(message.size, grant.page_size);
-    take_stable(session, &message.stable, reply.session);
-    let receipt = receipt(message.change, &grant);
+    take_stable(session, &message.stable, &reply)?;
+    let receipt = receipt(message.change, &reply)?;
     file.state.saw(&receipt);
     let written = Written {
         count: usize::try_from(message.count).unwrap_or(from.len),
@@ -166,26 +166,35 @@ fn ranges(extents: &[Extent]) -> Vec<Range<u64>> {
     extents.iter().map(|e| e.offset..e.offset.saturating_add(e.length)).collect()
 }
 
-/// What to keep with a change.
-pub(crate) fn receipt(change: Option<Change>, grant: &Grant) -> Receipt {
+/// What to keep with a change that a reply acknowledges, which may be of a boot that has ended since.
+pub(crate) fn receipt(change: Option<Change>, reply: &Reply) -> Result<Receipt> {
     let Change { number, verifier, ctime } = change.unwrap_or_default();
-    Receipt { boot: grant.boot, number, verifier, ctime, machine_boot: grant.machine_boot }
+    let Grant { boot, machine_boot, .. } = *granted(reply)?;
+    Ok(Receipt { boot, number, verifier, ctime, machine_boot })
+}
+
+/// What the server had granted with the session that a reply belongs to.
+fn granted(reply: &Reply) -> Result<&Grant> {
+    let none = || Error::InvalidArgument("a reply outside of a session".into());
+    reply.grant.as_deref().ok_or_else(none)
 }
 
 /// Lets go of what the server says is stable.
-pub(super) fn take_stable(session: &Session, stable: &[Stable], number: u64) {
+fn take_stable(session: &Session, stable: &[Stable], reply: &Reply) -> Result<()> {
     if stable.is_empty() {
-        return;
+        return Ok(());
     }
-    let (Some(boot), Ok(grant)) = (session.boot_of(number), session.grant()) else { return };
+    let Grant { boot, machine_boot, .. } = *granted(reply)?;
+    let number = reply.session;
     let files = session.files.all();
     for stable in stable {
         if let Some(open) = files.iter().find(|f| f.is_of(number) && f.number() == stable.file) {
             open.state.keep(session, |uncommitted| {
-                uncommitted.committed((0, 0), boot, grant.machine_boot, stable);
+                uncommitted.committed((0, 0), boot, machine_boot, stable);
             });
         }
     }
+    Ok(())
 }
 
 fn check_reply(
@@ -247,12 +256,12 @@ pub(super) async fn send_size(
             from: resend.map_or(0, |(_, from)| from),
         };
         match session.call_once::<SetAttrRequest>(lane, what, &make).await {
-            Ok((message, _)) => {
+            Ok((message, reply)) => {
                 let SetAttrReply { attr, change, from, skipped, refused, identity } = message;
                 if again.is_none() && refused {
                     return Err(Error::OutcomeUnknown { op: Op::SetAttr, what: what.into() });
                 }
-                let receipt = receipt(change, &*session.grant()?);
+                let receipt = receipt(change, &reply)?;
                 let identity = if identity.is_empty() { handle.to_vec() } else { identity };
                 return Ok(Resized { attr, receipt, from, identity, skipped, refused });
             }
@@ -276,7 +285,7 @@ pub(crate) async fn set_size(file: &Arc<OpenFile>, set: SetAttr) -> Result<Optio
     let _turn = file.state.turns.take(Turn::New, 0..u64::MAX).await;
     let (handle, state) = (&file.handle, Some(&*file.state));
     let resized = send_size(session, Lane::Normal, handle, set, state, None, &file.name).await?;
-    keep_size(session, &file.state, set, &resized)?;
+    keep_size(session, &file.state, set, &resized);
     let size = resized.attr.as_ref().map_or(set.size, |attr| Some(attr.size));
     file.saw_size(size.unwrap_or_default(), session.grant()?.page_size);
     Ok(resized.attr)
@@ -293,15 +302,14 @@ pub(crate) async fn set_size_of(
     let _turn = session.files.turns.take(Turn::New, 0..1).await;
     let resized = send_size(session, Lane::Normal, handle, set, None, None, what).await?;
     if let Some(state) = session.files.known(&resized.identity) {
-        keep_size(session, &state, set, &resized)?;
+        keep_size(session, &state, set, &resized);
     }
     Ok(resized.attr)
 }
 
-fn keep_size(session: &Session, state: &FileState, set: SetAttr, done: &Resized) -> Result<()> {
+fn keep_size(session: &Session, state: &FileState, set: SetAttr, done: &Resized) {
     let (size, from, receipt) = (set.size.unwrap_or_default(), done.from, done.receipt);
     state.saw(&receipt);
     state.keep(session, |uncommitted| uncommitted.keep_size(size, from, receipt));
-    state.rest_on(session.grant()?.machine_boot);
-    Ok(())
+    state.rest_on(receipt.machine_boot);
 }

@@ -259,9 +259,16 @@ impl Uncommitted {
     /// A part of a change was acknowledged again.
     pub(super) fn acknowledged(&mut self, id: u64, range: &Range<u64>, receipt: Receipt) {
         for at in self.overlapping(range) {
-            if let Some(write) = self.writes.get_mut(&at).filter(|write| write.id == id) {
-                write.receipt = receipt;
-            }
+            let Some(write) = self.writes.get(&at).filter(|write| write.id == id).cloned() else {
+                continue;
+            };
+            let end = at + write.len as u64;
+            let part = at.max(range.start)..end.min(range.end);
+            // The rest has still to be.
+            self.cut(&part);
+            let kept = KeptWrite { receipt, ..write.part(part.start - at..part.end - at) };
+            self.cost += kept.cost();
+            self.writes.insert(part.start, kept);
         }
         if let Some(size) = self.sizes.iter_mut().find(|size| size.id == id) {
             size.receipt = receipt;
@@ -416,7 +423,7 @@ mod tests {
         let mut uncommitted = Uncommitted::default();
         uncommitted.keep(0, vec![1; 100], receipt(9));
         let id = uncommitted.select((0, 0), |_| true)[0];
-        let now = Receipt { boot: 2, number: 1, verifier: 8, ctime: None };
+        let now = Receipt { boot: 2, number: 1, verifier: 8, ctime: None, machine_boot: 1 };
         uncommitted.acknowledged(id, &(0..50), now);
         assert_eq!(uncommitted.select((50, 50), |kept| kept.boot == 1).len(), 1);
         uncommitted.committed((0, 0), 2, 8, 1);

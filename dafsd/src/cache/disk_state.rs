@@ -161,6 +161,7 @@ impl CachedFile {
         }
         if self.blocks.lock().is_clean() {
             meta.size = attr.size;
+            meta.sizes += 1;
             self.give_time(&mut meta);
         }
         meta.change = meta.change.max(attr.change) + 1;

@@ -59,6 +59,8 @@ pub struct CachedFile {
 pub(super) struct Meta {
     /// Size in bytes, including what is not on disk yet.
     pub size: u64,
+    /// Counts the times that it was set, or that a write made the file longer.
+    pub sizes: u64,
     /// What every page in the table is under.
     pub cover: Cover,
     /// The time of the last write that the disk does not have yet.
@@ -82,6 +84,8 @@ pub(super) struct Blocks {
     pub written: BTreeMap<u64, u64>,
     /// Syncs of the file that have begun.
     pub syncs: u64,
+    /// Syncs that have failed.
+    pub failed_syncs: u64,
 }
 
 impl Blocks {
@@ -132,6 +136,7 @@ impl CachedFile {
             changed: Event::new(),
             meta: RwLock::new(Meta {
                 size: attr.size,
+                sizes: 0,
                 cover,
                 mtime: None,
                 change: attr.change,

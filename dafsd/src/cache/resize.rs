@@ -84,6 +84,7 @@ impl CachedFile {
             let before = self.last_block(meta.size);
             let shrunk = size < meta.size;
             meta.size = size;
+            meta.sizes += 1;
             meta.changed();
             let last = self.last_block(size);
             if shrunk {

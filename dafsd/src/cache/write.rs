@@ -31,6 +31,23 @@ enum Obstacle {
     Corrupt(StoreError),
 }
 
+/// A write has made the file longer.
+#[derive(Clone, Copy, Debug)]
+struct Extension {
+    /// The size before.
+    before: u64,
+    /// What `Meta::sizes` was then.
+    number: u64,
+}
+
+/// How far a write has come.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Bytes that were written.
+    done: usize,
+    extension: Option<Extension>,
+}
+
 impl CachedFile {
     /// Writes the extents' bytes, one after the other out of `data`. When it returns, every page
     /// shows them to one-sided readers. Not atomic across pages.
@@ -62,12 +79,11 @@ impl CachedFile {
         bytes: &[u8],
         standing: Option<&Standing>,
     ) -> Result<()> {
-        let (before, end) = (self.size(), offset + bytes.len() as u64);
-        let mut done = 0;
-        let written = self.write_pages(offset, bytes, standing, &mut done).await;
-        if written.is_err() && end > before {
-            let there = if done > 0 { before.max(offset + done as u64) } else { before };
-            self.shrink_back(end, there).await;
+        let mut progress = Progress::default();
+        let written = self.write_pages(offset, bytes, standing, &mut progress).await;
+        if let (Err(_), Some(extension)) = (&written, progress.extension) {
+            let done = if progress.done > 0 { offset + progress.done as u64 } else { 0 };
+            self.shrink_back(extension, done).await;
         }
         written
     }
@@ -77,7 +93,7 @@ impl CachedFile {
         offset: u64,
         mut bytes: &[u8],
         standing: Option<&Standing>,
-        done: &mut usize,
+        progress: &mut Progress,
     ) -> Result<()> {
         let page = self.page_size();
         let end = offset + bytes.len() as u64;
@@ -86,22 +102,24 @@ impl CachedFile {
             let start = usize::try_from(at % page).unwrap_or(0);
             let (now, later) = bytes.split_at(bytes.len().min(self.cache.page_size() - start));
             self.cache.below_dirty_limit().await;
-            self.write_page(at / page, start, now, end, standing).await?;
+            let extension = &mut progress.extension;
+            self.write_page(at / page, start, now, end, standing, extension).await?;
             at += now.len() as u64;
-            *done += now.len();
+            progress.done += now.len();
             bytes = later;
         }
         Ok(())
     }
 
-    /// A write that would have made the file `end` bytes long has failed: it is as long as what is
-    /// there, unless others have made it longer, or shorter.
-    async fn shrink_back(&self, end: u64, there: u64) {
+    /// A write that has made the file longer has failed: the file is as long as what is there, which
+    /// ends at `done`, unless its size was set or it was made longer meanwhile.
+    async fn shrink_back(&self, extension: Extension, done: u64) {
         // No write-back meanwhile, which would write a page with its former length.
         let _gate = self.gate.write().await;
+        let there = done.max(extension.before);
         {
             let mut meta = self.meta.write();
-            if meta.size != end || there >= end {
+            if meta.sizes != extension.number || there >= meta.size {
                 return;
             }
             meta.size = there;
@@ -130,6 +148,7 @@ impl CachedFile {
         bytes: &[u8],
         end: u64,
         standing: Option<&Standing>,
+        extension: &mut Option<Extension>,
     ) -> Result<()> {
         let mut slot = None;
         let result = loop {
@@ -145,11 +164,15 @@ impl CachedFile {
             match applied {
                 Ok(()) => break Ok(()),
                 Err(Obstacle::Filling(listener)) => listener.await,
-                Err(Obstacle::Size) => {
-                    if let Err(error) = self.extend(end) {
-                        break Err(error);
+                Err(Obstacle::Size) => match self.extend(end) {
+                    Ok(None) => {}
+                    // It may have become shorter since the first time.
+                    Ok(Some(again)) => {
+                        let before = extension.map_or(again.before, |first| first.before);
+                        *extension = Some(Extension { before, ..again });
                     }
-                }
+                    Err(error) => break Err(error),
+                },
                 Err(Obstacle::Slot) => slot = Some(self.cache.slot(self.guard()).await?),
                 Err(Obstacle::Fill) => {
                     if let Err(error) = self.fill(block, 1).await {
@@ -227,17 +250,18 @@ impl CachedFile {
     ///
     /// # Errors
     /// [`Status::Io`] where that page is corrupt; nothing has changed then.
-    fn extend(&self, end: u64) -> Result<()> {
+    fn extend(&self, end: u64) -> Result<Option<Extension>> {
         let mut meta = self.meta.write();
         if end <= meta.size {
-            return Ok(());
+            return Ok(None);
         }
         let before = std::mem::replace(&mut meta.size, end);
-        let rewritten = self.rewrite(self.last_block(before), &meta);
-        if rewritten.is_err() {
+        if let Err(error) = self.rewrite(self.last_block(before), &meta) {
             meta.size = before;
+            return Err(error);
         }
-        rewritten
+        meta.sizes += 1;
+        Ok(Some(Extension { before, number: meta.sizes }))
     }
 
     /// Puts a cached page into its slot anew, after the size has changed. The caller holds `meta`

@@ -152,6 +152,15 @@ impl CachedFile {
     /// The store's. Pages that could not be written, or not made stable, are dirty, and a later call
     /// tries again. Nothing is lost, for pages stay in the cache until they are stable.
     pub async fn commit(&self, extent: Extent) -> Result<Committed> {
+        // No owner has this number.
+        self.commit_for(0, extent).await
+    }
+
+    /// The same, to tell an owner of it.
+    ///
+    /// # Errors
+    /// As for [`commit`](Self::commit).
+    pub async fn commit_for(&self, owner: u64, extent: Extent) -> Result<Committed> {
         let page = self.page_size();
         let first = extent.offset / page;
         let last = match extent.length {
@@ -165,10 +174,7 @@ impl CachedFile {
             len => extent.offset.saturating_add(len),
         };
         let _one = self.syncing.lock().await;
-        let through = {
-            let mut unstable = self.unstable.lock();
-            unstable.round_begins(self.cache.changes.load(Ordering::Acquire))
-        };
+        self.unstable.lock().round_begins(self.cache.changes.load(Ordering::Acquire));
         let flushed = self.flush(first..=last).await;
         let sync = {
             let mut blocks = self.blocks.lock();
@@ -189,7 +195,9 @@ impl CachedFile {
         self.synced_before(sync);
         // The others are stable all the same.
         flushed?;
-        let round = self.unstable.lock().round_succeeded(&pages);
+        let mut unstable = self.unstable.lock();
+        let through = unstable.through(owner);
+        let round = unstable.round_succeeded(&pages);
         Ok(Committed { range, round, through, verifier: self.verifier() })
     }
 
@@ -214,7 +222,11 @@ impl CachedFile {
 
     /// What was written may be lost: it is dirty again.
     fn write_again(&self) {
-        let written: Vec<u64> = self.blocks.lock().written.keys().copied().collect();
+        let written: Vec<u64> = {
+            let mut blocks = self.blocks.lock();
+            blocks.failed_syncs += 1;
+            blocks.written.keys().copied().collect()
+        };
         for block in written {
             let key = (self.number(), block);
             let mut shard = self.cache.shard(key).lock();
@@ -318,6 +330,7 @@ impl CachedFile {
 
     async fn write_run(&self, run: Run) -> Result<()> {
         let store = self.store();
+        let failed = self.blocks.lock().failed_syncs;
         let Run { first, data, states } = run;
         let offset = first * self.page_size();
         schedule_point("write-back: before the disk");
@@ -333,9 +346,10 @@ impl CachedFile {
             let key = (self.number(), block);
             let mut shard = self.cache.shard(key).lock();
             let Some(page) = shard.page(key) else { continue };
-            if page.dirty && page.state() == state {
+            let mut blocks = self.blocks.lock();
+            // Beside a sync that failed the store may have lost it with the rest: it stays dirty.
+            if page.dirty && page.state() == state && blocks.failed_syncs == failed {
                 (page.dirty, page.written) = (false, true);
-                let mut blocks = self.blocks.lock();
                 blocks.dirty.remove(&block);
                 let syncs = blocks.syncs;
                 blocks.written.insert(block, syncs);

@@ -18,7 +18,8 @@ pub async fn commit(cx: &OpContext, request: CommitRequest) -> Result<Reply<Comm
                     were changed: the change may be lost";
         return Err(OpError::new(Status::Io, what));
     }
-    let committed = open.file.commit(request.extent.unwrap_or_default()).await?;
+    let owner = cx.session.writer().owner.number();
+    let committed = open.file.commit_for(owner, request.extent.unwrap_or_default()).await?;
     let (stable, told) = stability::stable(cx, &open.file, committed);
     cx.session.will_tell(cx.slot, vec![told]);
     Ok(CommitReply { stable: Some(stable) }.into())

@@ -43,7 +43,7 @@ pub(super) async fn keep_share(cx: &OpContext, told: &mut Vec<Told>) -> Vec<Stab
         return Vec::new();
     }
     let Some(file) = owner.oldest() else { return Vec::new() };
-    match file.commit(Extent::default()).await {
+    match file.commit_for(owner.number(), Extent::default()).await {
         Ok(committed) => {
             let (stable, tells) = stable(cx, &file, committed);
             told.push(tells);

@@ -51,7 +51,8 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
     let mut told = Vec::new();
     if request.stability() != Stability::Unstable {
         for extent in request.extents.iter().filter(|extent| extent.length > 0) {
-            told.push(stability::stable(cx, &open.file, open.file.commit(*extent).await?).1);
+            let committed = file.commit_for(writer.owner.number(), *extent).await?;
+            told.push(stability::stable(cx, file, committed).1);
         }
     }
     let stable = stability::keep_share(cx, &mut told).await;

@@ -4,7 +4,7 @@ use crate::cache::CachedFile;
 use crate::sync::Mutex;
 use dafs_keys::PublicKey;
 use foldhash::fast::RandomState;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -63,6 +63,13 @@ impl fmt::Debug for OwnerId {
     }
 }
 
+/// Files that an owner has had ranges of, by their numbers, the one that came first in front.
+#[derive(Debug, Default)]
+struct OwnedFiles {
+    order: VecDeque<(u64, Weak<CachedFile>)>,
+    known: HashSet<u64, RandomState>,
+}
+
 /// A client that may have changes which it has not been told are stable.
 #[derive(Debug)]
 pub struct Owner {
@@ -70,8 +77,8 @@ pub struct Owner {
     number: u64,
     /// Ranges, over all files.
     ranges: AtomicUsize,
-    /// Files with such ranges, the one that came first in front. Some may have none any more.
-    files: Mutex<VecDeque<Weak<CachedFile>>>,
+    /// Files with such ranges. Some may have none any more.
+    files: Mutex<OwnedFiles>,
     /// Sessions now, and when the last one ended.
     sessions: Mutex<(usize, Option<Instant>)>,
 }
@@ -112,29 +119,40 @@ impl Owner {
 
     /// Notes a file that it has ranges of now.
     pub fn has(&self, file: &Arc<CachedFile>) {
-        let mut files = self.files.lock();
-        if files.len() == files.capacity() {
-            files.retain(|file| file.upgrade().is_some_and(|f| f.is_unstable_for(self.number)));
+        let OwnedFiles { order, known } = &mut *self.files.lock();
+        if !known.insert(file.number()) {
+            return;
         }
-        files.push_back(Arc::downgrade(file));
+        if order.len() == order.capacity() {
+            order.retain(|(number, other)| {
+                let is_unstable = |other: Arc<CachedFile>| other.is_unstable_for(self.number);
+                let stays = other.upgrade().is_some_and(is_unstable);
+                if !stays {
+                    known.remove(number);
+                }
+                stays
+            });
+        }
+        order.push_back((file.number(), Arc::downgrade(file)));
     }
 
     /// The file that it has had ranges of for the longest time. It comes last from now on.
     #[must_use]
     pub fn oldest(&self) -> Option<Arc<CachedFile>> {
-        let mut files = self.files.lock();
-        while let Some(file) = files.pop_front() {
+        let OwnedFiles { order, known } = &mut *self.files.lock();
+        while let Some((number, file)) = order.pop_front() {
             if let Some(found) = file.upgrade().filter(|f| f.is_unstable_for(self.number)) {
-                files.push_back(file);
+                order.push_back((number, file));
                 return Some(found);
             }
+            known.remove(&number);
         }
         None
     }
 
     fn take_files(&self) -> Vec<Arc<CachedFile>> {
         let files = std::mem::take(&mut *self.files.lock());
-        files.into_iter().filter_map(|file| file.upgrade()).collect()
+        files.order.into_iter().filter_map(|(_, file)| file.upgrade()).collect()
     }
 }
 
@@ -142,6 +160,8 @@ impl Owner {
 #[derive(Debug, Default)]
 pub struct Owners {
     table: Mutex<HashMap<OwnerId, Arc<Owner>, RandomState>>,
+    /// Those that were taken out and could not be cut off.
+    left: Mutex<Vec<Arc<Owner>>>,
     made: AtomicU64,
 }
 
@@ -201,12 +221,16 @@ impl Owners {
             at < too_many || now.saturating_duration_since(*since) >= patience
         };
         let over = gone.iter().enumerate().filter(|(at, (since, _))| is_over(*at, since));
-        over.filter_map(|(_, (_, id))| table.remove(id)).collect()
+        let mut over: Vec<_> = over.filter_map(|(_, (_, id))| table.remove(id)).collect();
+        drop(table);
+        over.append(&mut self.left.lock());
+        over
     }
 
-    /// Takes an owner in again that was [taken out](Self::take_gone), unless it has come back.
+    /// An owner that was [taken out](Self::take_gone) could not be cut off: it is taken out again
+    /// next time.
     pub fn put_back(&self, owner: Arc<Owner>) {
-        self.table.lock().entry(owner.id).or_insert(owner);
+        self.left.lock().push(owner);
     }
 
     /// Forgets what an owner has, after it was [taken out](Self::take_gone).

@@ -102,6 +102,8 @@ pub struct Unstable {
     under_way: Vec<UnderWay>,
     begun: u64,
     round: Round,
+    /// The number of the last change of all when it began.
+    round_latest: u64,
     /// The ctime on disk when the file was first cached.
     first_ctime: Option<Time>,
 }
@@ -112,6 +114,15 @@ struct UnderWay {
     range: Range,
     /// Its owner and number, once it has been entered.
     entered: Option<(u64, u64)>,
+}
+
+/// What a round has made stable of an owner's changes.
+#[derive(Debug)]
+struct Stable {
+    round: Round,
+    /// No change in `ranges` has a greater number.
+    latest: u64,
+    ranges: RangeSet<u64>,
 }
 
 /// What one owner has of the file.
@@ -126,7 +137,11 @@ struct Held {
     size_from: Option<u64>,
     /// Changed since the present round began.
     since: RangeSet<u64>,
-    stable: Vec<(Round, RangeSet<u64>)>,
+    stable: Vec<Stable>,
+    /// The number of the owner's last change when the present round began, and the number up to
+    /// which all of its changes had been made.
+    round_latest: u64,
+    through: u64,
     /// What was handed over, with the number up to which the owner's changes are.
     handed_over: RangeMap<u64, u64>,
 }
@@ -140,6 +155,8 @@ impl Held {
             size_from: None,
             since: RangeSet::new(),
             stable: Vec::new(),
+            round_latest: 0,
+            through: 0,
             handed_over: RangeMap::new(),
         }
     }
@@ -151,13 +168,13 @@ impl Held {
     /// Ranges that the owner's share is made of.
     fn count(&self) -> usize {
         self.unstable.len()
-            + self.stable.iter().map(|(_, ranges)| ranges.len()).sum::<usize>()
+            + self.stable.iter().map(|stable| stable.ranges.len()).sum::<usize>()
             + self.handed_over.len()
     }
 
     /// The least range that holds all that has to be handed over before `range` is changed.
     fn in_the_way(&self, range: &Range) -> Option<Range> {
-        let stable = self.stable.iter().map(|(_, ranges)| ranges);
+        let stable = self.stable.iter().map(|stable| &stable.ranges);
         let overlaps = std::iter::once(&self.unstable)
             .chain(stable)
             .flat_map(|ranges| ranges.overlapping(range));
@@ -172,7 +189,7 @@ impl Held {
     }
 
     fn stable_in(&self, range: &Range) -> Vec<HandOver> {
-        let stable = self.stable.iter().flat_map(|(_, ranges)| ranges.overlapping(range));
+        let stable = self.stable.iter().flat_map(|stable| stable.ranges.overlapping(range));
         let part = |part: &Range| HandOver {
             owner: Arc::clone(&self.owner),
             range: part.start.max(range.start)..part.end.min(range.end),
@@ -182,10 +199,10 @@ impl Held {
     }
 
     fn lose_stable(&mut self, range: &Range) {
-        for (_, ranges) in &mut self.stable {
-            ranges.remove(range.clone());
+        for stable in &mut self.stable {
+            stable.ranges.remove(range.clone());
         }
-        self.stable.retain(|(_, ranges)| !ranges.is_empty());
+        self.stable.retain(|stable| !stable.ranges.is_empty());
     }
 }
 
@@ -199,6 +216,7 @@ impl Unstable {
             under_way: Vec::new(),
             begun: 0,
             round: 0,
+            round_latest: 0,
             first_ctime: ctime,
         }
     }
@@ -320,21 +338,27 @@ impl Unstable {
     }
 
     /// Begins to make the file stable: what is changed from now on, or is being changed now, is not
-    /// part of it. The number up to which all changes of the file have been made.
-    pub fn round_begins(&mut self, latest: u64) -> u64 {
+    /// part of it. `latest`: the number of the last change of all.
+    pub fn round_begins(&mut self, latest: u64) {
         self.round += 1;
+        self.round_latest = latest;
         for held in self.held.values_mut() {
             held.since = RangeSet::new();
+            (held.round_latest, held.through) = (held.latest, latest);
         }
-        let mut through = latest;
         for change in &self.under_way {
             let Some((owner, number)) = change.entered else { continue };
-            through = through.min(number - 1);
             if let Some(held) = self.held.get_mut(&owner) {
+                held.through = held.through.min(number - 1);
                 held.since.insert(change.range.clone());
             }
         }
-        through
+    }
+
+    /// The number up to which all changes of an owner had been made when the present round began.
+    #[must_use]
+    pub fn through(&self, owner: u64) -> u64 {
+        self.held.get(&owner).map_or(self.round_latest, |held| held.through)
     }
 
     /// The round has made a range stable.
@@ -368,11 +392,11 @@ impl Unstable {
             for part in done.iter() {
                 held.unstable.remove(part.clone());
             }
-            held.stable.push((round, done));
+            held.stable.push(Stable { round, latest: held.round_latest, ranges: done });
             if held.stable.len() > MOST_ROUNDS {
                 // Told apart no longer: both count as made stable in the later round.
-                let (_, first) = held.stable.remove(0);
-                first.into_iter().for_each(|part| held.stable[0].1.insert(part));
+                let first = held.stable.remove(0);
+                first.ranges.into_iter().for_each(|part| held.stable[0].ranges.insert(part));
             }
             held.owner.counts(before, held.count());
         }
@@ -384,12 +408,13 @@ impl Unstable {
     pub fn told(&mut self, owner: u64, range: &Range, round: Round, through: u64) {
         let Some(held) = self.held.get_mut(&owner) else { return };
         let before = held.count();
-        for (of, ranges) in &mut held.stable {
-            if *of <= round {
-                ranges.remove(range.clone());
+        for stable in &mut held.stable {
+            // Where the owner had changes under way, it may keep what has a greater number.
+            if stable.round <= round && stable.latest <= through {
+                stable.ranges.remove(range.clone());
             }
         }
-        held.stable.retain(|(_, ranges)| !ranges.is_empty());
+        held.stable.retain(|stable| !stable.ranges.is_empty());
         let known: Vec<Range> = held
             .handed_over
             .overlapping(range)
@@ -433,7 +458,7 @@ impl Unstable {
                 left.remove(part);
             }
             // Nobody else has changed these since.
-            let stable = held.stable.iter().map(|(_, ranges)| ranges);
+            let stable = held.stable.iter().map(|stable| &stable.ranges);
             for ranges in std::iter::once(&held.unstable).chain(stable) {
                 for part in left.intersection(ranges).collect::<Vec<_>>() {
                     judged.take.push(part.clone());

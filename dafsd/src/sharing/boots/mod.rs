@@ -144,13 +144,22 @@ pub struct Since {
     pub nothing: bool,
 }
 
+/// Where the record is kept.
+#[derive(Debug)]
+enum Kept {
+    Nowhere,
+    File(Appender),
+    /// It could not be written anew, and which file has its name is not known.
+    Lost,
+}
+
 /// The record of boots. The last one is the present one.
 #[derive(Debug)]
 pub struct Boots {
     boot: u64,
     machine_boot: u64,
-    /// Locked before `state`, and while it is written. `None` where nothing is kept.
-    file: Mutex<Option<Appender>>,
+    /// Locked before `state`, and while it is written.
+    file: Mutex<Kept>,
     state: Mutex<State>,
 }
 
@@ -205,7 +214,7 @@ impl Boots {
         let entry = BootEntry { boot, began: packed(began), machine: machine.0, machine_boot };
         let now = Boot::new(entry);
         let all: Vec<Entry> = earlier.iter().chain([&now]).flat_map(Boot::entries).collect();
-        let file = Mutex::new(Some(Appender::create(&path, &all).map_err(io)?));
+        let file = Mutex::new(Kept::File(Appender::create(&path, &all).map_err(io)?));
         let state = State { earlier, damaged: contents.damaged, now };
         Ok(Self { boot, machine_boot, file, state: Mutex::new(state) })
     }
@@ -216,7 +225,7 @@ impl Boots {
     pub fn forgetful(boot: u64) -> Self {
         let entry = BootEntry { boot, began: (0, 0), machine: [0; 16], machine_boot: 1 };
         let state = State { earlier: Vec::new(), damaged: false, now: Boot::new(entry) };
-        Self { boot, machine_boot: 1, file: Mutex::new(None), state: Mutex::new(state) }
+        Self { boot, machine_boot: 1, file: Mutex::new(Kept::Nowhere), state: Mutex::new(state) }
     }
 
     /// Distinguishes this run of the server from all others.
@@ -292,8 +301,11 @@ impl Boots {
     fn record(&self, entries: &[Entry], number: u64) -> io::Result<()> {
         let mut file = self.file.lock();
         let mut write = |entries: &[Entry]| match &mut *file {
-            Some(file) => file.append(entries),
-            None => Ok(()),
+            Kept::File(file) => file.append(entries),
+            Kept::Nowhere => Ok(()),
+            Kept::Lost => Err(io::Error::other(
+                "the record of the server's runs could not be written anew: restart the server",
+            )),
         };
         write(entries)?;
         let largest = {
@@ -308,16 +320,19 @@ impl Boots {
                 "too much was handed over of what clients have not been told is stable: should the \
                  server fail, they cannot send it again"
             );
+            let number = number.max(self.state.lock().now.latest(largest));
             let entry = Entry::CutOff { owner: largest, number };
             write(std::slice::from_ref(&entry))?;
             self.state.lock().now.take(&entry);
         }
-        if let Some(file) = &mut *file {
+        if let Kept::File(appender) = &*file {
             let state = self.state.lock();
-            if file.len() > 2 * state.live() + REWRITE_FROM {
+            if appender.len() > 2 * state.live() + REWRITE_FROM {
                 let all: Vec<Entry> = state.boots().flat_map(Boot::entries).collect();
                 drop(state);
-                *file = Appender::create(&file.path().to_owned(), &all)?;
+                let path = appender.path().to_owned();
+                *file = Kept::Lost;
+                *file = Kept::File(Appender::create(&path, &all)?);
             }
         }
         Ok(())
@@ -340,6 +355,14 @@ impl Boots {
 }
 
 impl Boot {
+    /// The greatest number that is recorded of an owner, or of all.
+    fn latest(&self, owner: OwnerId) -> u64 {
+        let of =
+            self.handed_over.iter().filter(|((_, of), _)| [*of, OwnerId::ALL].contains(&owner));
+        let ranges = of.flat_map(|(_, ranges)| ranges.iter().map(|(_, number)| *number));
+        ranges.chain(self.cut_off.values().copied()).max().unwrap_or(0)
+    }
+
     /// The owner with the most ranges; all owners, where none has any.
     fn largest_owner(&self) -> OwnerId {
         let mut counts: PerOwner<usize> = HashMap::default();

@@ -139,9 +139,9 @@ fn too_many_ranges_cut_their_owner_off() {
 fn a_cut_off_reaches_as_far_as_what_it_forgets() {
     let boots = Boots::forgetful(1);
     let ranges: Vec<_> = (0..MOST_RANGES as u64).map(|i| (owner(1), 2 * i..2 * i + 1)).collect();
-    boots.hand_over(identity(1), &ranges, 9).unwrap();
-    boots.hand_over(identity(2), &[(owner(2), 0..1)], 5).unwrap();
-    let resend = Resend { boot: 1, number: 9, ctime: None };
+    hand_over(&boots, 1, &ranges, 9);
+    hand_over(&boots, 2, &[(owner(2), 0..1)], 5);
+    let resend = Resend { boot: 1, number: 9, ctime: None, seen: 0 };
     let since = boots.since(&resend, identity(1), owner(1));
     let recorded = boots.state.lock().now.handed_over.contains_key(&(identity(1), owner(1)));
     assert!(since.nothing || recorded, "what was handed over is taken again");

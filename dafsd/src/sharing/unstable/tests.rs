@@ -108,7 +108,8 @@ fn a_change_during_a_sync_is_not_made_stable_by_it() {
     let under_way = world.file.begin(&(200..300)).unwrap();
     world.file.enter(under_way, &a, &(200..300), false, before + 1);
     world.number = before + 1;
-    assert_eq!(world.file.round_begins(world.number), before, "one is under way");
+    world.file.round_begins(world.number);
+    assert_eq!(world.file.through(a.number()), before, "one is under way");
     world.write(&a, 50..60);
     let round = world.file.round_succeeded(&(0..END));
     world.file.end(under_way);
@@ -250,7 +251,8 @@ fn what_a_reply_does_not_tell_of_is_not_taken_as_told() {
     world.number += 1;
     world.file.enter(under_way, &b, &(200..300), false, world.number);
     let number = world.write(&a, 0..100);
-    let through = world.file.round_begins(world.number);
+    world.file.round_begins(world.number);
+    let through = world.file.through(a.number());
     let round = world.file.round_succeeded(&(0..END));
     world.file.end(under_way);
     world.file.told(a.number(), &(0..END), round, through);
