@@ -9,7 +9,7 @@ use crate::exporter::Listeners;
 use crate::runtime::Runtime;
 use crate::server::{Export, Server};
 use crate::sharing::{Boots, BootsError, MachineBoot};
-use crate::state::{SecretError, load_secret};
+use crate::state::{SecretError, flags, load_secret};
 use crate::store::{HandleReport, LocalOptions, LocalStore, Store, StoreError};
 use dafs_keys::identity::IdentityError;
 use dafs_keys::{HandleKey, Identity, Protection, PublicKey, Secret};
@@ -21,7 +21,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -42,6 +42,20 @@ pub enum StartError {
         path: PathBuf,
         /// Why not.
         error: io::Error,
+    },
+    /// Others can put files into the state directory, or take them away.
+    #[error(
+        "state directory {path} belongs to user {owner} and has mode {mode:04o}: others could put \
+         keys and clients of theirs into it. Look what is in it, then chmod go-w it and give it to \
+         the server's user; or name another one with --state-dir"
+    )]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// The user it belongs to.
+        owner: u32,
+        /// Its permissions.
+        mode: u32,
     },
     /// Another server uses the state directory.
     #[error(
@@ -344,7 +358,14 @@ pub fn identity(state_dir: &Path) -> Result<Identity, StartError> {
 
 fn make_state_dir(path: &Path) -> Result<(), StartError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| StartError::State { path: path.to_owned(), error })
+    let metadata = made.and_then(|()| std::fs::metadata(path));
+    let metadata = metadata.map_err(|error| StartError::State { path: path.to_owned(), error })?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let is_ours = owner == 0 || owner == rustix::process::geteuid().as_raw();
+    if !is_ours || mode & 0o022 != 0 {
+        return Err(StartError::Exposed { path: path.to_owned(), owner, mode });
+    }
+    Ok(())
 }
 
 /// What a server of this configuration would do, line by line.
@@ -416,6 +437,7 @@ fn lock_state(path: &Path) -> Result<File, StartError> {
     make_state_dir(path)?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags(flags());
     let mut file = options.open(path.join("lock")).map_err(failed)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
@@ -461,6 +483,36 @@ mod tests {
         lock_state(&path).unwrap();
         let error = lock_state(Path::new("/proc/none")).unwrap_err().to_string();
         assert!(error.contains("/proc/none") && error.contains("--state-dir"), "{error}");
+    }
+
+    #[test]
+    fn a_state_directory_that_others_can_change_is_refused_by_name() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        lock_state(&path).unwrap();
+        for mode in [0o777, 0o720, 0o1702] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let error = lock_state(&path).unwrap_err().to_string();
+            assert!(error.contains(&format!("{mode:04o}")), "{error}");
+            assert!(error.contains(path.to_str().unwrap()) && error.contains("chmod"), "{error}");
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
+            let error = lock_state(&path).unwrap_err().to_string();
+            assert!(error.contains("user 1000"), "{error}");
+            std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+        }
+        // A lock that is somebody else's file.
+        let other = directory.path().join("other");
+        std::fs::write(&other, "not a number of a process").unwrap();
+        std::fs::remove_file(path.join("lock")).unwrap();
+        symlink(&other, path.join("lock")).unwrap();
+        lock_state(&path).unwrap_err();
+        assert_eq!(std::fs::read(&other).unwrap(), b"not a number of a process");
+        std::fs::remove_file(path.join("lock")).unwrap();
+        lock_state(&path).unwrap();
     }
 
     /// What came back, head by head.

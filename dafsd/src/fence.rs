@@ -3,9 +3,10 @@
 //! The file is text: a first line that names its form, one name a line, and a last line with the
 //! number of names, so that one that was cut short is not taken for a shorter list.
 
+use crate::state::{create_new, flags};
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -85,7 +86,13 @@ impl FenceFile {
     /// It is there and cannot be read, or is damaged.
     pub fn load(path: &Path) -> Result<(Self, Fenced), FenceFileError> {
         let file = Self(path.to_owned());
-        let fenced = match std::fs::read(path) {
+        let read = || {
+            let mut bytes = Vec::new();
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(flags()).open(path)?.read_to_end(&mut bytes)?;
+            Ok::<_, io::Error>(bytes)
+        };
+        let fenced = match read() {
             Ok(bytes) => std::str::from_utf8(&bytes).ok().and_then(Fenced::decode),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Fenced::default()),
             Err(error) => return Err(FenceFileError::Io { path: path.to_owned(), error }),
@@ -106,8 +113,7 @@ impl FenceFile {
 
     fn replace(&self, content: &[u8]) -> io::Result<()> {
         let new = self.0.with_extension("new");
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = create_new(&new)?;
         file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&new, &self.0)?;
@@ -162,6 +168,24 @@ mod tests {
         assert!(matches!(FenceFile::load(&path), Err(FenceFileError::Damaged { .. })));
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
+        assert!(matches!(FenceFile::load(&path), Err(FenceFileError::Io { .. })));
+    }
+
+    #[test]
+    fn what_is_written_goes_where_no_link_leads() {
+        use std::os::unix::fs::symlink;
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("fenced"), directory.path().join("other"));
+        std::fs::write(&other, "dafs-fenced 1\na\nend 1\n").unwrap();
+        symlink(&other, path.with_extension("new")).unwrap();
+        let mut fenced = Fenced::default();
+        fenced.insert("b");
+        let (file, _) = FenceFile::load(&path).unwrap();
+        file.save(&fenced).unwrap();
+        assert_eq!(std::fs::read(&other).unwrap(), b"dafs-fenced 1\na\nend 1\n");
+        assert_eq!(FenceFile::load(&path).unwrap().1, fenced);
+        std::fs::remove_file(&path).unwrap();
+        symlink(&other, &path).unwrap();
         assert!(matches!(FenceFile::load(&path), Err(FenceFileError::Io { .. })));
     }
 

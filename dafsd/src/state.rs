@@ -61,9 +61,7 @@ pub enum SecretError {
 pub fn load_secret(state: &Path) -> Result<Secret, SecretError> {
     let path = state.join(FILE);
     let mut options = OpenOptions::new();
-    // Not blocking, in case it is a pipe.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    options.read(true).custom_flags(flags.bits().cast_signed());
+    options.read(true).custom_flags(flags());
     match options.open(&path) {
         Ok(file) => read(file, path),
         Err(error) if error.kind() == ErrorKind::NotFound => make(state, path),
@@ -91,18 +89,26 @@ fn read(file: File, path: PathBuf) -> Result<Secret, SecretError> {
     Ok(secret)
 }
 
+/// How files of the state directory are opened: no link leads elsewhere, and nobody waits for a pipe.
+pub(crate) fn flags() -> i32 {
+    (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
+}
+
+/// A new file for the server alone, in the place of what a crash left under this name.
+pub(crate) fn create_new(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
 /// Makes the secret under another name first, so that a crash leaves none rather than half of one.
 fn make(state: &Path, path: PathBuf) -> Result<Secret, SecretError> {
     let secret = Secret::random()?;
     let unfinished = state.join(UNFINISHED);
     let write = || {
-        match std::fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            // What a crash left.
-            _ => {}
-        }
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(0o600).open(&unfinished)?;
+        let mut file = create_new(&unfinished)?;
         file.write_all(secret.expose())?;
         file.sync_all()?;
         std::fs::rename(&unfinished, &path)?;

@@ -55,6 +55,7 @@ over_sockets!(
     a_client_acts_as_nobody_but_its_user,
     sessions_and_opens_of_others_are_not_to_be_had,
     every_operation_with_every_right,
+    set_id_bits_go_with_writes_through_an_older_open,
 );
 
 fn server(over: Over) -> TestServer {
@@ -202,6 +203,36 @@ fn memory_that_is_handed_out_holds_no_plaintext_at_sealed() {
 #[test]
 fn the_same_look_finds_it_at_none() {
     assert!(look_into_memory(Over::clear(Kind::Shm)).1 > 1000);
+}
+
+fn set_id_bits_go_with_writes_through_an_older_open(over: Over) {
+    let server = server(over);
+    let mode = |name: &str| {
+        let metadata = std::fs::metadata(server.tree_of("open").join(name)).unwrap();
+        metadata.mode() & 0o7777
+    };
+    // By its owner, who may set them, and may write.
+    let rogue = raw(&server, ROGUE, "open");
+    let file = rogue.create("program", 0o6755).unwrap();
+    assert_eq!(mode("program"), 0o6755);
+    rogue.write(&file, 0, b"mine").unwrap();
+    assert_eq!(mode("program"), 0o755);
+    rogue.chmod(&file.handle, 0o4755).unwrap();
+    rogue.write(&file, 0, b"mine once more").unwrap();
+    assert_eq!(mode("program"), 0o755);
+    rogue.commit(&file).unwrap();
+    // They are for what is there: a flush of what was written before takes none away.
+    rogue.write(&file, 0, b"and more").unwrap();
+    rogue.chmod(&file.handle, 0o4755).unwrap();
+    rogue.commit(&file).unwrap();
+    assert_eq!(mode("program"), 0o4755);
+    // As on one host they stay when root writes.
+    let other = raw(&server, OTHER, "open");
+    let again = other.open("program", 3).unwrap();
+    other.write(&again, 0, b"root").unwrap();
+    assert_eq!(mode("program"), 0o4755);
+    rogue.write(&file, 0, b"mine again").unwrap();
+    assert_eq!(mode("program"), 0o755);
 }
 
 /// A file of the rogue's own: its references, and its key in the rogue's session.

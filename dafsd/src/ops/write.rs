@@ -1,8 +1,21 @@
 //! WRITE: changes pages, with data that came inline or is fetched from the client's memory.
 
 use super::read::{MAX_WANT_REFS, check_extents, one_buffer};
-use super::{OpContext, OpError, Reply, stability};
+use super::{OpContext, OpError, Open, Reply, stability};
 use dafs_proto::{Extent, Placement, Stability, Status, WriteReply, WriteRequest};
+
+/// Takes set-id bits away that were set since the file was opened.
+async fn drop_set_id(cx: &OpContext, open: &Open) -> Result<(), OpError> {
+    if !cx.export().store.may_have_set_id(&open.file.identity()) {
+        return Ok(());
+    }
+    let handle = open.handle.clone();
+    if cx.store(move |store, who| store.drop_set_id(who, &handle)).await? {
+        // The change of the mode must not look like someone else's.
+        open.file.touched(false).await;
+    }
+    Ok(())
+}
 
 /// Serves WRITE. With a stability other than `Unstable` the data is on disk before the reply.
 ///
@@ -29,6 +42,8 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
     };
     // Bounds the memory of all direct transfers.
     let _permit = if direct { Some(cx.server.transfers().acquire().await) } else { None };
+    // Before: part of a write that fails may be done.
+    drop_set_id(cx, &open).await?;
     let resend = stability::resend(request.resend.as_ref());
     let (writer, extents) = (cx.session.writer(), &request.extents);
     let file = &open.file;

@@ -11,6 +11,7 @@
 //! | [`metadata`] | attributes, and what sets them |
 //! | [`mounts`] | where another file system begins |
 //! | [`file`] | data I/O |
+//! | [`set_id`] | files whose set-id bits go with a write |
 //! | [`sys`] | system calls, one name at a time |
 //!
 //! Handles are resolved as the server's own user, and lead to descriptors that allow nothing yet.
@@ -28,6 +29,7 @@ use foldhash::fast::RandomState;
 use kernel::KernelHandles;
 use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
+use set_id::SetId;
 use setup::{handle_table, kernel_handles, open_root, table_path};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,6 +46,7 @@ mod journal;
 mod kernel;
 mod metadata;
 mod mounts;
+mod set_id;
 mod setup;
 mod sys;
 mod table;
@@ -64,6 +67,8 @@ pub struct LocalStore {
     files: Mutex<HashMap<Identity, Weak<LocalFile>, RandomState>>,
     /// Open files without a name, by the handle that clients know them by.
     nameless: Mutex<HashMap<Handle, Weak<LocalFile>, RandomState>>,
+    /// Files that were given set-id bits, which go with the next write of a user's.
+    set_id: SetId,
     /// How large files can be, as far as is known.
     max_size: Arc<KnownSize>,
     report: HandleReport,
@@ -105,8 +110,19 @@ impl LocalStore {
         let root = Arc::new(Object { fd, handle, identity, kind });
         let objects = FdCache::new(options.descriptors);
         let (files, nameless) = (Mutex::default(), Mutex::default());
-        let max_size = Arc::default();
-        Ok(Self { options, export, handles, root, objects, files, nameless, max_size, report })
+        let (set_id, max_size) = (SetId::default(), Arc::default());
+        Ok(Self {
+            options,
+            export,
+            handles,
+            root,
+            objects,
+            files,
+            nameless,
+            set_id,
+            max_size,
+            report,
+        })
     }
 
     /// Finds out which handles a store of the directory `path` would use, and changes nothing.
@@ -229,7 +245,10 @@ impl LocalStore {
         let (fd, writable) =
             match reopen(if self.options.read_only { OFlags::RDONLY } else { OFlags::RDWR }) {
                 Ok(fd) => (fd, !self.options.read_only),
-                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) if !write => {
+                // Also where a lease of a local process lets readers in alone.
+                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY | Errno::AGAIN)
+                    if !write =>
+                {
                     (reopen(OFlags::RDONLY).map_err(|error| failed(what, error))?, false)
                 }
                 Err(error) => return Err(failed(what, error)),
@@ -320,6 +339,16 @@ impl Store for LocalStore {
         access: Access,
     ) -> Result<Arc<dyn StoreFile>> {
         Ok(self.open_file(who, handle, access, Owner::Always)?)
+    }
+
+    fn may_have_set_id(&self, identity: &Identity) -> bool {
+        self.set_id.may_have(identity)
+    }
+
+    fn drop_set_id(&self, who: &Credential, handle: &Handle) -> Result<bool> {
+        let object = self.regular(handle, "writing of")?;
+        let what = format!("writing of inode {}", object.identity.inode);
+        self.set_id.dropping(&object.identity, || caller::drop_set_id(who, &object, &what))
     }
 
     fn may_read(&self, who: &Credential, handle: &Handle) -> Result<()> {

@@ -218,6 +218,15 @@ pub trait Store: Send + Sync + fmt::Debug {
         handle: &Handle,
         access: Access,
     ) -> Result<Arc<dyn StoreFile>>;
+    /// Whether a file may have set-id bits that were set while it was open. Never blocks.
+    fn may_have_set_id(&self, _identity: &Identity) -> bool {
+        false
+    }
+    /// `who` writes a file that it has open: set-id bits go, where they do on one host. Whether there
+    /// were any.
+    fn drop_set_id(&self, _who: &Credential, _handle: &Handle) -> Result<bool> {
+        Ok(false)
+    }
     /// Whether a file that `who` has open may still be read: its owner may always, others as long as
     /// they could open it.
     fn may_read(&self, who: &Credential, handle: &Handle) -> Result<()>;

@@ -72,18 +72,22 @@ pub fn prove(
     who.run(|| reopen(object, flags).map(drop).map_err(|error| failed(what, error)))
 }
 
-/// Opens an object for more than its path.
+/// Opens an object for more than its path. Does not wait for a local process that has a lease of it,
+/// which is told and fails this with [`Errno::AGAIN`](rustix::io::Errno): it may take 45 seconds.
 pub fn reopen(object: &Object, flags: OFlags) -> std::result::Result<OwnedFd, rustix::io::Errno> {
-    fs::open(sys::proc_path(&object.fd), flags | OFlags::CLOEXEC, Mode::empty())
+    let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    fs::open(sys::proc_path(&object.fd), flags, Mode::empty())
 }
 
 /// Takes the set-id bits of a file away that a user is about to write.
 ///
 /// The kernel does so when a user writes. Here the server writes, later, whom the kernel lets keep
 /// them; and later still the owner may have set them for what is there by then.
-pub fn drop_set_id(who: &Credential, object: &Object, what: &str) -> Result<()> {
+///
+/// Whether there were any. `None` for a user that the kernel lets keep them.
+pub fn drop_set_id(who: &Credential, object: &Object, what: &str) -> Result<Option<bool>> {
     if !who.is_bound() {
-        return Ok(());
+        return Ok(None);
     }
     let fail = |error| failed(format!("{what}: taking its set-id bits away"), error);
     let mode = u32::from(sys::stat(&object.fd).map_err(fail)?.stx_mode) & 0o7777;
@@ -91,8 +95,9 @@ pub fn drop_set_id(who: &Credential, object: &Object, what: &str) -> Result<()> 
     let group = if mode & GROUP_EXECUTE != 0 { SET_GROUP_ID } else { 0 };
     let kept = mode & !(SET_USER_ID | group);
     if kept == mode {
-        return Ok(());
+        return Ok(Some(false));
     }
     let path = sys::proc_path(&object.fd);
-    fs::chmodat(CWD, path, Mode::from_raw_mode(kept), AtFlags::empty()).map_err(fail)
+    fs::chmodat(CWD, path, Mode::from_raw_mode(kept), AtFlags::empty()).map_err(fail)?;
+    Ok(Some(true))
 }

@@ -102,6 +102,7 @@ impl LocalStore {
                 Ok(fd) => {
                     let path = sys::path_of(&fd).map_err(fail)?;
                     let node = self.created(who, path, &directory, name, &changes)?;
+                    self.set_id.mode_set(&node.identity, node.attr.mode);
                     let file = LocalFile::new(fd, node.identity, true, &self.max_size);
                     return Ok((node, Some(self.opened(file))));
                 }

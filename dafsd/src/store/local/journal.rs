@@ -10,6 +10,7 @@
 
 use super::sys::fnv;
 use super::table::{Record, Records};
+use crate::state;
 use crate::store::Identity;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
@@ -101,6 +102,7 @@ impl Journal {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(state::flags())
             .open(path)?;
         let (table, records, len) = read(&file)?;
         if file.metadata()?.len() > len {
@@ -129,11 +131,8 @@ impl Journal {
     }
 
     fn rewrite(&mut self, table: &Records) -> io::Result<()> {
-        use std::os::unix::fs::OpenOptionsExt;
         let new = self.path.with_extension("new");
-        let file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        let mut writer = BufWriter::new(file);
+        let mut writer = BufWriter::new(state::create_new(&new)?);
         for (number, record) in table.iter() {
             self.scratch.clear();
             Change::Put(number, record.clone()).encode(&mut self.scratch);

@@ -34,7 +34,10 @@ impl LocalStore {
         let object = self.object(handle)?;
         let what = format!("inode {}", object.identity.inode);
         let changes = Changes::parse(attr, &what)?;
-        who.run(|| changes.apply(&object, &what))?;
+        let applied = who.run(|| changes.apply(&object, &what));
+        // The mode may have been set, and not the times.
+        self.set_id.mode_set(&object.identity, attr.mode.unwrap_or(0));
+        applied?;
         self.node_of(&object)
     }
 

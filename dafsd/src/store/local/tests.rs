@@ -352,6 +352,50 @@ fn what_is_no_regular_file_is_not_opened() {
     });
 }
 
+/// A process of this host that holds a lease of a file and gives it to nobody, and ends with this.
+struct Leased(std::process::Child);
+
+impl Leased {
+    fn take(path: &Path) -> Self {
+        use std::io::BufRead;
+        const TAKE: &str = "use Fcntl; $SIG{IO} = 'IGNORE'; open(F, '+<', $ARGV[0]) or die; \
+            fcntl(F, 1024, F_WRLCK) or die; $| = 1; print \"taken\\n\"; sleep 600";
+        let mut command = std::process::Command::new("perl");
+        command.args(["-e", TAKE]).arg(path).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.as_mut().unwrap();
+        std::io::BufReader::new(stdout).read_line(&mut line).unwrap();
+        assert_eq!(line, "taken\n");
+        Self(child)
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// The kernel has who opens such a file wait for 45 seconds, unless told not to.
+#[test]
+fn nobody_waits_for_a_lease_of_a_local_process() {
+    each(|world| {
+        let node = world.file("leased", b"content");
+        let leased = Leased::take(&world.path("leased"));
+        for access in [Access::Read, Access::Write] {
+            let opened = world.store.open(SERVER, &node.handle, access);
+            assert_eq!(status(opened), Status::TryAgain);
+        }
+        drop(leased);
+        let file = world.store.open(SERVER, &node.handle, Access::ReadWrite).unwrap();
+        let mut bytes = [0; 7];
+        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), 7);
+        assert_eq!(&bytes, b"content");
+    });
+}
+
 #[test]
 fn new_objects_belong_to_the_configured_owner() {
     if !rustix::process::geteuid().is_root() {
