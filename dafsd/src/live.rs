@@ -54,6 +54,17 @@ impl fmt::Debug for LiveSession {
     }
 }
 
+/// Whose session it is.
+#[derive(Debug)]
+pub(crate) struct SessionClient {
+    /// What the client calls itself.
+    pub name: String,
+    /// What it was granted, where it is known.
+    pub permit: Option<Permit>,
+    /// Whose its changes are until they are stable.
+    pub owner: Arc<Owner>,
+}
+
 /// What a request meets.
 #[derive(Debug)]
 pub enum Admission {
@@ -67,13 +78,12 @@ impl LiveSession {
     pub(crate) fn new(
         id: SessionId,
         export: Arc<Export>,
-        client: String,
-        permit: Option<Permit>,
+        client: SessionClient,
         reads: MacKey,
-        owner: Arc<Owner>,
         limits: SessionLimits,
         now: Instant,
     ) -> Self {
+        let SessionClient { name: client, permit, owner } = client;
         Self {
             id,
             export,

@@ -128,7 +128,7 @@ impl Uncommitted {
             start: 0,
             receipt,
         };
-        let mut free = vec![offset..end];
+        let mut free: Vec<Range<u64>> = std::iter::once(offset..end).collect();
         let is_later =
             |other: &Receipt| other.boot == receipt.boot && other.number > receipt.number;
         for later in self.overlapping(&(offset..end)) {
@@ -426,7 +426,7 @@ mod tests {
         let now = Receipt { boot: 2, number: 1, verifier: 8, ctime: None, machine_boot: 1 };
         uncommitted.acknowledged(id, &(0..50), now);
         assert_eq!(uncommitted.select((50, 50), |kept| kept.boot == 1).len(), 1);
-        uncommitted.committed((0, 0), 2, 8, 1);
+        uncommitted.committed((0, 0), 2, 1, &Stable { file: 1, verifier: 8, through: 1 });
         assert_eq!(bytes(&uncommitted, 50, 50), [1; 50], "it is to be sent again");
     }
 

@@ -110,7 +110,9 @@ impl World {
 
     fn flusher(self: &Arc<Self>) -> Actor {
         let world = Arc::clone(self);
-        Box::new(move || wait(&world.cache, world.file.commit(Extent::default())).unwrap())
+        Box::new(move || {
+            wait(&world.cache, world.file.commit(Extent::default())).map(drop).unwrap()
+        })
     }
 
     /// Gives the file new keys. Afterwards nothing is under an earlier one.

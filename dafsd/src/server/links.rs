@@ -3,7 +3,7 @@
 use super::{BindError, Connection, Export, Server};
 use crate::access::Permit;
 use crate::authorized::AskedCredential;
-use crate::live::LiveSession;
+use crate::live::{LiveSession, SessionClient};
 use crate::ops::OpError;
 use crate::session::SessionLimits;
 use crate::sessions::{SessionId, Sessions};
@@ -127,9 +127,8 @@ impl Server {
         };
         let (owners, now) = (self.cache.owners(), self.now());
         let owner = owners.begin(owner);
-        let session =
-            LiveSession::new(id, export, client, permit, reads, Arc::clone(&owner), limits, now);
-        let session = Arc::new(session);
+        let client = SessionClient { name: client, permit, owner: Arc::clone(&owner) };
+        let session = Arc::new(LiveSession::new(id, export, client, reads, limits, now));
         sessions.insert(id, Arc::clone(&session)).map_err(|error| {
             owners.end(&owner, false, now);
             OpError::new(Status::TooManySessions, error.to_string())

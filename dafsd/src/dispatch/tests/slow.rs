@@ -190,7 +190,9 @@ fn times_do_not_run_back_where_a_write_back_overtakes_the_answer() {
         let getattr = GetAttrRequest { handle: open.handle.clone() };
         let acknowledged = times(world.call(&link, &getattr, (0, 3)).unwrap().attr);
         let written_back = Arc::clone(&file);
-        let job = move || drop(now(written_back.commit(Extent::default())).unwrap());
+        let job = move || {
+            now(written_back.commit(Extent::default())).unwrap();
+        };
         *slow.meanwhile.lock() = Some(Box::new(job));
         let shown = times(ask(&world, &link, &connect.root, &open.handle));
         assert!(slow.meanwhile.lock().is_none(), "it was overtaken");
