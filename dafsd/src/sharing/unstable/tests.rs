@@ -1,3 +1,5 @@
+#![allow(clippy::single_range_in_vec_init, reason = "the lists hold ranges")]
+
 use super::*;
 use crate::sharing::{OwnerId, Owners};
 
