@@ -15,7 +15,8 @@ help:
 	@echo "make test-verbs     the engine verbs, on an RDMA device or in a machine with soft-RoCE"
 	@echo "make containers     docker/compose.yaml with real containers, in a machine with soft-RoCE"
 	@echo "make fuzz FUZZ=60   each fuzz target that many seconds"
-	@echo "make soak SOAK=300  two clients at full speed on each engine, that many seconds each"
+	@echo "make soak SOAK=300  two clients at full speed on each engine, that many seconds each; then random"
+	@echo "                    histories with failing disks and crashes for about as long (3600: an hour)"
 	@echo "make bench          the experiments, over tcp and shm, on this machine"
 
 deps:
@@ -74,6 +75,7 @@ interleavings: deps
 
 soak: deps
 	DAFS_SOAK_SECONDS=$(SOAK) $(CARGO) test --release -p dafsd --test two_clients $(CARGOFLAGS) -- --nocapture
+	DAFS_SEEDS=$$(( $(SOAK) * 50 )) $(CARGO) test --release -p dafsd --test durability $(CARGOFLAGS) -- --nocapture
 
 bench: build
 	$(CARGO) run --release -p dafs-bench $(CARGOFLAGS) -- all --engine tcp
