@@ -84,6 +84,35 @@ fn a_crash_loses_nothing_that_was_committed_and_nothing_the_client_still_has() {
     }
 }
 
+/// The idle client comes back by itself, in the background.
+#[test]
+fn an_idle_client_leaves_alone_what_another_has_made_stable() {
+    for &engine in ENGINES {
+        for orderly in [false, true] {
+            let mut daemon = Daemon::start(&[]);
+            let (idle, busy) = (daemon.client(engine), daemon.client(engine));
+            let old = create(&idle, "file");
+            old.write_all_at(&pattern(10 * PAGE, 1), 0).unwrap();
+            let new = create(&busy, "file");
+            let content = pattern(10 * PAGE, 2);
+            new.write_all_at(&content, 0).unwrap();
+            new.sync().unwrap();
+            if orderly {
+                assert_eq!(daemon.stop(), Some(0), "{engine}");
+            } else {
+                daemon.kill();
+            }
+            daemon.restart();
+            // It is connected again, and has sent again what it thinks is due.
+            idle.metadata("file").unwrap();
+            assert!(read_to_end(&new, MIB) == content, "{engine}, orderly: {orderly}");
+            old.sync().unwrap();
+            let bytes = std::fs::read(daemon.tree().join("file")).unwrap();
+            assert!(bytes == content, "{engine}, orderly: {orderly}: on disk");
+        }
+    }
+}
+
 #[test]
 fn what_a_dead_server_left_in_memory_is_not_read() {
     let mut daemon = Daemon::start(&[]);
