@@ -138,6 +138,7 @@ impl CachedFile {
             // Bytes behind the end of the file on disk are zeros of a page that was written back.
             tracing::error!(%error, file = ?self.identity(), "after a failed write");
         }
+        self.settle().await;
     }
 
     /// Applies one page's part of a write that ends at `end`.

@@ -1,6 +1,6 @@
 //! What requests and replies say of changes that are not stable yet; see [`crate::sharing`].
 
-use super::OpContext;
+use super::{OpContext, OpError};
 use crate::cache::{CachedFile, Changed, Committed, Told};
 use crate::sharing::{Range, Resend};
 use dafs_proto::{Change, Extent, Stable};
@@ -33,6 +33,22 @@ pub(super) fn stable(cx: &OpContext, file: &Arc<CachedFile>, what: Committed) ->
     let owner = Arc::clone(&cx.session.writer().owner);
     let stable = Stable { file: file.number(), verifier, through };
     (stable, Told { file: Arc::clone(file), owner, what })
+}
+
+/// Refuses a change of a client that has far more than its share, where the disk lets none of it
+/// become stable.
+///
+/// # Errors
+/// The disk's.
+pub(super) async fn check_share(cx: &OpContext) -> Result<(), OpError> {
+    let owner = &cx.session.writer().owner;
+    if owner.is_far_over_share()
+        && let Some(file) = owner.oldest()
+    {
+        // What it makes stable, the client is told with the reply to its next COMMIT.
+        file.commit(Extent::default()).await?;
+    }
+    Ok(())
 }
 
 /// Where a client has been told too little of what it has changed: makes the file stable that has

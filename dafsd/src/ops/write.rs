@@ -44,6 +44,7 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
     let _permit = if direct { Some(cx.server.transfers().acquire().await) } else { None };
     // Before: part of a write that fails may be done.
     drop_set_id(cx, &open).await?;
+    stability::check_share(cx).await?;
     let resend = stability::resend(request.resend.as_ref());
     let (writer, extents) = (cx.session.writer(), &request.extents);
     let file = &open.file;

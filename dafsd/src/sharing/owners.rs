@@ -117,6 +117,12 @@ impl Owner {
         self.ranges.load(Ordering::Relaxed) > SHARE
     }
 
+    /// Whether it has so much more that nothing is added before some of it is stable.
+    #[must_use]
+    pub fn is_far_over_share(&self) -> bool {
+        self.ranges.load(Ordering::Relaxed) > 4 * SHARE
+    }
+
     /// Notes a file that it has ranges of now.
     pub fn has(&self, file: &Arc<CachedFile>) {
         let OwnedFiles { order, known } = &mut *self.files.lock();
