@@ -8,17 +8,15 @@ use crate::dispatch::Dispatcher;
 use crate::exporter::Listeners;
 use crate::runtime::Runtime;
 use crate::server::{Export, Server};
-use crate::sharing::{Boots, BootsError, MachineBoot};
+use crate::sharing::{Boots, BootsError, MachineBoot, time_of_start};
 use crate::state::{SecretError, flags, load_secret};
 use crate::store::{HandleReport, LocalOptions, LocalStore, Store, StoreError};
 use dafs_keys::identity::IdentityError;
 use dafs_keys::{HandleKey, Identity, Protection, PublicKey, Secret};
-use dafs_proto::Time;
 use ordma::secure::Gate;
 use ordma::{Engine, LinkError, Service};
 use rustix::fs::FlockOperation;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::time::{ClockId, clock_gettime};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -424,11 +422,7 @@ fn rdma_devices() -> String {
 fn begin_boot(state: &Path) -> Result<Boots, StartError> {
     let boot = getrandom::u64().map_err(StartError::Random)?;
     let machine = MachineBoot::now().map_err(StartError::Machine)?;
-    // The clock that files get their ctime from.
-    let now = clock_gettime(ClockId::RealtimeCoarse);
-    let now =
-        Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or_default() };
-    Ok(Boots::begin(state, boot, now, machine)?)
+    Ok(Boots::begin(state, boot, time_of_start(), machine)?)
 }
 
 /// Makes the state directory and takes it for this server alone, as long as the file is open.

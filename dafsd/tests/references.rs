@@ -155,6 +155,8 @@ fn replacement(over: Over) {
         let slots = chunks.iter().flat_map(|c| (0..c.geometry().slots).map(move |s| (c, s)));
         slots.filter(|(c, s)| c.footer(*s).is_some_and(|f| f[32..40] != [0; 8])).count()
     };
+    // Else the client keeps it open until it is committed.
+    world.written.sync().unwrap();
     let before = live(&arena);
     world.read.close().unwrap();
     world.written.close().unwrap();

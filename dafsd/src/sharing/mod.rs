@@ -19,7 +19,7 @@ mod boots;
 mod owners;
 mod unstable;
 
-pub use boots::{Boots, BootsError, MachineBoot, Record};
+pub use boots::{Boots, BootsError, MachineBoot, Record, time_of_start};
 pub use owners::{Owner, OwnerId, Owners};
 pub use unstable::{Claim, HandOver, Judged, Resend, Round, Unstable};
 

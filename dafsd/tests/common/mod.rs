@@ -5,7 +5,6 @@
 use dafs_client::blocking::{Client, File};
 use dafs_client::{OpenOptions, Options, Path};
 use dafs_keys::{HandleKey, Identity, Protection, Secret};
-use dafs_proto::Time;
 use dafsd::access::Access;
 use dafsd::authorized::Authorized;
 use dafsd::cache::{Cache, CacheConfig};
@@ -15,13 +14,12 @@ use dafsd::exporter::Listeners;
 use dafsd::runtime::Runtime;
 use dafsd::server::{Export, Limits, Server, Settings};
 use dafsd::session::SessionLimits;
-use dafsd::sharing::{Boots, MachineBoot};
+use dafsd::sharing::{Boots, MachineBoot, time_of_start};
 use dafsd::store::{LocalOptions, LocalStore, Store};
 use ordma::arena::Geometry;
 use ordma::secure::SecureConnector;
 use ordma::sim::{Sim, World};
 use ordma::{Connector, Engine, Listener, Service};
-use rustix::time::{ClockId, clock_gettime};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -295,9 +293,8 @@ impl TestServer {
     fn begin_boot(&self) -> Boots {
         let state = self.directory.path().join("state");
         std::fs::create_dir_all(&state).unwrap();
-        let now = clock_gettime(ClockId::RealtimeCoarse);
-        let now = Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap() };
-        Boots::begin(&state, fastrand::u64(1..), now, MachineBoot::now().unwrap()).unwrap()
+        let machine = MachineBoot::now().unwrap();
+        Boots::begin(&state, fastrand::u64(1..), time_of_start(), machine).unwrap()
     }
 
     fn export(&self, name: &str, secret: &Secret) -> Export {

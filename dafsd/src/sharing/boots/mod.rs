@@ -10,9 +10,11 @@ use dafs_proto::Time;
 use file::{Appender, BootEntry, Entry, FileError, packed};
 use foldhash::fast::RandomState;
 use rangemap::RangeMap;
+use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The file in the state directory.
 const FILE: &str = "boots";
@@ -39,6 +41,23 @@ impl MachineBoot {
             .map(|number| Self(number.to_be_bytes()))
             .map_err(|_| io::Error::other("the kernel's boot_id is not a number"))
     }
+}
+
+/// The time at which a boot begins, by the clock that gives files their ctime: later than that of
+/// any change that was made before the call. Waits for the next tick of that clock.
+#[must_use]
+pub fn time_of_start() -> Time {
+    // A ctime may come from the exact clock, which is ahead of the other by up to a tick.
+    let before = clock_gettime(ClockId::Realtime);
+    for _ in 0..100 {
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        if (now.tv_sec, now.tv_nsec) > (before.tv_sec, before.tv_nsec) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or_default() }
 }
 
 /// Why the record of boots cannot be had. Displayed with what to do about it.
