@@ -142,7 +142,7 @@ impl CachedFile {
                 for part in parts {
                     let from = at + usize_of(part.start - range.start);
                     let bytes = &data[from..from + usize_of(part.end - part.start)];
-                    changed.number = self.claim(writer, &under_way, &part, false).await?;
+                    changed.number = self.claim(writer, &under_way, &part).await?;
                     self.write_range(part.start, bytes, Some(&writer.standing)).await?;
                 }
             }
@@ -178,11 +178,12 @@ impl CachedFile {
         };
         let range = from..END;
         let parts = self.judge(writer, &range, resend.map(|(resend, _)| resend), &mut changed);
-        // A size is set whole or not at all.
+        // A size is set whole or not at all. The sync by which a part of its range was handed over has
+        // made it stable.
         if parts != [range.clone()] {
             return Ok((changed, from));
         }
-        changed.number = self.claim(writer, &under_way, &range, true).await?;
+        changed.number = self.claim(writer, &under_way, &range).await?;
         self.set_size_while(size, Some(&writer.standing)).await?;
         changed.ctime = self.disk_ctime();
         Ok((changed, from))
@@ -235,7 +236,6 @@ impl CachedFile {
         writer: &Writer,
         under_way: &UnderWay<'_>,
         range: &Range,
-        size: bool,
     ) -> Result<u64> {
         let owner = &writer.owner;
         for _ in 0..MOST_HAND_OVERS {
@@ -244,7 +244,7 @@ impl CachedFile {
                 match unstable.claim(owner.number(), range) {
                     Claim::Free => {
                         let number = self.cache.changes.fetch_add(1, Ordering::AcqRel) + 1;
-                        if unstable.enter(under_way.id, owner, range, size, number) {
+                        if unstable.enter(under_way.id, owner, range, number) {
                             drop(unstable);
                             owner.has(self);
                         }

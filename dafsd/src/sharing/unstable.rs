@@ -132,9 +132,6 @@ struct Held {
     unstable: RangeSet<u64>,
     /// The number of the owner's last change of the file.
     latest: u64,
-    /// The smallest `from` of the changes of size that are in `unstable`. Such a change is handed
-    /// over whole.
-    size_from: Option<u64>,
     /// Changed since the present round began.
     since: RangeSet<u64>,
     stable: Vec<Stable>,
@@ -152,7 +149,6 @@ impl Held {
             owner: Arc::clone(owner),
             unstable: RangeSet::new(),
             latest: 0,
-            size_from: None,
             since: RangeSet::new(),
             stable: Vec::new(),
             round_latest: 0,
@@ -178,13 +174,9 @@ impl Held {
         let overlaps = std::iter::once(&self.unstable)
             .chain(stable)
             .flat_map(|ranges| ranges.overlapping(range));
-        let hull = overlaps.fold(None, |hull: Option<Range>, found| {
+        overlaps.fold(None, |hull: Option<Range>, found| {
             let (start, end) = (found.start.max(range.start), found.end.min(range.end));
             Some(hull.map_or(start..end, |hull| hull.start.min(start)..hull.end.max(end)))
-        })?;
-        Some(match self.size_from {
-            Some(from) if hull.end > from => hull.start.min(from)..END,
-            _ => hull,
         })
     }
 
@@ -286,16 +278,9 @@ impl Unstable {
         }
     }
 
-    /// A change under way is about to be made: from now on the range is its owner's. `size`: it
-    /// changes the size. The owner's share has grown; whether this is the first of the file.
-    pub fn enter(
-        &mut self,
-        id: u64,
-        owner: &Arc<Owner>,
-        range: &Range,
-        size: bool,
-        number: u64,
-    ) -> bool {
+    /// A change under way is about to be made: from now on the range is its owner's, whose share has
+    /// grown; whether this is the first of the file.
+    pub fn enter(&mut self, id: u64, owner: &Arc<Owner>, range: &Range, number: u64) -> bool {
         if let Some(change) = self.under_way.iter_mut().find(|change| change.id == id) {
             change.entered = Some((owner.number(), number));
         }
@@ -306,9 +291,6 @@ impl Unstable {
         held.lose_stable(range);
         held.unstable.insert(range.clone());
         held.since.insert(range.clone());
-        if size {
-            held.size_from = Some(held.size_from.map_or(range.start, |from| from.min(range.start)));
-        }
         owner.counts(before, held.count());
         self.note_changed(owner.number(), range);
         first
@@ -372,19 +354,6 @@ impl Unstable {
             for part in held.since.iter() {
                 done.remove(part.clone());
             }
-            // A change of size counts as stable when all of it is.
-            if let Some(from) = held.size_from
-                && done.overlapping(&(from..END)).next().is_some()
-            {
-                let whole = range.start <= from
-                    && range.end == END
-                    && held.since.overlapping(&(from..END)).next().is_none();
-                if whole {
-                    held.size_from = None;
-                } else {
-                    done.remove(from..END);
-                }
-            }
             if done.is_empty() {
                 continue;
             }
@@ -406,7 +375,7 @@ impl Unstable {
     /// An owner knows that what it had changed of a range up to a number is stable, as it was after
     /// a round.
     pub fn told(&mut self, owner: u64, range: &Range, round: Round, through: u64) {
-        let Some(held) = self.held.get_mut(&owner) else { return };
+        let Some(held) = self.held.get_mut(&owner).filter(|_| !range.is_empty()) else { return };
         let before = held.count();
         for stable in &mut held.stable {
             // Where the owner had changes under way, it may keep what has a greater number.

@@ -108,6 +108,29 @@ fn an_idle_client_does_not_undo_what_another_has_truncated() {
     assert_eq!(site.disk.stable("f").expect("it is there").len(), 10);
 }
 
+/// Also where the power fails, after which sizes come from the clients again.
+#[test]
+fn a_size_does_not_undo_what_another_has_made_stable_behind_it() {
+    let site = Site::new(1);
+    let (a, b) = (site.client("a"), site.client("b"));
+    let (of_a, of_b) = (open(&a, "f"), open(&b, "f"));
+    write(&of_a, 0..3 * PAGE, 1);
+    of_a.sync().expect("sync");
+    of_a.set_len(1000).expect("truncate");
+    write(&of_b, 5000..6000, 2);
+    of_b.sync().expect("sync");
+    site.lose_power();
+    site.start();
+    reconnect(&a);
+    sync_at_last(&of_a);
+    sync_at_last(&of_b);
+    let content = read(&of_b);
+    check(&content, 0..1000, 1);
+    check(&content, 1000..5000, 0);
+    check(&content, 5000..6000, 2);
+    assert_eq!(content.len(), 6000);
+}
+
 #[test]
 fn an_open_does_not_undo_what_another_open_of_its_client_has_made_stable() {
     let site = Site::new(1);

@@ -202,3 +202,21 @@ fn a_request_whose_session_ends_meanwhile_is_not_said_to_be_undone() {
     assert!(session.is_over());
     assert!(world.server.drain(Duration::ZERO));
 }
+
+/// Nothing is there to be told of, and the server goes on.
+#[test]
+fn a_commit_from_the_largest_offset_on_is_told_like_any_other() {
+    let world = world();
+    let (link, connect) = world.session();
+    let open = world.open(&link, &connect.root, (0, 1)).open;
+    let extents = vec![Extent { offset: 3, length: 4 }];
+    let write = WriteRequest { open, extents, ..Default::default() };
+    world.call_with(&link, &write, (0, 2), b"LONG").unwrap();
+    // The reply is not known to have arrived, for the slot is not used again.
+    world.call(&link, &CommitRequest { open, ..Default::default() }, (1, 1)).unwrap();
+    let extent = Some(Extent { offset: u64::MAX, length: 0 });
+    for sequence in 3..6 {
+        let commit = CommitRequest { open, extent, ..Default::default() };
+        world.call(&link, &commit, (0, sequence)).unwrap();
+    }
+}

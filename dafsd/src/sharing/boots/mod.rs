@@ -359,6 +359,9 @@ impl Boots {
 
     /// An owner knows that its changes of a range up to `number` are stable.
     pub fn told(&self, identity: Identity, owner: OwnerId, range: &Range, number: u64) {
+        if range.is_empty() {
+            return;
+        }
         let mut state = self.state.lock();
         let Some(ranges) = state.now.handed_over.get_mut(&(identity, owner)) else { return };
         let known: Vec<Range> = ranges

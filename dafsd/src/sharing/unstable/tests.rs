@@ -21,17 +21,13 @@ impl World {
     }
 
     /// Makes a change that nothing stands in the way of; its number.
-    fn change(&mut self, owner: &Arc<Owner>, range: Range, size: bool) -> u64 {
+    fn write(&mut self, owner: &Arc<Owner>, range: Range) -> u64 {
         let id = self.file.begin(&range).expect("no other change is under way");
         assert!(matches!(self.file.claim(owner.number(), &range), Claim::Free));
         self.number += 1;
-        self.file.enter(id, owner, &range, size, self.number);
+        self.file.enter(id, owner, &range, self.number);
         self.file.end(id);
         self.number
-    }
-
-    fn write(&mut self, owner: &Arc<Owner>, range: Range) -> u64 {
-        self.change(owner, range, false)
     }
 
     fn sync(&mut self, range: Range) -> Round {
@@ -108,7 +104,7 @@ fn a_change_during_a_sync_is_not_made_stable_by_it() {
     let a = world.owner(1);
     let before = world.write(&a, 0..100);
     let under_way = world.file.begin(&(200..300)).unwrap();
-    world.file.enter(under_way, &a, &(200..300), false, before + 1);
+    world.file.enter(under_way, &a, &(200..300), before + 1);
     world.number = before + 1;
     world.file.round_begins(world.number);
     assert_eq!(world.file.through(a.number()), before, "one is under way");
@@ -134,26 +130,39 @@ fn changes_of_a_range_go_on_one_after_the_other() {
     assert!(file.begin(&(9..20)).is_none());
 }
 
+/// A client may commit from the largest offset on, where nothing is.
 #[test]
-fn a_size_is_handed_over_whole() {
-    let mut world = World::new();
-    let (a, b) = (world.owner(1), world.owner(2));
-    world.change(&a, 1000..END, true);
-    assert_eq!(world.hand_over(&b, 5000..6000), [1000..END]);
-    // And so is judged whole.
-    let judged = world.file.judge_same_boot(a.number(), &(1000..END), &resend(1));
-    assert_eq!(judged, Judged { skip: vec![1000..END], ..Judged::default() });
-}
-
-#[test]
-fn a_size_is_not_stable_in_part() {
+fn an_empty_range_can_be_told() {
     let mut world = World::new();
     let a = world.owner(1);
-    world.change(&a, 1000..END, true);
-    world.sync(0..8192);
-    assert!(world.file.held[&a.number()].unstable.contains(&2000));
-    world.sync(0..END);
-    assert!(world.file.held[&a.number()].unstable.is_empty());
+    world.write(&a, 0..100);
+    let round = world.sync(0..END);
+    world.file.told(a.number(), &(END..END), round, world.number);
+    assert!(!world.file.is_idle());
+}
+
+/// A truncates and goes on to write; B is not kept from writing elsewhere behind the new end.
+#[test]
+fn a_size_and_a_busy_owner_keep_nobody_off() {
+    let mut world = World::new();
+    let (a, b) = (world.owner(1), world.owner(2));
+    world.write(&a, 1000..END);
+    let under_way = world.file.begin(&(5000..6000)).unwrap();
+    world.number += 1;
+    world.file.enter(under_way, &a, &(5000..6000), world.number);
+    assert_eq!(world.hand_over(&b, 2000..2100), [2000..2100]);
+    world.file.end(under_way);
+}
+
+/// A sync makes the size stable, so a part that was handed over tells that the size is.
+#[test]
+fn a_size_is_handed_over_where_it_is_in_the_way() {
+    let mut world = World::new();
+    let (a, b) = (world.owner(1), world.owner(2));
+    world.write(&a, 1000..END);
+    assert_eq!(world.hand_over(&b, 5000..6000), [5000..6000]);
+    let judged = world.file.judge_same_boot(a.number(), &(1000..END), &resend(1));
+    assert_eq!((judged.skip, judged.refuse), (vec![5000..6000], vec![]));
 }
 
 #[test]
@@ -251,7 +260,7 @@ fn what_a_reply_does_not_tell_of_is_not_taken_as_told() {
     let (a, b) = (world.owner(1), world.owner(2));
     let under_way = world.file.begin(&(200..300)).unwrap();
     world.number += 1;
-    world.file.enter(under_way, &b, &(200..300), false, world.number);
+    world.file.enter(under_way, &b, &(200..300), world.number);
     let number = world.write(&a, 0..100);
     world.file.round_begins(world.number);
     let through = world.file.through(a.number());
