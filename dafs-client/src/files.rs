@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// Closed files that wait for their writes to be committed, from which on an open commits them first.
 const MOST_LINGERING: usize = 64;
+/// The pauses between two attempts to commit a closed file.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
 /// Most closed files with a loss that nobody has been told of.
 const MOST_UNTOLD: usize = 1024;
 
@@ -217,11 +220,36 @@ impl Drop for TurnGuard<'_> {
 
 /// A closed file whose writes have still to be committed.
 #[derive(Debug)]
-pub(crate) struct Lingering {
-    pub(crate) file: Arc<OpenFile>,
-    /// When to try next, and how long to wait after that.
-    pub(crate) at: Instant,
-    pub(crate) pause: Duration,
+struct Lingering {
+    file: Arc<OpenFile>,
+    /// When to try next, and how long was waited for that.
+    at: Instant,
+    pause: Duration,
+}
+
+/// A lingering file that is being committed. Whoever commits it may be cancelled at any time.
+#[derive(Debug)]
+pub(crate) struct Due<'a> {
+    files: &'a Files,
+    taken: Option<Lingering>,
+}
+
+impl Due<'_> {
+    /// The file; `None` once it is settled.
+    pub(crate) fn file(&self) -> Option<&Arc<OpenFile>> {
+        self.taken.as_ref().map(|taken| &taken.file)
+    }
+
+    /// Its writes are committed, or known to be lost.
+    pub(crate) fn settled(mut self) {
+        self.taken = None;
+    }
+}
+
+impl Drop for Due<'_> {
+    fn drop(&mut self) {
+        lock(&self.files.lingering).extend(self.taken.take());
+    }
 }
 
 /// The files of a client.
@@ -296,15 +324,15 @@ impl Files {
         lock(&self.lingering).len() > MOST_LINGERING
     }
 
-    /// Takes out the lingering files that are due.
-    pub(crate) fn take_due(&self, now: Instant) -> Vec<Lingering> {
+    /// Takes out a lingering file that is due. It comes back, to be tried later, unless it is
+    /// [settled](Due::settled).
+    pub(crate) fn take_due(&self, now: Instant) -> Option<Due<'_>> {
         let mut lingering = lock(&self.lingering);
-        lingering.extract_if(.., |file| file.at <= now).collect()
-    }
-
-    /// Takes a lingering file in again, to be tried later.
-    pub(crate) fn put_back(&self, lingering: Lingering) {
-        lock(&self.lingering).push(lingering);
+        let at = lingering.iter().position(|file| file.at <= now)?;
+        let mut taken = lingering.swap_remove(at);
+        taken.pause = (taken.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
+        taken.at = now + taken.pause;
+        Some(Due { files: self, taken: Some(taken) })
     }
 
     /// Takes out all lingering files.

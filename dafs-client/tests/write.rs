@@ -2,10 +2,15 @@
 
 mod common;
 
-use common::{PAGE, Server, options, pattern};
+use common::{PAGE, Server, Verdict, options, pattern};
 use dafs_client::blocking::{Client, File};
 use dafs_client::{OpenOptions, Options, SetAttr, Stability, Status};
 use dafs_proto::Op;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
 fn opened(options: Options) -> (Server, Client, File) {
     let server = Server::new();
@@ -150,5 +155,48 @@ fn what_a_truncation_cut_off_does_not_come_back() {
         server.restart();
         let size = file.read_at(&mut [0; 100], 0).unwrap();
         assert!(size <= 10);
+    }
+}
+
+/// Files that are closed are committed in the background, and before too many of them are open. An
+/// open that does that may be given up at any time.
+#[test]
+fn an_open_that_is_given_up_leaves_what_it_was_committing_to_the_next_one() {
+    let server = Server::new();
+    let client = server.client_with(Options { background: false, ..options() });
+    let create = OpenOptions::new().write(true).create(true);
+    let names: Vec<String> = (0..70).map(|number| format!("file {number}")).collect();
+    for name in &names[..65] {
+        client.open_with(name, create).unwrap().write_all_at(b"precious", 0).unwrap();
+    }
+    // Not one commit is answered.
+    let asked = Arc::new(AtomicBool::new(false));
+    let told = asked.clone();
+    server.script(move |header, _| match header.op {
+        Op::Commit => {
+            told.store(true, Ordering::Relaxed);
+            Verdict::Ignore
+        }
+        _ => Verdict::Serve,
+    });
+    let asking = client.clone().into_async();
+    let mut open = Box::pin(asking.open_with(&names[65], create));
+    let mut cx = Context::from_waker(Waker::noop());
+    let end = Instant::now() + Duration::from_secs(10);
+    while !asked.load(Ordering::Relaxed) {
+        assert!(open.as_mut().poll(&mut cx).is_pending() && Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(open);
+    server.script(|_, _| Verdict::Serve);
+    let all_are_stable = || {
+        let state = server.state();
+        let files = state.nodes.values().filter(|node| !node.data.is_empty());
+        files.filter(|node| node.stable == b"precious").count() == 65
+    };
+    while !all_are_stable() {
+        assert!(Instant::now() < end, "some files are not committed any more");
+        client.tend();
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

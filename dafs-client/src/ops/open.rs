@@ -155,7 +155,7 @@ impl Core {
             false => None,
         };
         if self.owner.files.are_too_many_lingering() {
-            crate::write::settle_some(&self.owner).await;
+            crate::write::settle(&self.owner).await;
         }
         let make = || request.clone();
         let (message, reply) = loop {

@@ -131,7 +131,8 @@ impl Session {
         let third = self.grant().map_or(TICK, |grant| grant.lease / 3);
         let deadline = self.now() + third;
         if self.live().is_some() {
-            write::settle(self, || self.is_closing() || self.now() >= deadline);
+            let settled = write::settle(self);
+            self.block_on_unless(settled, || self.is_closing() || self.now() >= deadline);
         }
     }
 

@@ -5,7 +5,7 @@ use super::send::{Resized, Wish, Written, deliver, send_size};
 use super::uncommitted::Again;
 use crate::error::{Error, Result};
 use crate::file::OpenFile;
-use crate::files::{Lingering, Turn};
+use crate::files::Turn;
 use crate::options::Stability;
 use crate::session::Session;
 use crate::session::rpc::Lane;
@@ -13,13 +13,9 @@ use crate::sync::lock;
 use dafs_proto::{CommitRequest, Extent, Op, Resend, SetAttr, Status};
 use ordma::Segment;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// How often a commit sends lost writes again before it gives up.
 const COMMIT_ROUNDS: usize = 8;
-/// The pauses between two attempts to commit a closed file.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Brings a range (`length` 0: to the end of the file) to stable storage; sends again what the
 /// server has lost meanwhile.
@@ -249,37 +245,22 @@ fn refused(file: &OpenFile, offset: u64) -> Error {
     )
 }
 
-/// Commits closed files whose writes have still to be, one attempt each. `give_up`: whether to stop.
-pub(crate) fn settle(session: &Session, give_up: impl Fn() -> bool) {
-    for mut lingering in session.files.take_due(session.now()) {
-        let file = &lingering.file;
-        let done = session.block_on_unless(finish(file), &give_up);
-        match done {
-            Some(Ok(())) => continue,
-            Some(Err(error)) => {
+/// Commits closed files whose writes have still to be, one attempt each.
+pub(crate) async fn settle(session: &Session) {
+    let now = session.now();
+    while let Some(due) = session.files.take_due(now) {
+        let Some(file) = due.file() else { continue };
+        match finish(file).await {
+            Ok(()) => due.settled(),
+            Err(error) => {
                 tracing::debug!(%error, file = %file.name, "a closed file is not committed yet");
             }
-            None => {}
-        }
-        lingering.pause = (lingering.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
-        lingering.at = session.now() + lingering.pause;
-        session.files.put_back(lingering);
-    }
-}
-
-/// Commits some closed files whose writes have still to be, so that not too many are open.
-pub(crate) async fn settle_some(session: &Session) {
-    for lingering in session.files.take_due(session.now()) {
-        if let Err(error) = finish(&lingering.file).await {
-            tracing::debug!(%error, file = %lingering.file.name, "a closed file is not committed");
-            let at = session.now() + FIRST_PAUSE;
-            session.files.put_back(Lingering { at, pause: FIRST_PAUSE, ..lingering });
         }
     }
 }
 
 /// Commits a file that lingers, and closes it at the server.
-pub(super) async fn finish(file: &Arc<OpenFile>) -> Result<()> {
+async fn finish(file: &Arc<OpenFile>) -> Result<()> {
     while !lock(&file.state.uncommitted).is_empty() {
         if let Some(error) = file.broken() {
             give_up(file, error);

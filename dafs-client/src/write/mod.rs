@@ -11,7 +11,7 @@ mod commit;
 mod send;
 mod uncommitted;
 
-pub(crate) use commit::{commit, send_lost, settle, settle_some};
+pub(crate) use commit::{commit, send_lost, settle};
 pub(crate) use send::{receipt, set_size, set_size_of};
 pub(crate) use uncommitted::{Receipt, Uncommitted};
 
