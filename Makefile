@@ -42,9 +42,10 @@ unit: deps
 	$(CARGO) test --workspace $(CARGOFLAGS)
 	@if [ "$$(id -u)" -eq 0 ]; then set -x; \
 		$(CARGO) test -p dafsd --lib $(CARGOFLAGS) -- --ignored handles_survive && \
-		$(CARGO) test -p dafsd --lib $(CARGOFLAGS) -- --ignored the_largest_size_on_ext4; \
+		$(CARGO) test -p dafsd --lib $(CARGOFLAGS) -- --ignored the_largest_size_on_ext4 && \
+		$(CARGO) test -p dafsd --test full_disk $(CARGOFLAGS) -- --ignored; \
 	else \
-		echo "not run: handles after the kernel has forgotten them, which takes root to empty its caches"; \
+		echo "not run: what takes root, to empty the kernel's caches and to mount file systems"; \
 	fi
 
 # No nonce is used twice under a page key, whatever happens.

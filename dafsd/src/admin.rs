@@ -53,6 +53,9 @@ pub enum Reply {
         sessions: usize,
         /// The exports that have new keys.
         exports: Vec<String>,
+        /// How many of the sessions that have ended wait for a disk.
+        #[serde(default)]
+        unfinished: usize,
     },
     /// A client was let in again.
     Unfenced,

@@ -233,6 +233,7 @@ fn cache(section: &file::CacheSection, flags: &Flags) -> Result<CacheConfig, Con
         dirty_limit: size("cache.dirty_limit", dirty, page.0, memory / 2)? as usize,
         writeback_interval: time("cache.writeback_interval", interval, 5, 3600)?,
         retire_patience: time("cache.retire_patience", section.retire_patience, 5, 600)?,
+        disk_patience: time("cache.disk_patience", section.disk_patience, 30, 600)?,
     })
 }
 

@@ -7,7 +7,7 @@ use crate::config::{Config, ExportConfig, Listen};
 use crate::dispatch::Dispatcher;
 use crate::exporter::Listeners;
 use crate::runtime::Runtime;
-use crate::server::{Export, Server};
+use crate::server::{Export, NotWritten, Server};
 use crate::sharing::{Boots, BootsError, MachineBoot, time_of_start};
 use crate::state::{SecretError, flags, load_secret};
 use crate::store::{HandleReport, LocalOptions, LocalStore, Store, StoreError};
@@ -25,8 +25,11 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long requests under way may take when the server stops.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long requests under way may take when the server stops, how long a disk may then take nothing,
+/// and how long threads that wait for one are waited for.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
+const DISK_PATIENCE: Duration = Duration::from_secs(4);
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the server does what time asks for.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -164,7 +167,7 @@ impl Daemon {
         };
         if let Err(error) = daemon.listen(config, engines, &cache) {
             daemon.listeners.stop();
-            daemon.server.runtime().stop();
+            daemon.server.runtime().stop(LAST_PATIENCE);
             return Err(error);
         }
         daemon.server.set_ready();
@@ -250,11 +253,11 @@ impl Daemon {
     ///
     /// # Errors
     /// When some data could not be made stable: it is lost.
-    pub fn stop(mut self) -> Result<(), StoreError> {
-        if !self.server.drain(STOP_PATIENCE) {
+    pub fn stop(mut self) -> Result<(), NotWritten> {
+        if !self.server.drain(DRAIN_PATIENCE) {
             tracing::warn!("some requests are not done; their clients will ask again");
         }
-        let flushed = self.server.flush_and_kill();
+        let flushed = self.server.flush_and_kill(DISK_PATIENCE);
         self.listeners.stop();
         if let Some(admin) = self.admin.take() {
             admin.stop();
@@ -268,7 +271,9 @@ impl Daemon {
                 tracing::error!("the thread that watches the time has panicked");
             }
         }
-        self.server.runtime().stop();
+        if !self.server.runtime().stop(LAST_PATIENCE) {
+            tracing::warn!("some threads still wait for a disk, and end with the process");
+        }
         flushed
     }
 }

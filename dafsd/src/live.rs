@@ -287,14 +287,16 @@ impl LiveSession {
         state.ended() && self.executing.load(Ordering::SeqCst) == 0
     }
 
-    /// Waits until it [is over](Self::is_over).
-    pub(crate) async fn over(&self) {
+    /// Blocks until it [is over](Self::is_over); `false` where it is not by then.
+    pub(crate) fn over_by(&self, end: Instant) -> bool {
+        use event_listener::Listener as _;
         while !self.is_over() {
             let idle = self.idle.listen();
-            if !self.is_over() {
-                idle.await;
+            if !self.is_over() && idle.wait_deadline(end).is_none() {
+                return self.is_over();
             }
         }
+        true
     }
 
     /// Takes a new link; the old one, if any, is to be closed. `None` where the session has ended

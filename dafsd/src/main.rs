@@ -79,12 +79,19 @@ fn run(command: Command, state: &Path) -> Result<(), Box<dyn Error>> {
             writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
         }
         (Reply::Sessions(list), _) => write!(out, "{}", admin::table(&list))?,
-        (Reply::Fenced { sessions, exports }, Command::Fence { name }) => {
+        (Reply::Fenced { sessions, exports, unfinished }, Command::Fence { name }) => {
             let exports = if exports.is_empty() { "none".to_owned() } else { exports.join(", ") };
             writeln!(
                 out,
                 "{name} is fenced off; sessions ended: {sessions}; exports with new keys: {exports}"
             )?;
+            if unfinished > 0 {
+                writeln!(
+                    out,
+                    "of its sessions, {unfinished} had begun something on a disk of the server's that \
+                     does not answer: it may still change a name or a size there, and no file's bytes"
+                )?;
+            }
         }
         (Reply::Unfenced, Command::Unfence { name }) => writeln!(out, "{name} may connect again")?,
         (reply, _) => return Err(format!("the server gave another answer: {reply:?}").into()),

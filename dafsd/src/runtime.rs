@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -111,8 +112,12 @@ impl Runtime {
         }
     }
 
-    /// Runs what is queued, on a runtime without threads; whether anything ran.
+    /// Runs what is queued, on a runtime without threads; whether anything ran. Does nothing on one
+    /// with threads, for a call to a disk may take for ever.
     pub fn run_queued(&self) -> bool {
+        if !self.0.inline {
+            return false;
+        }
         let mut ran = false;
         while let Some(job) = { lock(&self.0.queue).jobs.pop_front() } {
             job();
@@ -122,16 +127,25 @@ impl Runtime {
     }
 
     /// Finishes what is queued and ends the threads. Tasks that still wait are dropped with what
-    /// they wait for.
-    pub fn stop(&self) {
+    /// they wait for. `false` where some thread has not ended within `patience`, as a call to a disk
+    /// that does not answer cannot be ended.
+    pub fn stop(&self, patience: Duration) -> bool {
         lock(&self.0.queue).stopping = true;
         self.0.work.notify_all();
-        let threads = std::mem::take(&mut *lock(&self.0.threads));
+        let end = Instant::now() + patience;
+        let mut threads = std::mem::take(&mut *lock(&self.0.threads));
         let me = std::thread::current().id();
-        for thread in threads {
-            if thread.thread().id() != me && thread.join().is_err() {
-                tracing::error!("a worker thread panicked");
+        threads.retain(|thread| thread.thread().id() != me);
+        loop {
+            for thread in threads.extract_if(.., |thread| thread.is_finished()) {
+                if thread.join().is_err() {
+                    tracing::error!("a worker thread panicked");
+                }
             }
+            if threads.is_empty() || Instant::now() >= end {
+                return threads.is_empty();
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -228,7 +242,7 @@ mod tests {
         let (number, there) = receiver.recv().unwrap();
         assert_eq!(number, 7);
         assert_ne!(there, here);
-        runtime.stop();
+        assert!(runtime.stop(Duration::from_secs(10)));
     }
 
     #[test]

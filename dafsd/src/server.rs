@@ -7,14 +7,14 @@ pub use fencing::{CutOff, FenceError};
 
 use crate::access::Access;
 use crate::buffers::Buffers;
-use crate::cache::Cache;
+use crate::cache::{Cache, Flush};
 use crate::counters::Counters;
 use crate::live::LiveSession;
 use crate::ops::OpError;
 use crate::runtime::Runtime;
 use crate::session::SessionLimits;
 use crate::sessions::Sessions;
-use crate::store::{Handle, ReadOnlyStore, Store, StoreError};
+use crate::store::{Handle, ReadOnlyStore, Store};
 use crate::sync::{Mutex, RwLock};
 use async_lock::Semaphore;
 use dafs_keys::{HandleKey, Protection};
@@ -24,7 +24,7 @@ use ordma::Link;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A directory tree the server offers.
@@ -157,6 +157,30 @@ pub enum BindError {
     Link,
     /// The session has ended.
     Session,
+}
+
+/// What was written and is lost, since it could not be made stable before the end.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{}", errors.join("; "), listed(files))]
+pub struct NotWritten {
+    /// Why, of each export.
+    pub errors: Vec<String>,
+    /// The files that have lost something: where they lie, and how many bytes at most.
+    pub files: Vec<(String, usize)>,
+}
+
+/// Names some files.
+fn listed(files: &[(String, usize)]) -> String {
+    const MOST: usize = 20;
+    let mut text: String = files
+        .iter()
+        .take(MOST)
+        .map(|(place, bytes)| format!("\n  not written: up to {bytes} bytes of {place:?}"))
+        .collect();
+    if files.len() > MOST {
+        text += &format!("\n  and of {} other files", files.len() - MOST);
+    }
+    text
 }
 
 impl Server {
@@ -361,30 +385,42 @@ impl Server {
     /// what is in it for the truth. Comes after [`drain`](Self::drain).
     ///
     /// # Errors
-    /// When some data could not be written; the server must not pretend that it is.
-    pub fn flush_and_kill(&self) -> Result<(), StoreError> {
-        let (sender, receiver) = mpsc::channel();
-        let cache = Arc::clone(&self.cache);
-        self.runtime.run(async move {
-            // The receiver waits below.
-            let _ = sender.send(cache.flush_all().await);
-        });
-        let flushed = loop {
-            match receiver.recv_timeout(Duration::from_millis(10)) {
-                Ok(flushed) => break flushed,
-                Err(mpsc::RecvTimeoutError::Timeout) => drop(self.runtime.run_queued()),
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    break Err(StoreError::new(
-                        Status::Io,
-                        "the flush at the end was not finished",
-                    ));
-                }
-            }
-        };
+    /// When some data could not be written, or a disk has taken nothing for `patience`; the server must
+    /// not pretend that it is.
+    pub fn flush_and_kill(&self, patience: Duration) -> Result<(), NotWritten> {
+        let flushes = self.cache.start_flush();
+        let failures = flushes.iter().filter_map(|flush| self.end_of_flush(flush, patience).err());
+        let errors: Vec<String> = failures.collect();
+        let files = if errors.is_empty() { Vec::new() } else { self.cache.unstable_files() };
         if let Err(error) = self.cache.record_stable() {
             tracing::error!(%error, "clients will send again what is stable");
         }
         self.cache.close();
-        flushed
+        if errors.is_empty() { Ok(()) } else { Err(NotWritten { errors, files }) }
+    }
+
+    /// Waits until an export's files are stable, as long as its disk gets on.
+    fn end_of_flush(&self, flush: &Flush, patience: Duration) -> Result<(), String> {
+        let mut progress = flush.progress();
+        let mut since = Instant::now();
+        loop {
+            if let Some(result) = flush.result() {
+                return result.map_err(|error| format!("export {:?}: {error}", flush.export()));
+            }
+            if since.elapsed() >= patience {
+                let seconds = patience.as_secs();
+                return Err(format!(
+                    "export {:?}: its disk has taken nothing for {seconds} s",
+                    flush.export()
+                ));
+            }
+            if !self.runtime.run_queued() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let now = flush.progress();
+            if std::mem::replace(&mut progress, now) != now {
+                since = Instant::now();
+            }
+        }
     }
 }

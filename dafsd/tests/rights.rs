@@ -255,8 +255,8 @@ impl World {
     }
 
     fn fence(&self, name: &'static str) {
-        let server = self.server.server().clone();
-        self.server.wait(async move { server.fence(name).await }).unwrap();
+        let cut_off = self.server.server().fence(name, Duration::from_secs(20)).unwrap();
+        assert_eq!(cut_off.unfinished, 0);
     }
 
     /// A client of the product, as root.
@@ -405,8 +405,7 @@ fn a_fence_outlives_a_restart(over: Over) {
     assert!(refused(&world), "after a restart");
     // Only the one that was fenced.
     Raw::connect(&*world.server.connector_of(CLIENT), "data", over.protection).unwrap();
-    let server = world.server.server().clone();
-    world.server.wait(async move { server.unfence("reader").await }).unwrap();
+    world.server.server().unfence("reader").unwrap();
     let reader = connect(&world).unwrap();
     let mut file = reader.open("first", 1).unwrap();
     assert!(reader.read(&mut file, 0, PAGES).unwrap() == pattern(LEN, 1));

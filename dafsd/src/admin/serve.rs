@@ -1,20 +1,22 @@
 //! The server's side.
 
 use super::{MAX_REQUEST, Reply, Request, SOCKET, SessionList, SessionReport, send};
-use crate::server::Server;
+use crate::server::{CutOff, Server};
 use rustix::net::Shutdown;
 use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 /// How long a request, or the taking of its reply, may stall.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a fence waits for what its client has begun on a disk.
+const FENCE_PATIENCE: Duration = Duration::from_millis(1500);
 /// Most commands at the same time.
 const MAX_COMMANDS: usize = 16;
 /// How long a listener that fails is left alone.
@@ -145,28 +147,16 @@ pub(super) fn answer(line: &str, server: &Arc<Server>) -> Reply {
 }
 
 fn perform(request: Request, server: &Arc<Server>) -> Reply {
-    let (sender, receiver) = mpsc::channel();
-    let server_of_task = Arc::clone(server);
-    match request {
+    let done = match request {
         Request::Sessions => return Reply::Sessions(list(server)),
-        Request::Fence { name } => server.runtime().run(async move {
-            let fenced = server_of_task.fence(&name).await;
-            // The receiver waits below.
-            let _ = sender.send(fenced.map(|cut_off| Reply::Fenced {
-                sessions: cut_off.sessions,
-                exports: cut_off.exports,
-            }));
-        }),
-        Request::Unfence { name } => server.runtime().run(async move {
-            let unfenced = server_of_task.unfence(&name).await;
-            let _ = sender.send(unfenced.map(|()| Reply::Unfenced));
-        }),
-    }
-    match receiver.recv() {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(error)) => Reply::Error(error.to_string()),
-        Err(mpsc::RecvError) => Reply::Error("the server has stopped working on it".to_owned()),
-    }
+        Request::Fence { name } => {
+            server.fence(&name, FENCE_PATIENCE).map(|CutOff { sessions, exports, unfinished }| {
+                Reply::Fenced { sessions, exports, unfinished }
+            })
+        }
+        Request::Unfence { name } => server.unfence(&name).map(|()| Reply::Unfenced),
+    };
+    done.unwrap_or_else(|error| Reply::Error(error.to_string()))
 }
 
 fn list(server: &Server) -> SessionList {

@@ -23,6 +23,7 @@ fn server() -> Arc<Server> {
         dirty_limit: 1 << 19,
         writeback_interval: Duration::from_secs(5),
         retire_patience: Duration::from_secs(5),
+        disk_patience: Duration::from_secs(30),
     };
     let levels = [dafs_keys::Protection::None, dafs_keys::Protection::Sealed];
     let cache = Cache::new(
@@ -56,7 +57,7 @@ fn commands_are_carried_out_over_the_socket() {
     let admin = Admin::start(state, &server).unwrap();
     let ask = |request: &Request| super::ask(state, request).unwrap();
     assert_eq!(ask(&Request::Sessions), Reply::Sessions(SessionList::default()));
-    let fenced = Reply::Fenced { sessions: 0, exports: Vec::new() };
+    let fenced = Reply::Fenced { sessions: 0, exports: Vec::new(), unfinished: 0 };
     assert_eq!(ask(&fence("web")), fenced);
     assert_eq!(ask(&fence("web")), fenced, "again, in case the first did not go through");
     let Reply::Sessions(list) = ask(&Request::Sessions) else { panic!("a list") };

@@ -122,7 +122,8 @@ impl CachedFile {
     /// # Errors
     /// Those of [`write`](Self::write), and [`Status::BadSession`] where the session has ended:
     /// extents and pages before the failing one have been written. The store's, where what another
-    /// client has written there cannot be made stable: nothing more has been written then.
+    /// client has written there cannot be made stable, or the disk does not take what was written
+    /// before, or has no room: nothing more has been written then.
     pub async fn write_for(
         self: &Arc<Self>,
         writer: &Writer,
@@ -131,6 +132,7 @@ impl CachedFile {
         resend: Option<&Resend>,
     ) -> Result<Changed> {
         super::write::check_extents(extents, data, self.max_size())?;
+        self.check_trouble().await?;
         let mut changed = Changed { verifier: self.verifier(), ..Changed::default() };
         let mut at = 0;
         for extent in extents {
@@ -142,8 +144,10 @@ impl CachedFile {
                 for part in parts {
                     let from = at + usize_of(part.start - range.start);
                     let bytes = &data[from..from + usize_of(part.end - part.start)];
+                    let length = part.end - part.start;
+                    self.reserve_space(Extent { offset: part.start, length }).await?;
                     changed.number = self.claim(writer, &under_way, &part).await?;
-                    self.write_range(part.start, bytes, Some(&writer.standing)).await?;
+                    self.write_range(part.start, bytes, Some(writer)).await?;
                 }
             }
             at += usize_of(len);

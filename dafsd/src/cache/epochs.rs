@@ -9,15 +9,15 @@ use std::sync::Arc;
 impl Cache {
     /// Gives every cached file that was opened through an export a new epoch. Files that are opened
     /// for the first time afterwards have new keys anyway. Whoever is to be kept from the new keys
-    /// has to be refused before the call.
+    /// has to be refused before the call. Takes long where much is dirty; waits for no disk.
     ///
     /// # Errors
     /// The last one of [`CachedFile::new_epoch`], after all files have got their new epochs.
-    pub async fn revoke_export(self: &Arc<Self>, export: &str) -> Result<()> {
+    pub fn revoke_export(&self, export: &str) -> Result<()> {
         let mut result = Ok(());
         for file in self.all_files() {
             if file.exports.lock().contains(export)
-                && let Err(error) = file.new_epoch().await
+                && let Err(error) = file.rekey()
             {
                 result = Err(error);
             }
@@ -36,9 +36,6 @@ impl CachedFile {
     /// [`Status::Io`](dafs_proto::Status::Io) where the memory of a dirty page is corrupt, so that
     /// no key opens it: it stays as it is. The new epoch has begun all the same.
     pub async fn new_epoch(self: &Arc<Self>) -> Result<()> {
-        if self.epoch() == 0 {
-            return Ok(());
-        }
         // All pages in one go, which for a large file is more than a thread that serves clients
         // should do.
         let file = Arc::clone(self);
@@ -46,6 +43,9 @@ impl CachedFile {
     }
 
     fn rekey(&self) -> Result<()> {
+        if self.epoch() == 0 {
+            return Ok(());
+        }
         schedule_point("new epoch");
         // Whoever puts a page into a slot holds `meta` from before he looks at the key until the
         // page is in the table. So all pages under the old key are found here, none becomes dirty

@@ -4,6 +4,7 @@ use super::cover::{self, Cover};
 use super::disk_state::OnDisk;
 use super::resize::Opens;
 use super::shard::Entry;
+use super::volume::{Share, Trouble, Volume};
 use super::{Cache, error};
 use crate::sharing::Unstable;
 use crate::store::{Identity, Result, StoreFile};
@@ -31,6 +32,10 @@ pub struct CachedFile {
     protection: Protection,
     /// The exports it was opened through.
     pub(super) exports: Mutex<BTreeSet<String>>,
+    /// Behind the export that it was opened through first.
+    pub(super) volume: Arc<Volume>,
+    /// Why the disk does not take what is dirty.
+    pub(super) trouble: Mutex<Option<Trouble>>,
     pub(super) store: RwLock<Arc<dyn StoreFile>>,
     /// Held across store I/O: shared by fills and write-back, exclusive for truncation and its
     /// like. A holder waits for nothing but the store.
@@ -82,6 +87,10 @@ pub(super) struct Blocks {
     /// Blocks whose pages were written and are not known to be stable, with the number of syncs that
     /// had begun before.
     pub written: BTreeMap<u64, u64>,
+    /// Whose share of dirty bytes the block counts to.
+    pub payers: BTreeMap<u64, Arc<Share>>,
+    /// Where the next write-back begins.
+    pub resume_at: u64,
     /// Syncs of the file that have begun.
     pub syncs: u64,
     /// Syncs that have failed.
@@ -121,12 +130,15 @@ impl CachedFile {
     ) -> Self {
         let cover = Cover::new(protection, &cache.secret, 1, number);
         let verifier = cache.next_verifier();
+        let volume = cache.volume(export);
         Self {
             cache,
             number,
             identity: store.identity(),
             protection,
             exports: Mutex::new(BTreeSet::from([export.to_owned()])),
+            volume,
+            trouble: Mutex::default(),
             store: RwLock::new(store),
             gate: async_lock::RwLock::new(()),
             writing_back: async_lock::Mutex::new(()),

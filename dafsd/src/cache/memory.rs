@@ -6,11 +6,17 @@ use ordma::arena::Guard;
 use ordma::{ChunkId, Slot};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 impl Cache {
     /// Takes a slot of a chunk with this guard: a free one, one of a new chunk, or an evicted page's.
     /// Waits for write-back where every page is dirty.
+    ///
+    /// # Errors
+    /// [`Status::Io`](dafs_proto::Status::Io) where the disks take nothing for so long.
     pub(super) async fn slot(self: &Arc<Self>, guard: Guard) -> Result<Slot> {
+        let mut progress = self.progress();
+        let mut since = Instant::now();
         loop {
             if let Some(slot) = self.try_slot(guard) {
                 return Ok(slot);
@@ -22,7 +28,14 @@ impl Cache {
             if self.dirty.load(Ordering::Relaxed) > 0 {
                 self.start_writeback();
             }
+            if since.elapsed() >= self.config.disk_patience {
+                return Err(self.no_progress());
+            }
             relief.await;
+            let now = self.progress();
+            if std::mem::replace(&mut progress, now) != now {
+                since = Instant::now();
+            }
         }
     }
 

@@ -35,6 +35,7 @@ mod pressure;
 mod read;
 mod resize;
 mod shard;
+mod volume;
 mod write;
 mod writeback;
 
@@ -43,6 +44,7 @@ pub use disk_state::Moment;
 pub use file::CachedFile;
 pub use read::{Delivery, Pages};
 pub use resize::OpenFile;
+pub use volume::{Flush, Share};
 
 use crate::runtime::Runtime;
 use crate::sharing::{Boots, Owners};
@@ -73,12 +75,15 @@ pub struct CacheConfig {
     /// and those without get half of it each where both are in use. At least one chunk is used, or
     /// one of either kind, however small this is.
     pub budget: usize,
-    /// Most bytes of dirty pages; writers wait beyond it.
+    /// Most bytes of dirty pages, at most half of what either kind of chunk may use; writers wait
+    /// beyond it.
     pub dirty_limit: usize,
     /// How long a page stays dirty before it is written back.
     pub writeback_interval: Duration,
     /// How long a client has to let go of a chunk before it is cut off.
     pub retire_patience: Duration,
+    /// How long a writer, or whoever needs memory, waits for disks that take nothing.
+    pub disk_patience: Duration,
 }
 
 /// Bytes of tables that each slot costs: its page's entry, its place in the ring and in the file's
@@ -119,10 +124,8 @@ pub struct Cache {
     files: Mutex<Files>,
     /// Bytes of dirty pages.
     dirty: AtomicUsize,
-    /// Everything is being made clean.
-    writing_back: AtomicBool,
-    /// The background thread's work is being done.
-    tending: AtomicBool,
+    /// What lies behind the exports.
+    volumes: Mutex<Vec<Arc<volume::Volume>>>,
     /// The machine is short of memory.
     pressed: AtomicBool,
     /// A slot may have become free or evictable, or the dirty bytes fewer.
@@ -205,8 +208,7 @@ impl Cache {
             next_shard: AtomicUsize::new(0),
             files: Mutex::default(),
             dirty: AtomicUsize::new(0),
-            writing_back: AtomicBool::new(false),
-            tending: AtomicBool::new(false),
+            volumes: Mutex::default(),
             pressed: AtomicBool::new(false),
             relief: Event::new(),
             verifiers: AtomicU64::new(fastrand::u64(..)),

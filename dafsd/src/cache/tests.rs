@@ -5,6 +5,7 @@ mod guards;
 mod marker;
 #[cfg(feature = "count-nonces")]
 mod nonces;
+mod volume;
 
 use super::*;
 use crate::store::StoreFile;
@@ -53,6 +54,8 @@ pub(crate) struct MemoryFile {
     pub state: Mutex<(Vec<u8>, u32)>,
     pub fail_writes: AtomicBool,
     pub fail_sync: AtomicBool,
+    /// Bytes that are free on its file system, where that is known.
+    pub free: Mutex<Option<u64>>,
     /// Most bytes it can have, if not any number.
     pub largest: Mutex<Option<u64>>,
     /// The times of the file are not the server's to set.
@@ -144,6 +147,19 @@ impl StoreFile for MemoryFile {
         self.on_written.call();
         Ok(())
     }
+    fn available(&self) -> Result<u64> {
+        Ok(self.free.lock().unwrap_or(u64::MAX))
+    }
+    fn reserve(&self, _: u64, len: u64) -> Result<()> {
+        match &mut *self.free.lock() {
+            Some(free) if *free < len => Err(error(Status::NoSpace, "reserve on the test's disk")),
+            Some(free) => {
+                *free -= len;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
     fn set_len(&self, len: u64) -> Result<()> {
         self.change(|bytes| bytes.resize(usize::try_from(len).unwrap(), 0));
         Ok(())
@@ -186,6 +202,7 @@ pub(crate) fn config(slots: usize, chunks: usize) -> CacheConfig {
         dirty_limit: slots * chunks * PAGE,
         writeback_interval: Duration::from_secs(3600),
         retire_patience: Duration::from_secs(1),
+        disk_patience: Duration::from_secs(30),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::cover::Cover;
 use super::file::Meta;
 use super::shard::{Entry, Page};
-use super::{CachedFile, Standing, error};
+use super::{CachedFile, Writer, error};
 use crate::store::{Result, StoreError};
 use dafs_proto::{Extent, Status};
 use event_listener::EventListener;
@@ -77,10 +77,10 @@ impl CachedFile {
         self: &Arc<Self>,
         offset: u64,
         bytes: &[u8],
-        standing: Option<&Standing>,
+        writer: Option<&Writer>,
     ) -> Result<()> {
         let mut progress = Progress::default();
-        let written = self.write_pages(offset, bytes, standing, &mut progress).await;
+        let written = self.write_pages(offset, bytes, writer, &mut progress).await;
         if let (Err(_), Some(extension)) = (&written, progress.extension) {
             let done = if progress.done > 0 { offset + progress.done as u64 } else { 0 };
             self.shrink_back(extension, done).await;
@@ -92,7 +92,7 @@ impl CachedFile {
         self: &Arc<Self>,
         offset: u64,
         mut bytes: &[u8],
-        standing: Option<&Standing>,
+        writer: Option<&Writer>,
         progress: &mut Progress,
     ) -> Result<()> {
         let page = self.page_size();
@@ -101,9 +101,9 @@ impl CachedFile {
         while !bytes.is_empty() {
             let start = usize::try_from(at % page).unwrap_or(0);
             let (now, later) = bytes.split_at(bytes.len().min(self.cache.page_size() - start));
-            self.cache.below_dirty_limit().await;
+            self.cache.room_for_a_page(self, writer).await?;
             let extension = &mut progress.extension;
-            self.write_page(at / page, start, now, end, standing, extension).await?;
+            self.write_page(at / page, start, now, end, writer, extension).await?;
             at += now.len() as u64;
             progress.done += now.len();
             bytes = later;
@@ -148,14 +148,14 @@ impl CachedFile {
         start: usize,
         bytes: &[u8],
         end: u64,
-        standing: Option<&Standing>,
+        writer: Option<&Writer>,
         extension: &mut Option<Extension>,
     ) -> Result<()> {
         let mut slot = None;
         let result = loop {
-            let mut apply = || self.apply(block, start, bytes, &mut slot);
-            let applied = match standing {
-                Some(standing) => standing.while_it_stands(apply),
+            let mut apply = || self.apply(block, start, bytes, writer, &mut slot);
+            let applied = match writer {
+                Some(writer) => writer.standing.while_it_stands(apply),
                 None => Ok(apply()),
             };
             let applied = match applied {
@@ -194,6 +194,7 @@ impl CachedFile {
         block: u64,
         start: usize,
         bytes: &[u8],
+        writer: Option<&Writer>,
         spare: &mut Option<Slot>,
     ) -> std::result::Result<(), Obstacle> {
         let page_size = self.cache.page_size();
@@ -227,7 +228,7 @@ impl CachedFile {
                 let clean = page.is_clean();
                 if !page.dirty {
                     (page.dirty, page.written) = (true, false);
-                    self.note_dirty(block, clean);
+                    self.note_dirty(block, clean, writer);
                 }
                 return Ok(());
             }
@@ -241,7 +242,7 @@ impl CachedFile {
             self.put(block, &slot, (generation, 0), &meta, payload);
             shard.insert(key, slot, generation, true);
             self.blocks.lock().resident.insert(block);
-            self.note_dirty(block, true);
+            self.note_dirty(block, true, writer);
             Ok(())
         })
     }
@@ -307,15 +308,21 @@ impl CachedFile {
         self.open(block, page.state(), cover, &footer, payload)
     }
 
-    /// Notes that a page has just become dirty, and counts it if it was clean. Called under its
+    /// Notes that a page has just become dirty, and counts it, for the writer, if it was clean. Called under its
     /// shard's lock.
-    fn note_dirty(&self, block: u64, clean: bool) {
+    fn note_dirty(&self, block: u64, clean: bool, writer: Option<&Writer>) {
         let mut blocks = self.blocks.lock();
         blocks.written.remove(&block);
         blocks.dirty.insert(block);
-        drop(blocks);
         if clean {
-            self.cache.dirty.fetch_add(self.cache.page_size(), Ordering::Relaxed);
+            let page = self.cache.page_size();
+            self.cache.dirty.fetch_add(page, Ordering::Relaxed);
+            self.volume.dirty.add(page);
+            if let Some(writer) = writer {
+                let share = writer.owner.dirty();
+                share.add(page);
+                blocks.payers.insert(block, Arc::clone(share));
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Writing dirty pages to the store, and commit.
 
+use super::volume::Volume;
 use super::{Cache, CachedFile, Committed, error};
 use crate::sharing::END;
 use crate::store::Result;
@@ -8,10 +9,14 @@ use ordma::{FOOTER_LEN, schedule_point};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most bytes of one write to the store.
 const MAX_RUN: usize = 1 << 20;
+/// Pages in a row that the store refuses before the rest of a file is not tried any more.
+const MOST_REFUSED: u32 = 16;
+/// How often those who wait are woken, to see how long they have waited.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Neighbouring dirty pages, copied out to be written.
 struct Run {
@@ -22,63 +27,23 @@ struct Run {
 }
 
 impl Cache {
-    /// Waits until there is room for another dirty page.
-    pub(super) async fn below_dirty_limit(self: &Arc<Self>) {
-        // A limit below one page would let nobody write.
-        let limit = self.config.dirty_limit.max(self.page_size());
-        while self.dirty.load(Ordering::Relaxed) + self.page_size() > limit {
-            let relief = self.relief.listen();
-            if self.dirty.load(Ordering::Relaxed) + self.page_size() <= limit {
-                return;
-            }
-            self.start_writeback();
-            relief.await;
-        }
-    }
-
-    /// Starts to make all pages clean, unless that is under way.
-    pub(super) fn start_writeback(self: &Arc<Self>) {
-        if self.writing_back.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let cache = Arc::clone(self);
-        let runtime = self.runtime.clone();
-        self.runtime.run(async move {
-            let cleaned = cache.commit_where(|file| !file.blocks.lock().is_clean()).await;
-            cache.writing_back.store(false, Ordering::Release);
-            if cleaned.is_err() {
-                // Whoever waits for room would at once ask again: give the disk a moment.
-                runtime.blocking(|| std::thread::sleep(Duration::from_millis(100))).await;
-            }
-            // Who became dirty after it was looked at, and waits, has to start the next round.
-            if cache.dirty.load(Ordering::Relaxed) > 0 {
-                cache.relief.notify(usize::MAX);
-            }
-        });
-    }
-
     /// Writes to the store what has been dirty for about the configured interval, makes stable what
     /// nobody has open, and forgets files that are not in use.
-    async fn tend(self: &Arc<Self>) {
-        for file in self.all_files() {
+    async fn tend(&self, volume: &Arc<Volume>) {
+        for file in self.files_of(volume) {
             let (dirty, unclean) = {
                 let blocks = file.blocks.lock();
                 (!blocks.dirty.is_empty(), !blocks.is_clean())
             };
-            let done = if file.is_removed() {
+            // What becomes of it is noted, and told of where it fails.
+            if file.is_removed() {
                 continue;
             } else if unclean && file.opens.load(Ordering::Acquire) == 0 {
-                file.commit(Extent::default()).await.map(drop)
+                let _ = file.commit(Extent::default()).await;
             } else if dirty {
-                file.flush(0..=u64::MAX).await
-            } else {
-                continue;
-            };
-            if let Err(error) = done {
-                tracing::warn!(%error, file = ?file.identity(), "write-back failed; pages stay dirty");
+                let _ = file.flush(0..=u64::MAX).await;
             }
         }
-        self.sweep_files();
     }
 
     /// Makes everything stable.
@@ -86,18 +51,20 @@ impl Cache {
     /// # Errors
     /// The last file's error, after all files have been tried.
     pub async fn flush_all(&self) -> Result<()> {
-        let is_unstable = |file: &CachedFile| {
-            let clean = file.blocks.lock().is_clean();
-            !clean || !file.unstable.lock().is_idle()
-        };
-        self.commit_where(|file| !file.is_removed() && is_unstable(file)).await
+        let mut result = Ok(());
+        for volume in self.all_volumes() {
+            result = self.flush_volume(&volume).await.and(result);
+        }
+        result
     }
 
-    async fn commit_where(&self, wanted: impl Fn(&CachedFile) -> bool) -> Result<()> {
+    /// Makes everything of an export stable.
+    pub(super) async fn flush_volume(&self, volume: &Arc<Volume>) -> Result<()> {
         let mut result = Ok(());
-        for file in self.all_files().into_iter().filter(|file| wanted(file)) {
-            if let Err(error) = file.commit(Extent::default()).await {
-                tracing::error!(%error, file = ?file.identity(), "flush failed; pages stay dirty");
+        for file in self.files_of(volume) {
+            if file.is_unstable()
+                && let Err(error) = file.commit(Extent::default()).await
+            {
                 result = Err(error);
             }
         }
@@ -112,21 +79,36 @@ impl Cache {
     pub fn start_background(self: &Arc<Self>) -> std::io::Result<()> {
         let cache = Arc::downgrade(self);
         let interval = self.config.writeback_interval;
+        let tick = interval.min(TICK);
         std::thread::Builder::new().name("dafs-flush".to_owned()).spawn(move || {
+            let mut next = Instant::now() + interval;
             loop {
-                std::thread::sleep(interval);
+                std::thread::sleep(tick);
                 let Some(cache) = cache.upgrade() else { return };
-                if cache.tending.swap(true, Ordering::AcqRel) {
-                    continue;
+                // Those who wait for a disk look whether they have waited for too long.
+                cache.relief.notify(usize::MAX);
+                if Instant::now() >= next {
+                    next = Instant::now() + interval;
+                    cache.start_tending();
                 }
-                let tended = Arc::clone(&cache);
-                cache.runtime.run(async move {
-                    tended.tend().await;
-                    tended.tending.store(false, Ordering::Release);
-                });
             }
         })?;
         Ok(())
+    }
+
+    /// Each export by itself: a disk that does not answer is no other's trouble.
+    fn start_tending(self: &Arc<Self>) {
+        for volume in self.all_volumes() {
+            if volume.tending.swap(true, Ordering::AcqRel) {
+                continue;
+            }
+            let cache = Arc::clone(self);
+            self.runtime.run(async move {
+                cache.tend(&volume).await;
+                volume.tending.store(false, Ordering::Release);
+            });
+        }
+        self.sweep_files();
     }
 
     /// Makes one page stable.
@@ -161,6 +143,19 @@ impl CachedFile {
     /// # Errors
     /// As for [`commit`](Self::commit).
     pub async fn commit_for(&self, owner: u64, extent: Extent) -> Result<Committed> {
+        let mut sync = false;
+        let committed = self.commit_round(owner, extent, &mut sync).await;
+        self.note_outcome(&committed, sync);
+        committed
+    }
+
+    /// One round of it; `sync`: whether it was the sync that failed.
+    async fn commit_round(
+        &self,
+        owner: u64,
+        extent: Extent,
+        sync_failed: &mut bool,
+    ) -> Result<Committed> {
         let page = self.page_size();
         let first = extent.offset / page;
         let last = match extent.length {
@@ -190,8 +185,10 @@ impl CachedFile {
             // succeed and mean nothing. So the pages are written again.
             self.cache.counters.writeback_errors.fetch_add(1, Ordering::Relaxed);
             self.write_again();
+            *sync_failed = true;
             return Err(error);
         }
+        self.volume.gets_on();
         self.synced_before(sync);
         // The others are stable all the same.
         flushed?;
@@ -240,17 +237,30 @@ impl CachedFile {
     }
 
     /// Writes the dirty pages among `blocks` to the store. A page is not dirty afterwards only if it
-    /// has not changed since it was copied out, nor got a new key. Each page is tried, whatever
-    /// becomes of the others.
+    /// has not changed since it was copied out, nor got a new key. Pages are tried whatever becomes of
+    /// the others; after some that the store refuses in a row, the rest is left for the next time.
     ///
     /// # Errors
     /// That of the first page that could not be written.
     pub(super) async fn flush(&self, blocks: RangeInclusive<u64>) -> Result<()> {
+        let flushed = self.write_back(blocks).await;
+        self.note_outcome(&flushed, false);
+        flushed
+    }
+
+    async fn write_back(&self, blocks: RangeInclusive<u64>) -> Result<()> {
         let _one = self.writing_back.lock().await;
-        let dirty: Vec<u64> = self.blocks.lock().dirty.range(blocks).copied().collect();
+        let dirty: Vec<u64> = {
+            let state = self.blocks.lock();
+            let mut dirty: Vec<u64> = state.dirty.range(blocks).copied().collect();
+            let behind = dirty.partition_point(|block| *block < state.resume_at);
+            dirty.rotate_left(behind);
+            dirty
+        };
         if dirty.is_empty() {
             return Ok(());
         }
+        let mut refused = 0;
         let mut result = Ok(());
         let mut most = (MAX_RUN / self.cache.page_size()).max(1);
         // Up to here pages are written one by one, since together they could not be.
@@ -287,9 +297,15 @@ impl CachedFile {
                 if result.is_ok() {
                     result = Err(error);
                 }
+                refused += 1;
+                if refused == MOST_REFUSED {
+                    self.blocks.lock().resume_at = first + 1;
+                    break;
+                }
                 // The store is in trouble: no use in large writes until one goes well.
                 most = 1;
             } else if done > 0 {
+                refused = 0;
                 most = (most * 2).min((MAX_RUN / self.cache.page_size()).max(1));
             }
             rest = &rest[done..];
@@ -342,6 +358,7 @@ impl CachedFile {
             return Err(error);
         }
         counters.pages_written_back.fetch_add(states.len() as u64, Ordering::Relaxed);
+        self.volume.gets_on();
         for (block, state) in (first..).zip(states) {
             let key = (self.number(), block);
             let mut shard = self.cache.shard(key).lock();
@@ -363,7 +380,13 @@ impl CachedFile {
         let mut blocks = self.blocks.lock();
         blocks.dirty.remove(&block);
         blocks.written.remove(&block);
+        let payer = blocks.payers.remove(&block);
         drop(blocks);
-        self.cache.dirty.fetch_sub(self.cache.page_size(), Ordering::Relaxed);
+        let page = self.cache.page_size();
+        self.cache.dirty.fetch_sub(page, Ordering::Relaxed);
+        self.volume.dirty.subtract(page);
+        if let Some(payer) = payer {
+            payer.subtract(page);
+        }
     }
 }

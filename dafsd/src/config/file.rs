@@ -30,6 +30,7 @@ pub struct CacheSection {
     pub dirty_limit: Option<ByteSize>,
     pub writeback_interval: Option<Span>,
     pub retire_patience: Option<Span>,
+    pub disk_patience: Option<Span>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -161,6 +161,7 @@ fn build_on(
         dirty_limit: 1 << 19,
         writeback_interval: Duration::from_secs(5),
         retire_patience: Duration::from_secs(5),
+        disk_patience: Duration::from_secs(30),
     };
     let listeners = Arc::new(Listeners::default());
     let cache = Cache::new(
@@ -421,7 +422,7 @@ fn a_server_that_stops_refuses_and_flushes() {
     let (code, _) = world.call_with(&link, &write, (0, 3), b" WORLD").unwrap_err();
     assert_eq!(code, Status::ServerStopping);
     assert!(world.link().why_closed().contains("stopping"));
-    world.server.flush_and_kill().unwrap();
+    world.server.flush_and_kill(Duration::from_secs(1)).unwrap();
     assert_eq!(std::fs::read(world.directory.path().join("f")).unwrap(), b"hello world");
     for chunk in world.server.cache().arena().chunks() {
         let generation = |slot| chunk.footer(slot).unwrap()[32..40].to_vec();

@@ -1,6 +1,6 @@
 //! The clients that have changed files and have not been told that all of it is stable.
 
-use crate::cache::CachedFile;
+use crate::cache::{CachedFile, Share};
 use crate::sync::Mutex;
 use dafs_keys::PublicKey;
 use foldhash::fast::RandomState;
@@ -24,6 +24,7 @@ impl OwnerId {
     /// Length in bytes.
     pub const LEN: usize = 48;
     const INSTANCE: usize = 16;
+    const KEY: usize = Self::LEN - Self::INSTANCE;
 
     /// Stands for all owners.
     pub const ALL: Self = Self([0xFF; Self::LEN]);
@@ -35,7 +36,7 @@ impl OwnerId {
         if instance.len() != Self::INSTANCE {
             return None;
         }
-        let (first, last) = bytes.split_at_mut(Self::LEN - Self::INSTANCE);
+        let (first, last) = bytes.split_at_mut(Self::KEY);
         if let Some(key) = key {
             first.copy_from_slice(key.as_bytes());
         }
@@ -53,6 +54,12 @@ impl OwnerId {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
+    }
+
+    /// The bytes of its key, where it has shown one.
+    fn key(&self) -> Option<[u8; Self::KEY]> {
+        let key = *self.0.first_chunk()?;
+        (key != [0; Self::KEY]).then_some(key)
     }
 }
 
@@ -77,6 +84,8 @@ pub struct Owner {
     number: u64,
     /// Ranges, over all files.
     ranges: AtomicUsize,
+    /// Bytes that it has made dirty; shared with the other owners that have its key.
+    dirty: Arc<Share>,
     /// Files with such ranges. Some may have none any more.
     files: Mutex<OwnedFiles>,
     /// Sessions now, and when the last one ended.
@@ -94,6 +103,12 @@ impl Owner {
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// What it, with all that have its key, has made dirty.
+    #[must_use]
+    pub fn dirty(&self) -> &Arc<Share> {
+        &self.dirty
     }
 
     /// The number of its ranges in some file has changed.
@@ -169,15 +184,31 @@ pub struct Owners {
     /// Those that were taken out and could not be cut off.
     left: Mutex<Vec<Arc<Owner>>>,
     made: AtomicU64,
+    /// By key.
+    shares: Mutex<HashMap<[u8; OwnerId::KEY], Weak<Share>, RandomState>>,
 }
 
 impl Owners {
+    /// The share of dirty bytes of those that have the same key. Who has shown none has one alone.
+    fn share(&self, id: &OwnerId) -> Arc<Share> {
+        let Some(key) = id.key() else { return Arc::default() };
+        let mut shares = self.shares.lock();
+        if let Some(share) = shares.get(&key).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::default();
+        shares.insert(key, Arc::downgrade(&share));
+        share
+    }
+
     /// The owner with this name, for a session that begins.
     pub fn begin(&self, id: OwnerId) -> Arc<Owner> {
         let mut table = self.table.lock();
         let owner = table.entry(id).or_insert_with(|| {
             Arc::new(Owner {
                 id,
+                dirty: self.share(&id),
                 number: self.made.fetch_add(1, Ordering::Relaxed) + 1,
                 ranges: AtomicUsize::new(0),
                 files: Mutex::default(),

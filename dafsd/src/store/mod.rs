@@ -302,6 +302,21 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize>;
     /// Writes all of `data`.
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()>;
+    /// Bytes that are free on its file system for those who write the file. Where that is not known,
+    /// as many as there can be.
+    fn available(&self) -> Result<u64> {
+        Ok(u64::MAX)
+    }
+    /// Takes the space that writing these bytes will need, and leaves size and bytes as they are. Does
+    /// nothing where the file system cannot. Where it fails, some of the space may have been taken.
+    fn reserve(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+    /// Where the file lies, for the operator: a path on the server, as far as one is known.
+    fn place(&self) -> String {
+        let Identity { device, inode, .. } = self.identity();
+        format!("inode {inode} on device {device}")
+    }
     /// Sets the length.
     fn set_len(&self, len: u64) -> Result<()>;
     /// Makes what was written stable; `data_only` may leave times behind.

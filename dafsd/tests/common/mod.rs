@@ -241,6 +241,7 @@ impl TestServer {
             dirty_limit: pages * PAGE / 2,
             writeback_interval: Duration::from_secs(1),
             retire_patience: Duration::from_secs(2),
+            disk_patience: Duration::from_secs(30),
         };
         let listeners = Arc::new(Listeners::default());
         let levels = self.setup.exports.iter().map(|_| self.over.protection);
@@ -357,7 +358,7 @@ impl TestServer {
             world.remove_pump(pump);
         }
         running.cache.close();
-        running.server.runtime().stop();
+        assert!(running.server.runtime().stop(Duration::from_secs(20)));
     }
 
     /// Where the export's files are.

@@ -108,6 +108,12 @@ impl Daemon {
         Client::connect(&self.at(engine), options).expect("connect")
     }
 
+    /// A client of another export than `data`.
+    pub fn client_of(&self, engine: &str, export: &str) -> Client {
+        let at = self.at(engine).replacen("/data?", &format!("/{export}?"), 1);
+        Client::connect(&at, self.options()).expect("connect")
+    }
+
     fn at(&self, engine: &str) -> String {
         let address = self.address(engine);
         match engine {

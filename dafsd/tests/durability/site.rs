@@ -13,7 +13,7 @@ use dafsd::cache::{Cache, CacheConfig};
 use dafsd::dispatch::Dispatcher;
 use dafsd::exporter::Listeners;
 use dafsd::runtime::Runtime;
-use dafsd::server::{Export, Limits, Server, Settings};
+use dafsd::server::{Export, Limits, NotWritten, Server, Settings};
 use dafsd::session::SessionLimits;
 use dafsd::sharing::{Boots, MachineBoot};
 use dafsd::store::{Store, StoreError};
@@ -95,6 +95,7 @@ impl Place {
             dirty_limit: CHUNKS * CHUNK_PAGES * PAGE,
             writeback_interval: Duration::from_secs(1),
             retire_patience: Duration::from_secs(2),
+            disk_patience: Duration::from_secs(30),
         };
         let listeners = Arc::new(Listeners::default());
         let machine = MachineBoot([self.machine.load(Ordering::Relaxed); 16]);
@@ -152,7 +153,7 @@ impl Place {
         }
         self.world.crash(ADDRESS);
         cache.close();
-        server.runtime().stop();
+        server.runtime().stop(Duration::from_secs(20));
         drop((server, cache, listeners));
         self.disk.lose_server();
     }
@@ -168,10 +169,10 @@ impl Place {
     ///
     /// # Errors
     /// Some data could not be made stable; the server has ended all the same.
-    pub fn stop(&self) -> Result<(), StoreError> {
+    pub fn stop(&self) -> Result<(), NotWritten> {
         let running = self.running();
         assert!(running.server.drain(Duration::from_secs(10)), "requests do not end");
-        let flushed = running.server.flush_and_kill();
+        let flushed = running.server.flush_and_kill(Duration::from_secs(20));
         running.listeners.stop();
         self.kill();
         flushed

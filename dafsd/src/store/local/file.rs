@@ -3,10 +3,12 @@
 use super::sys::{self, failed};
 use crate::store::{Identity, Result, StoreFile};
 use dafs_proto::Attr;
-use rustix::fs::{self, Advice, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::{
+    self, Advice, FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+};
 use rustix::io::{self, Errno};
-use rustix::process::{Resource, getrlimit};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::process::{Resource, geteuid, getrlimit};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -136,6 +138,34 @@ impl StoreFile for LocalFile {
             return Err(failed(self.what(&what), error));
         }
         Ok(())
+    }
+
+    fn available(&self) -> Result<u64> {
+        let found = fs::fstatvfs(&self.fd)
+            .map_err(|error| failed(self.what("the free space beside"), error))?;
+        let blocks = if geteuid().is_root() { found.f_bfree } else { found.f_bavail };
+        Ok(blocks.saturating_mul(found.f_frsize))
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> Result<()> {
+        loop {
+            match fs::fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, len) {
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    let what = format!("taking the space for {len} bytes at {offset}");
+                    return Err(failed(self.what(&what), error));
+                }
+            }
+        }
+    }
+
+    fn place(&self) -> String {
+        let link = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        match std::fs::read_link(link) {
+            Ok(path) => path.display().to_string(),
+            Err(_) => self.what("the file"),
+        }
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
