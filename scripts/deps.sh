@@ -3,6 +3,21 @@
 # we are root, and otherwise says which command would.
 set -euo pipefail
 
+# CMake refuses to go on where the directory that it built in has moved, as with a target directory that
+# was moved or copied: what it made of the bindings to rdma-core is made anew then.
+for cache in "${CARGO_TARGET_DIR:-target}"/*/build/rdma-mummy-sys-*/out/build/CMakeCache.txt; do
+    [ -e "$cache" ] || continue
+    built=$(cd "$(dirname "$cache")" && pwd -P)
+    made=$(sed -n 's/^CMAKE_CACHEFILE_DIR:INTERNAL=//p' "$cache")
+    made=$(realpath -m "${made:-$built}")
+    if [ "$made" != "$built" ]; then
+        echo "deps: $built was made in $made, and is made anew"
+        # With what cargo knows of it, so that it does not take the rest for good.
+        profile=${cache%/build/rdma-mummy-sys-*}
+        rm -rf "$profile"/build/rdma-mummy-sys-* "$profile"/.fingerprint/rdma-mummy-sys-*
+    fi
+done
+
 missing=()
 need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
 

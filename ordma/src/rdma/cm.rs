@@ -394,7 +394,16 @@ impl Id {
 }
 
 /// Connections that are over, and whose peer cannot be told now.
-static PARKED: Mutex<Vec<Parked>> = Mutex::new(Vec::new());
+static PARKED: Mutex<Parking> = Mutex::new(Parking { ids: Vec::new(), watched: false });
+/// How often it is looked whether the peers of parked connections can be told.
+const LOOK: Duration = Duration::from_millis(250);
+
+#[derive(Debug)]
+struct Parking {
+    ids: Vec<Parked>,
+    /// There is a thread that looks after them. It ends with the last of them.
+    watched: bool,
+}
 
 /// A connection that is to be destroyed, and its channel.
 struct Parked(NonNull<sys::rdma_cm_id>, #[expect(dead_code, reason = "kept")] Arc<EventChannel>);
@@ -402,12 +411,19 @@ struct Parked(NonNull<sys::rdma_cm_id>, #[expect(dead_code, reason = "kept")] Ar
 // SAFETY: librdmacm may be called from any thread.
 unsafe impl Send for Parked {}
 
+impl fmt::Debug for Parked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Parked").field(&self.0).finish()
+    }
+}
+
 impl Parked {
     fn can_be_told(&self) -> bool {
         // SAFETY: the id lives.
         let context = NonNull::new(unsafe { (*self.0.as_ptr()).verbs });
         // SAFETY: librdmacm's.
         let device = context.map(|context| unsafe { Device::of(context) });
+        // Where the device does not even answer, nothing is to be waited for.
         device.and_then(|device| device.info().ok()).is_none_or(|info| info.active)
     }
 
@@ -417,27 +433,47 @@ impl Parked {
     }
 }
 
+fn parking() -> std::sync::MutexGuard<'static, Parking> {
+    PARKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps a connection until its port is up again. The thread that looks for that is a child of the one
+/// that parks, so that it has its credential: the kernel takes calls from no other.
+fn park(id: Parked) {
+    let mut parking = parking();
+    parking.ids.push(id);
+    if !parking.watched {
+        let thread = std::thread::Builder::new().name("dafs-parked".to_owned());
+        // Where there can be no thread, the next connection that is made or parked sees to it.
+        parking.watched = thread.spawn(watch_parked).is_ok();
+    }
+}
+
+fn watch_parked() {
+    loop {
+        std::thread::sleep(LOOK);
+        destroy_parked();
+        let mut parking = parking();
+        if parking.ids.is_empty() {
+            parking.watched = false;
+            return;
+        }
+    }
+}
+
 /// Destroys parked connections whose port is up again.
 fn destroy_parked() {
-    let ready: Vec<_> = {
-        let mut parked = PARKED.lock().unwrap_or_else(PoisonError::into_inner);
-        parked.extract_if(.., |parked| parked.can_be_told()).collect()
-    };
+    let ready: Vec<_> = parking().ids.extract_if(.., |parked| parked.can_be_told()).collect();
     ready.into_iter().for_each(Parked::destroy);
 }
 
 impl Drop for Id {
     /// Destroys the connection, of which the kernel tells the peer. Where the port is down it waits
-    /// until there is another one to be made with the port up: on soft-RoCE, a message of the
-    /// connection manager that cannot be sent fails the queue pair that carries them all, for good
-    /// (rxe_req.c, `rxe_requester`).
+    /// until that is up: on soft-RoCE, a message of the connection manager that cannot be sent fails
+    /// the queue pair that carries them all, for good (rxe_req.c, `rxe_requester`).
     fn drop(&mut self) {
         let parked = Parked(self.id, Arc::clone(&self.channel));
-        if parked.can_be_told() {
-            parked.destroy();
-        } else {
-            PARKED.lock().unwrap_or_else(PoisonError::into_inner).push(parked);
-        }
+        if parked.can_be_told() { parked.destroy() } else { park(parked) }
     }
 }
 

@@ -1,10 +1,12 @@
 //! Devices, their ports and limits.
 
+use super::completion::set_nonblocking;
 use super::{Error, Result};
 use rdma_mummy_sys as sys;
 use std::ffi::CStr;
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Mutex;
 
@@ -39,6 +41,27 @@ pub struct DeviceInfo {
     pub completions: u32,
 }
 
+/// What happened to a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// It works no more, or was taken away.
+    Gone,
+    /// A port is up.
+    PortUp,
+    /// A port is down.
+    PortDown,
+    /// Anything else, in libibverbs' words.
+    Other(String),
+}
+
+/// Readable when something has happened to the device. Whoever asks takes it from all others.
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is the context's, which is never closed.
+        unsafe { BorrowedFd::borrow_raw((*self.context()).async_fd) }
+    }
+}
+
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Device({})", self.name())
@@ -64,6 +87,38 @@ impl Device {
     pub fn name(self) -> String {
         // SAFETY: the context is open, and so is its device.
         unsafe { name_of((*self.context()).device) }
+    }
+
+    /// What happened to it, where something did; see [`AsFd`] for when to ask.
+    ///
+    /// # Errors
+    /// The device is gone, and will tell nothing any more.
+    pub fn next_event(self) -> Result<Option<DeviceEvent>> {
+        use sys::ibv_event_type as t;
+        set_nonblocking(self.as_fd()).map_err(|error| Error::new("fcntl", error))?;
+        let mut event = MaybeUninit::<sys::ibv_async_event>::zeroed();
+        // SAFETY: an open context, and room for what is written.
+        if unsafe { sys::ibv_get_async_event(self.context(), event.as_mut_ptr()) } != 0 {
+            let error = std::io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => Ok(None),
+                _ => Err(Error::new("ibv_get_async_event", error)),
+            };
+        }
+        // SAFETY: zeroed, then filled.
+        let mut event = unsafe { event.assume_init() };
+        let kind = event.event_type;
+        // SAFETY: what it is of is not destroyed before this: that waits for it.
+        unsafe { sys::ibv_ack_async_event(&raw mut event) };
+        // SAFETY: a constant text, of any number.
+        let text = unsafe { CStr::from_ptr(sys::ibv_event_type_str(kind)) };
+        let text = text.to_string_lossy().into_owned();
+        Ok(Some(match kind {
+            t::IBV_EVENT_DEVICE_FATAL => DeviceEvent::Gone,
+            t::IBV_EVENT_PORT_ACTIVE => DeviceEvent::PortUp,
+            t::IBV_EVENT_PORT_ERR => DeviceEvent::PortDown,
+            _ => DeviceEvent::Other(text),
+        }))
     }
 
     /// What it can do.

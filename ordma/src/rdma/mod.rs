@@ -29,7 +29,7 @@ mod work;
 
 pub use cm::{ConnectionParameters, Event, EventChannel, EventKind, Id, IdKey, MAX_HELLO};
 pub use completion::{Channel, Completion, CompletionQueue, Status, Told};
-pub use device::{Device, DeviceInfo, devices};
+pub use device::{Device, DeviceEvent, DeviceInfo, devices};
 pub use memory::{Access, Block, Buffer, Domain, Memory, Part, Region, Slab};
 pub use pair::{Cap, Flushed, QueuePair, Tuning};
 pub use work::{Kind, Local, Op, Parts, Remote, Work, WrId};

@@ -286,6 +286,15 @@ impl<S: Local, R: Local> QueuePair<S, R> {
         Ok(Flushed { sends: sends.renew(), receives: receives.renew() })
     }
 
+    /// Destroys it, where it cannot even be reset: the device is done with all that was posted, which
+    /// comes back. A device that does not do that either is gone, and with it whatever would write.
+    #[must_use]
+    pub fn destroy(self) -> Flushed<S, R> {
+        let (sends, receives) = (lock(&self.sends).renew(), lock(&self.receives).renew());
+        drop(self);
+        Flushed { sends, receives }
+    }
+
     fn state(&self, state: sys::ibv_qp_state::Type) -> sys::ibv_qp_attr {
         // SAFETY: plain data, for which zero is a value.
         let mut attr: sys::ibv_qp_attr = unsafe { std::mem::zeroed() };
@@ -440,6 +449,10 @@ fn request(id: WrId, op: Op, signaled: bool) -> sys::ibv_send_wr {
     use sys::ibv_wr_opcode as o;
     let (opcode, remote) = match op {
         Op::Send => (o::IBV_WR_SEND, None),
+        Op::SendAfterReads => {
+            request.send_flags |= sys::ibv_send_flags::IBV_SEND_FENCE.0;
+            (o::IBV_WR_SEND, None)
+        }
         Op::Read(remote) => (o::IBV_WR_RDMA_READ, Some(remote)),
         Op::Write(remote) => (o::IBV_WR_RDMA_WRITE, Some(remote)),
         Op::SendInvalidate(key) => {

@@ -74,6 +74,9 @@ pub struct Remote {
 pub enum Op {
     /// Sends a message.
     Send,
+    /// Sends a message once all READs before it have completed. Any other may be there while one of
+    /// them still reads the peer's memory.
+    SendAfterReads,
     /// Reads the peer's memory.
     Read(Remote),
     /// Writes the peer's memory.

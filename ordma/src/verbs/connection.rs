@@ -42,6 +42,9 @@ pub(super) struct MessageConnection {
     begun: bool,
     /// Receives beyond the first, once the client was let in.
     extra: Option<u32>,
+    /// It will be looked whether transfers wait in vain: moves of the wire that were counted when that
+    /// began.
+    watched: Option<(u64, Instant)>,
     /// Since when it is to end.
     closing: Option<Instant>,
     _counted: Counted,
@@ -66,6 +69,7 @@ impl MessageConnection {
             armed: false,
             begun: false,
             extra: None,
+            watched: None,
             closing: None,
             _counted: counted,
         }
@@ -212,7 +216,13 @@ impl MessageConnection {
             return self.linger(room);
         }
         match self.link.do_wanted() {
-            Ok(true) => room.arm_later(),
+            Ok(true) => {
+                self.rearm(room);
+                if self.link.waits() {
+                    self.watch(room);
+                }
+                room.arm_later();
+            }
             Ok(false) => {}
             Err(reason) => return self.close(reason, room),
         }
@@ -227,6 +237,22 @@ impl MessageConnection {
                 }
             }
             Err(reason) => self.close(reason, room),
+        }
+    }
+
+    /// Sees to it that transfers that wait for the client end.
+    fn watch(&mut self, room: &mut Room<'_>) {
+        if self.watched.is_none() {
+            let until = Instant::now() + self.link.server().settings.patience;
+            self.watched = Some((self.link.wire.moves(), until));
+            room.wake_at(until);
+        }
+    }
+
+    /// Brings the queue pair for READs back, where the client wants that and it is due.
+    fn rearm(&self, room: &mut Room<'_>) {
+        if let Some(later) = self.link.rearm() {
+            room.wake_at(later);
         }
     }
 
@@ -282,7 +308,8 @@ impl Source for MessageConnection {
         };
         match arm() {
             Ok(Stall::Buffers) => room.wake_at(Instant::now() + TRY_AGAIN),
-            Ok(Stall::Done | Stall::Credits | Stall::Completions) => {}
+            Ok(Stall::Credits) => self.watch(room),
+            Ok(Stall::Done | Stall::Completions) => {}
             Err(reason) => return self.close(reason, room),
         }
         self.armed = true;
@@ -301,6 +328,15 @@ impl Source for MessageConnection {
             }
             Some(_) => room.wake_at(Instant::now() + patience),
             None => {}
+        }
+        self.rearm(room);
+        if let Some((moves, until)) = self.watched
+            && Instant::now() >= until
+        {
+            self.watched = None;
+            if self.link.give_up(moves, patience) {
+                self.watch(room);
+            }
         }
         room.arm_later();
         self.look(room)

@@ -10,6 +10,7 @@ use super::gather::Gather;
 use super::hello::{ClientHello, Welcome};
 use super::packet::{Piece, Record};
 use super::reads::READ_DEPTH;
+use super::rearms::{Asked, Rearms};
 use super::server::{ReadPair, Server, tuning};
 use super::target::{Advert, Target};
 use super::wire::{Offer, Stall, Wire, withdrawn};
@@ -35,8 +36,6 @@ use std::time::{Duration, Instant};
 pub(super) const MOST_ADVERTS: usize = 4096;
 /// Transfers that wait for the client to say where a buffer is.
 const MOST_EARLY: usize = 1024;
-/// Queue pairs for READs are brought back no more often than this.
-const REARM_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The server's side of one client's connection.
 pub(super) struct VerbsLink {
@@ -69,8 +68,8 @@ pub(super) struct VerbsLink {
 pub(super) struct Adverts {
     there: BTreeMap<Tag, Arc<Advert>>,
     last: Tag,
-    /// Transfers to or from buffers that are still to come.
-    early: Vec<(Tag, Early)>,
+    /// Transfers to or from buffers that are still to come, and since when they wait.
+    early: Vec<(Tag, Early, Instant)>,
     closed: bool,
 }
 
@@ -78,6 +77,16 @@ pub(super) struct Adverts {
 pub(super) enum Early {
     Place(Vec<u8>, Transfer),
     Fetch(u64, Vec<u8>, Transfer),
+}
+
+impl Early {
+    /// Ends without a buffer: what was to be placed is not, which the client sees.
+    fn give_up(self) {
+        match self {
+            Self::Place(data, transfer) => transfer.complete(Ok(data)),
+            Self::Fetch(_, _, transfer) => transfer.complete(Err(withdrawn())),
+        }
+    }
 }
 
 impl Adverts {
@@ -91,7 +100,13 @@ impl Adverts {
         }
         self.last = tag;
         self.there.insert(tag, Arc::clone(advert));
-        Ok(self.early.extract_if(.., |(of, _)| *of == tag).map(|(_, early)| early).collect())
+        Ok(self.early.extract_if(.., |(of, ..)| *of == tag).map(|(_, early, _)| early).collect())
+    }
+
+    /// The transfers whose buffers have not come for so long.
+    fn overdue(&mut self, now: Instant, patience: Duration) -> Vec<Early> {
+        let old = |since: Instant| now.saturating_duration_since(since) >= patience;
+        self.early.extract_if(.., |(_, _, since)| old(*since)).map(|(_, early, _)| early).collect()
     }
 
     /// It is not any more; whether it was.
@@ -109,10 +124,12 @@ struct ReadState {
     proof: Option<Proof>,
     /// The client was told that it may read.
     allowed: bool,
+    /// It was, once.
+    was_allowed: bool,
     /// Chunks that it was told of and has not let go.
     held: BTreeSet<ChunkId>,
     side: Option<ReadSide>,
-    rearmed: Option<Instant>,
+    rearms: Rearms,
 }
 
 /// The queue pair of a client's READs.
@@ -163,9 +180,10 @@ impl VerbsLink {
                 access: None,
                 proof: None,
                 allowed: false,
+                was_allowed: false,
                 held: BTreeSet::new(),
                 side: None,
-                rearmed: None,
+                rearms: Rearms::new(Instant::now()),
             }),
         });
         // Known before it is asked what it may read, so that no export is missed in between.
@@ -299,11 +317,13 @@ impl VerbsLink {
     }
 
     /// Takes the queue pair for the client's READs.
-    pub(super) fn attach(&self, mut side: ReadSide, id: Id, counted: Counted) {
+    pub(super) fn attach(self: &Arc<Self>, mut side: ReadSide, id: Id, counted: Counted) {
         let mut reads = lock(&self.reads);
+        // Who tears the link down comes for this lock afterwards, and then forgets what is there.
         if self.is_closing() || reads.side.is_some() {
             return;
         }
+        self.server.know(id.key(), self);
         let mut gate = Gate::new(side.nonce);
         // What was said of it before there was a gate.
         let allowed = gate.allow(reads.access.clone());
@@ -338,6 +358,7 @@ impl VerbsLink {
             return;
         }
         reads.allowed = allow;
+        reads.was_allowed |= allow;
         let Some(side) = &mut reads.side else { return };
         side.tuning.remote_read = allow;
         if let Err(error) = side.pair.allow(allow, false) {
@@ -387,7 +408,7 @@ impl VerbsLink {
                 self.server.exports.let_go(self.id, Some(chunk));
                 Ok(())
             }
-            Record::Rearm(life, packet) => self.rearm(life, packet),
+            Record::Rearm(life, packet) => self.ask_rearm((life, packet)),
             other => Err(format!("a server's record: {other:?}")),
         }
     }
@@ -416,17 +437,35 @@ impl VerbsLink {
         }
         let waits = tag > adverts.last && adverts.early.len() < MOST_EARLY && !adverts.closed;
         if waits {
-            adverts.early.push((tag, early));
+            adverts.early.push((tag, early, Instant::now()));
+            drop(adverts);
+            // Not for ever.
+            self.want();
             return None;
         }
         let closed = adverts.closed;
         drop(adverts);
-        let why = if closed { self.reason() } else { withdrawn() };
         match early {
-            Early::Place(data, transfer) if !closed => transfer.complete(Ok(data)),
-            Early::Place(_, transfer) | Early::Fetch(_, _, transfer) => transfer.complete(Err(why)),
+            early if !closed => early.give_up(),
+            Early::Place(_, transfer) | Early::Fetch(_, _, transfer) => {
+                transfer.complete(Err(self.reason()));
+            }
         }
         None
+    }
+
+    /// Whether transfers wait for buffers that are still to come.
+    pub(super) fn waits(&self) -> bool {
+        !lock(&self.adverts).early.is_empty()
+    }
+
+    /// Ends the transfers that wait for the client in vain: for a buffer that it does not name, or behind
+    /// messages that it does not take, where nothing was sent since `moves` were counted. Whether others
+    /// wait.
+    pub(super) fn give_up(&self, moves: u64, patience: Duration) -> bool {
+        let overdue = lock(&self.adverts).overdue(Instant::now(), patience);
+        overdue.into_iter().for_each(Early::give_up);
+        self.wire.give_up(moves) || self.waits()
     }
 
     /// The slots' bytes as the device reads them; `None` where a chunk is not registered for that.
@@ -489,16 +528,39 @@ impl VerbsLink {
         }
     }
 
-    /// Brings the queue pair for the client's READs back.
-    fn rearm(&self, life: u32, theirs: u32) -> Result<(), String> {
+    /// The client wants its queue pair for READs brought back. Not before it was let in: that costs
+    /// calls of the device.
+    fn ask_rearm(&self, asked: Asked) -> Result<(), String> {
         let mut reads = lock(&self.reads);
-        let now = Instant::now();
-        if reads.rearmed.is_some_and(|last| now.duration_since(last) < REARM_INTERVAL) {
-            return Err("its READs fail and are brought back too often".to_owned());
+        if reads.side.is_none() {
+            return Err("no queue pair to bring back".to_owned());
         }
-        reads.rearmed = Some(now);
-        let Some(side) = &reads.side else { return Err("no queue pair to bring back".to_owned()) };
-        let Some(id) = &side.id else { return Ok(()) };
+        if !reads.was_allowed {
+            return Err("its READs are to be brought back before READs are allowed".to_owned());
+        }
+        reads.rearms.ask(asked)?;
+        drop(reads);
+        self.want();
+        Ok(())
+    }
+
+    /// Brings the queue pair for the client's READs back, where that is due; when to look again, where
+    /// it is too early.
+    pub(super) fn rearm(&self) -> Option<Instant> {
+        let mut reads = lock(&self.reads);
+        let (life, theirs) = match reads.rearms.due(Instant::now())? {
+            Ok(asked) => asked,
+            Err(later) => {
+                drop(reads);
+                if let Some(untold) = complaints::take("READs fail", &self.peer) {
+                    let (link, peer) = (self.id, &self.peer);
+                    tracing::info!(link, peer, untold, "READs of the client fail again and again");
+                }
+                return Some(later);
+            }
+        };
+        let side = reads.side.as_ref()?;
+        let id = side.id.as_ref()?;
         let ours = fastrand::u32(..1 << 24);
         let tuning = Tuning { packets: Some((ours, theirs & 0xFF_FFFF)), ..side.tuning };
         let cycled = side.pair.reset().and_then(|flushed| {
@@ -516,7 +578,7 @@ impl VerbsLink {
                 self.fail(self.lost(format_args!("READs cannot be brought back: {error}")))
             }
         }
-        Ok(())
+        None
     }
 
     /// Looks whether the queue pair for READs has failed, of which nothing else tells the server.
@@ -550,7 +612,7 @@ impl VerbsLink {
             adverts.there.clear();
             std::mem::take(&mut adverts.early)
         };
-        for (_, early) in early {
+        for (_, early, _) in early {
             match early {
                 Early::Place(_, transfer) | Early::Fetch(_, _, transfer) => {
                     transfer.complete(Err(reason.clone()));

@@ -20,7 +20,8 @@
 //! | `packet`, `credits` | what one SEND carries, and when one may be sent |
 //! | `wire` | the sending half of a connection, on both sides |
 //! | `server`, `link`, `connection` | the server, and its side of a connection |
-//! | `adapter`, `registered`, `shares` | what it has on a device |
+//! | `adapter`, `registered`, `shares`, `turns` | what it has on a device |
+//! | `rearms` | how often it brings a client's queue pair back |
 //! | `target`, `gather` | what its transfers go to, and come from |
 //! | `connect`, `endpoint`, `reads`, `chunks`, `lent`, `adverts`, `keeper` | the client |
 //!
@@ -42,10 +43,12 @@ mod link;
 mod packet;
 mod pool;
 mod reads;
+mod rearms;
 mod registered;
 mod server;
 mod shares;
 mod target;
+mod turns;
 mod wire;
 
 use crate::ChunkId;

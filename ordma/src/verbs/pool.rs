@@ -38,6 +38,11 @@ impl Pool {
         self.block
     }
 
+    /// Most buffers.
+    pub(super) fn most(&self) -> u32 {
+        u32::try_from(self.limit).unwrap_or(u32::MAX).saturating_mul(self.share)
+    }
+
     /// Takes a buffer, with anything in it; `None` where all are in use.
     ///
     /// # Errors

@@ -112,7 +112,7 @@ pub(super) enum Phase {
     Down,
     /// The server was asked to bring its side back.
     Asked,
-    /// The connection is over.
+    /// The connection is over, or at least this part of it.
     Closed,
 }
 
@@ -127,7 +127,9 @@ pub(super) struct Rearm {
 /// The queue pair for READs, and what is under way on it.
 pub(super) struct Reads {
     channel: Arc<Channel>,
-    pair: ReadPair,
+    queue: Arc<CompletionQueue>,
+    /// The queue pair's number on this side's device.
+    number: u32,
     /// The connection, and what was agreed upon with the server when it was made.
     id: Mutex<Option<(Id, Tuning)>>,
     /// What this side can do.
@@ -152,6 +154,8 @@ pub(super) struct Reads {
 }
 
 struct Posting {
+    /// `None` where it could not even be reset.
+    pair: Option<ReadPair>,
     phase: Phase,
     chunks: Chunks,
     queue: VecDeque<Run>,
@@ -183,7 +187,7 @@ type Done = (Option<Item>, Status);
 
 impl fmt::Debug for Reads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reads").field("pair", &self.pair).finish_non_exhaustive()
+        f.debug_struct("Reads").field("number", &self.number).finish_non_exhaustive()
     }
 }
 
@@ -215,7 +219,8 @@ impl Reads {
         let registrations = Registrations::new(domain);
         Ok(Arc::new_cyclic(|this| Self {
             channel,
-            pair,
+            queue,
+            number: pair.number(),
             footers,
             registrations,
             parts,
@@ -227,6 +232,7 @@ impl Reads {
             singles: pool(1),
             runs: pool(run),
             posting: Mutex::new(Posting {
+                pair: Some(pair),
                 phase: Phase::Down,
                 chunks: Chunks::new(geometry),
                 queue: VecDeque::new(),
@@ -247,7 +253,7 @@ impl Reads {
     }
 
     pub(super) fn number(&self) -> u32 {
-        self.pair.number()
+        self.number
     }
 
     pub(super) fn depth(&self) -> u8 {
@@ -261,11 +267,14 @@ impl Reads {
             reads_out: self.tuning.reads_out.min(depth.max(1)),
             ..self.tuning
         };
-        self.pair.init(&id, &tuning)?;
-        self.pair.connect(&id, &tuning)?;
-        id.establish()?;
-        *lock(&self.id) = Some((id, tuning));
-        lock(&self.posting).phase = Phase::Ready;
+        let mut posting = lock(&self.posting);
+        if let Some(pair) = &posting.pair {
+            pair.init(&id, &tuning)?;
+            pair.connect(&id, &tuning)?;
+            id.establish()?;
+            *lock(&self.id) = Some((id, tuning));
+            posting.phase = Phase::Ready;
+        }
         Ok(())
     }
 
@@ -373,7 +382,8 @@ impl Reads {
     }
 
     fn try_begin_runs(&self, posting: &mut Posting) -> rdma::Result<()> {
-        let mut room = self.pair.room();
+        let Some(pair) = &posting.pair else { return Ok(()) };
+        let mut room = pair.room();
         while let Some(run) = posting.queue.front()
             && room >= 2
         {
@@ -399,7 +409,7 @@ impl Reads {
             posting.works.push(work(footer, (Dest::Here(footers), Some(run)), true));
             room -= 2;
         }
-        self.pair.post(posting.works.drain(..))
+        pair.post(posting.works.drain(..))
     }
 
     /// Lends the places of a long run to the device.
@@ -427,14 +437,16 @@ impl Reads {
             completions.clear();
             // What completes is counted by who takes it: here, or where the queue pair is reset.
             let mut posting = lock(&self.posting);
-            match self.pair.send_queue().poll(completions) {
+            match self.queue.poll(completions) {
                 Ok(0) => return Ok(ended),
                 Ok(_) => {}
                 // The next poll finds it again; these batches are to end before.
                 Err(_) if !ended.is_empty() => return Ok(ended),
                 Err(error) => return Err(LinkError::Closed(error.to_string())),
             }
-            completions.iter().for_each(|completion| self.pair.sent(completion, done));
+            if let Some(pair) = &posting.pair {
+                completions.iter().for_each(|completion| pair.sent(completion, done));
+            }
             let failed = done.iter().position(|(_, status)| !status.is_success());
             // What had been read before a failure is good.
             let bad = done.split_off(failed.unwrap_or(done.len()));
@@ -548,13 +560,20 @@ impl Reads {
         posting.pause = if again { (posting.pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
         posting.failed = Some(now);
         let mut runs = Vec::new();
-        match self.pair.reset() {
-            Ok(flushed) => {
-                let sends = flushed.sends.into_iter().flatten();
-                runs.extend(sends.filter_map(|(_, run)| run));
+        let flushed = match posting.pair.as_ref().map(ReadPair::reset) {
+            Some(Err(error)) => {
+                tracing::error!(
+                    %error,
+                    "a queue pair that cannot be reset: pages are read by RPC until the next connection"
+                );
+                posting.phase = Phase::Closed;
+                posting.pair.take().map(ReadPair::destroy)
             }
-            Err(error) => tracing::error!(%error, "a queue pair that cannot be reset"),
-        }
+            Some(Ok(flushed)) => Some(flushed),
+            None => None,
+        };
+        let sends = flushed.into_iter().flat_map(|flushed| flushed.sends).flatten();
+        runs.extend(sends.filter_map(|(_, run)| run));
         // Those that were about to be posted, and those behind them.
         runs.extend(posting.works.drain(..).filter_map(|work| work.local.1));
         runs.extend(posting.queue.drain(..));
@@ -590,7 +609,8 @@ impl Reads {
         let id = lock(&self.id);
         let Some((id, agreed)) = &*id else { return Ok(()) };
         let tuning = Tuning { packets: Some((posting.packet, theirs & 0xFF_FFFF)), ..*agreed };
-        let begun = self.pair.init(id, &tuning).and_then(|()| self.pair.connect(id, &tuning));
+        let Some(pair) = &posting.pair else { return Ok(()) };
+        let begun = pair.init(id, &tuning).and_then(|()| pair.connect(id, &tuning));
         begun.map_err(|error| format!("READs cannot be brought back: {error}"))?;
         posting.phase = Phase::Ready;
         Ok(())
@@ -696,7 +716,7 @@ impl Lane for Reads {
             receiving.armed = self.channel.take().map_err(closed)?.is_none();
         }
         if !receiving.armed {
-            self.pair.send_queue().arm().map_err(closed)?;
+            self.queue.arm().map_err(closed)?;
             receiving.armed = true;
         }
         // What has completed between the last look and now is not told.

@@ -13,8 +13,8 @@ use crate::engine::{Capabilities, LinkError, Service};
 use crate::exports::Exports;
 use crate::lock;
 use crate::rdma::{
-    self, Block, Cap, Channel, CompletionQueue, ConnectionParameters, Device, Event, EventChannel,
-    EventKind, Id, IdKey, Parts, QueuePair, Tuning,
+    self, Block, Cap, Channel, CompletionQueue, ConnectionParameters, Device, DeviceEvent, Event,
+    EventChannel, EventKind, Id, IdKey, Parts, QueuePair, Tuning,
 };
 use crate::reactor::{Reactor, Room, Source, Step};
 use crate::stream::Settings;
@@ -46,6 +46,8 @@ pub(super) struct Server {
     pub(super) capabilities: Capabilities,
     pub(super) exports: Arc<Exports<VerbsLink>>,
     threads: Vec<Arc<Reactor>>,
+    /// The thread that makes connections, which takes its time, and reads what devices tell.
+    door: Arc<Reactor>,
     adapters: Mutex<BTreeMap<Device, Arc<Adapter>>>,
     tickets: Mutex<HashMap<Ticket, Weak<VerbsLink>>>,
     /// By the connections of the connection manager.
@@ -69,6 +71,7 @@ impl Server {
         capabilities: Capabilities,
     ) -> std::io::Result<Arc<Self>> {
         let mut server = Self {
+            door: Reactor::start("dafs-verbs-door", settings.spin)?,
             connections: Connections::new(settings.max_connections),
             memory: ReceiveMemory::new(settings.receive_memory),
             settings,
@@ -95,11 +98,12 @@ impl Server {
 
     /// Begins to take connections.
     pub(super) fn open(self: &Arc<Self>, listener: Id) {
-        self.threads[0].adopt(Box::new(Door { listener, server: Arc::clone(self) }));
+        self.door.adopt(Box::new(Door { listener, server: Arc::clone(self) }));
     }
 
     /// Ends all links and threads, and takes all rights in memory back.
     pub(super) fn stop(&self) {
+        self.door.stop();
         self.threads.iter().for_each(|thread| thread.stop());
         self.adapters().iter().for_each(|adapter| adapter.close());
     }
@@ -110,19 +114,37 @@ impl Server {
     }
 
     /// What there is on a device.
-    pub(super) fn adapter(&self, device: Device) -> rdma::Result<Arc<Adapter>> {
+    pub(super) fn adapter(self: &Arc<Self>, device: Device) -> rdma::Result<Arc<Adapter>> {
         let mut adapters = lock(&self.adapters);
         if let Some(adapter) = adapters.get(&device) {
             return Ok(Arc::clone(adapter));
         }
         let adapter = Arc::new(Adapter::new(device, self.settings.receives)?);
         adapters.insert(device, Arc::clone(&adapter));
+        self.door.adopt(Box::new(Watch { device, server: Arc::downgrade(self) }));
         Ok(adapter)
+    }
+
+    /// Ends all that there is on a device, which is gone.
+    fn lose(&self, device: Device) {
+        let adapter = lock(&self.adapters).remove(&device);
+        let links: Vec<_> = lock(&self.links).values().filter_map(Weak::upgrade).collect();
+        for link in links.iter().filter(|link| link.adapter().device == device) {
+            link.fail(link.lost("the RDMA device is gone"));
+        }
+        if let Some(adapter) = adapter {
+            adapter.close();
+        }
     }
 
     /// What there is on all devices that clients came by.
     pub(super) fn adapters(&self) -> Vec<Arc<Adapter>> {
         lock(&self.adapters).values().cloned().collect()
+    }
+
+    /// Whose a connection is.
+    pub(super) fn know(&self, id: IdKey, link: &Arc<VerbsLink>) {
+        lock(&self.links).insert(id, Arc::downgrade(link));
     }
 
     /// Forgets what is kept of a link.
@@ -176,7 +198,7 @@ impl Server {
         let server = Arc::clone(self);
         Ok(Box::new(move |id: Id| {
             lock(&server.tickets).insert(ticket, Arc::downgrade(&link));
-            lock(&server.links).insert(id.key(), Arc::downgrade(&link));
+            server.know(id.key(), &link);
             link.keep(id);
             let thread = &server.threads[link.number() as usize % server.threads.len()];
             thread.adopt(Box::new(MessageConnection::new(link, pair, spare, counted)));
@@ -218,7 +240,7 @@ impl Server {
             Arc::clone(&pair),
             Credits::new(FIRST_WINDOW, hello.window.into()),
             Arc::clone(&adapter.packets),
-            Some(Arc::clone(&adapter.transfers)),
+            Some(adapter.transfers.seat()),
             PACKET,
             peer.clone(),
         );
@@ -258,11 +280,7 @@ impl Server {
             tracing::warn!(%error, ?link, "no queue pair for READs");
             Refusal::Resources
         })?;
-        let server = Arc::clone(self);
-        Ok(Box::new(move |id: Id| {
-            lock(&server.links).insert(id.key(), Arc::downgrade(&link));
-            link.attach(reads, id, counted);
-        }))
+        Ok(Box::new(move |id: Id| link.attach(reads, id, counted)))
     }
 
     /// What has become of a connection.
@@ -324,6 +342,60 @@ impl Source for Door {
                 Err(error) => {
                     tracing::warn!(%error, "cannot take connections for the moment");
                     break;
+                }
+            }
+        }
+        Step::Idle
+    }
+
+    fn end(&mut self, _stopping: bool) {}
+}
+
+/// What happens to a device.
+struct Watch {
+    device: Device,
+    server: Weak<Server>,
+}
+
+impl Source for Watch {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    fn readable(&mut self, _room: &mut Room<'_>) -> Step {
+        let device = self.device.name();
+        for _ in 0..AT_ONCE {
+            let event = match self.device.next_event() {
+                Ok(None) => break,
+                Ok(Some(event)) => event,
+                Err(error) => {
+                    tracing::error!(%error, device, "an RDMA device tells nothing any more");
+                    DeviceEvent::Gone
+                }
+            };
+            // As often as others can make it happen.
+            let untold = complaints::take("device", &device);
+            match event {
+                DeviceEvent::Gone => {
+                    tracing::error!(
+                        device,
+                        "an RDMA device is gone: its clients are disconnected, and none can connect \
+                         by it until it is back and this server is started again"
+                    );
+                    if let Some(server) = self.server.upgrade() {
+                        server.lose(self.device);
+                    }
+                    return Step::Close;
+                }
+                event if untold.is_none() => tracing::debug!(device, ?event, "an RDMA device"),
+                DeviceEvent::PortDown => {
+                    tracing::warn!(device, untold, "a port of an RDMA device is down");
+                }
+                DeviceEvent::PortUp => {
+                    tracing::info!(device, untold, "a port of an RDMA device is up");
+                }
+                DeviceEvent::Other(event) => {
+                    tracing::info!(device, event, untold, "an RDMA device tells of an event");
                 }
             }
         }

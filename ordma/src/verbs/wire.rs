@@ -6,6 +6,7 @@ use super::gather::{Gather, Gathered};
 use super::packet::{HEADER_LEN, Header, LONGEST_RECORD, Record};
 use super::pool::Pool;
 use super::target::Target;
+use super::turns::{Seat, Taken};
 use crate::arena::{Slot, copy_slots};
 use crate::engine::{LinkError, Transfer};
 use crate::lock;
@@ -20,19 +21,22 @@ pub(super) type MessagePair = QueuePair<Sent, Block>;
 /// What is under way, with its memory.
 #[derive(Debug)]
 pub(super) enum Sent {
-    /// A packet, or a copy of what is placed into the client's memory.
-    Copy(Block),
+    /// A packet.
+    Packet(Block),
+    /// A copy of what is placed into the client's memory.
+    Copy(Taken),
     /// What is placed there from slots.
     Slots(Gathered),
     /// Part of what is fetched from there: of which transfer, and where it goes in its buffer.
-    Fetching(Block, u64, usize),
+    Fetching(Taken, u64, usize),
 }
 
 // SAFETY: as for what it has.
 unsafe impl Local for Sent {
     fn parts(&self, parts: &mut Parts) {
         match self {
-            Self::Copy(block) | Self::Fetching(block, ..) => block.parts(parts),
+            Self::Packet(block) => block.parts(parts),
+            Self::Copy(taken) | Self::Fetching(taken, ..) => taken.parts(parts),
             Self::Slots(gathered) => gathered.parts(parts),
         }
     }
@@ -154,7 +158,7 @@ impl From<LinkError> for Stop {
 pub(super) struct Wire {
     packets: Arc<Pool>,
     /// Buffers for transfers, where this side makes some.
-    transfers: Option<Arc<Pool>>,
+    transfers: Option<Seat>,
     /// Most bytes of a packet.
     packet: usize,
     peer: String,
@@ -169,6 +173,8 @@ struct State {
     queue: VecDeque<Item>,
     /// Bytes of messages in it.
     queued: usize,
+    /// Requests that were made of what was queued.
+    moves: u64,
     records: VecDeque<Record>,
     fetching: HashMap<u64, Fetching>,
     next_fetch: u64,
@@ -189,7 +195,7 @@ impl Wire {
         pair: Arc<MessagePair>,
         credits: Credits,
         packets: Arc<Pool>,
-        transfers: Option<Arc<Pool>>,
+        transfers: Option<Seat>,
         packet: usize,
         peer: String,
     ) -> Self {
@@ -198,6 +204,7 @@ impl Wire {
             credits,
             queue: VecDeque::new(),
             queued: 0,
+            moves: 0,
             records: VecDeque::new(),
             fetching: HashMap::new(),
             next_fetch: 0,
@@ -266,23 +273,25 @@ impl Wire {
         let enough = |pair: &Arc<MessagePair>| pair.room() > state.works.len() + 1;
         let Some(pair) = state.pair.clone().filter(enough) else { return Ok(false) };
         let data_len = (len - head.len()) as u32;
-        let (mut block, mut scratch) = (None, std::mem::take(&mut state.scratch));
+        let (mut packet, mut scratch) = (None, std::mem::take(&mut state.scratch));
         scratch.clear();
         let begins = Some((head.len() as u32, data_len));
-        if HEADER_LEN + records + len <= INLINE as usize && state.works.is_empty() {
+        let withdrawn = |record: &Record| matches!(record, Record::Withdrawn(_));
+        let fits = HEADER_LEN + records + len <= INLINE as usize && state.works.is_empty();
+        if fits && !state.records.iter().any(withdrawn) {
             begin(state, &mut scratch, usize::MAX, begins);
             scratch.extend_from_slice(head);
             data.iter().for_each(|part| scratch.extend_from_slice(part));
         } else {
             match self.packets.take().map_err(|error| self.lost(error))? {
                 Some(mut taken) => {
-                    begin(state, &mut scratch, usize::MAX, begins);
+                    let op = begin(state, &mut scratch, usize::MAX, begins);
                     taken.set_len(scratch.len() + len);
                     let mut place = Place { to: taken.bytes_mut(), at: 0 };
                     place.put(&scratch);
                     place.put(head);
                     data.iter().for_each(|part| place.put(part));
-                    block = Some(taken);
+                    packet = Some((op, taken));
                 }
                 None => {
                     state.scratch = scratch;
@@ -290,9 +299,9 @@ impl Wire {
                 }
             }
         }
-        let posted = match block {
-            Some(block) => {
-                state.works.push(work(Op::Send, Sent::Copy(block)));
+        let posted = match packet {
+            Some((op, block)) => {
+                state.works.push(work(op, Sent::Packet(block)));
                 pair.post(state.works.drain(..))
             }
             None => pair.post_inline(&scratch, true),
@@ -403,21 +412,37 @@ impl Wire {
     /// A buffer of the client was [withdrawn](super::target::Advert::withdraw): what was not posted
     /// yet is not any more.
     pub(super) fn withdraw(&self) {
-        self.with(|State { queue, fetching, ended, .. }| {
-            queue.retain_mut(|item| match item {
-                Item::Place { target, from, transfer, .. } if target.is_withdrawn() => {
-                    let from = std::mem::replace(from, Source::Bytes(Vec::new(), 0));
-                    ended.push((transfer.clone(), Ok(from.into_buffer())));
-                    false
-                }
-                Item::Fetch { target, id, .. } if target.is_withdrawn() => {
-                    let fetch = fetching.remove(id);
-                    ended.extend(fetch.map(|fetch| (fetch.transfer, Err(withdrawn()))));
-                    false
-                }
-                _ => true,
-            });
+        self.with(|state| {
+            state.end(Target::is_withdrawn);
+            self.leave_unless_waiting(state);
         });
+    }
+
+    /// Ends the transfers that are queued, where nothing was sent since so many `moves` were counted: the
+    /// client takes nothing. Whether others are queued.
+    pub(super) fn give_up(&self, moves: u64) -> bool {
+        self.with(|state| {
+            if state.moves == moves {
+                state.end(|_| true);
+            }
+            self.leave_unless_waiting(state)
+        })
+    }
+
+    /// Waits for no buffer any more where no transfer is queued; whether one is.
+    fn leave_unless_waiting(&self, state: &State) -> bool {
+        let waits = state.queue.iter().any(|item| !matches!(item, Item::Message { .. }));
+        if !waits {
+            self.leave();
+        }
+        waits
+    }
+
+    /// No transfer waits for a buffer any more.
+    fn leave(&self) {
+        if let Some(seat) = &self.transfers {
+            seat.leave();
+        }
     }
 
     /// A packet has come that says this of credits; whether its receive was posted again.
@@ -456,6 +481,11 @@ impl Wire {
         })
     }
 
+    /// Requests that were made of what was queued, so far.
+    pub(super) fn moves(&self) -> u64 {
+        lock(&self.state).moves
+    }
+
     /// Bytes of messages that are queued.
     pub(super) fn queued(&self) -> usize {
         lock(&self.state).queued
@@ -490,6 +520,7 @@ impl Wire {
                 state.ended.push((fetch.transfer, Err(reason.clone())));
             }
         });
+        self.leave();
     }
 
     /// Takes what has completed where much is under way, so that buffers come back.
@@ -518,7 +549,8 @@ impl Wire {
                 if !status.is_success() {
                     return Err(self.lost(status));
                 }
-                let Some(Sent::Fetching(block, id, at)) = item else { continue };
+                let Some(Sent::Fetching(Taken { block, .. }, id, at)) = &item else { continue };
+                let (id, at) = (*id, *at);
                 // Where it is gone, the client has withdrawn the buffer meanwhile.
                 let Some(fetch) = fetching.get_mut(&id) else { continue };
                 fetch.buffer[at..at + block.len()].copy_from_slice(block.bytes());
@@ -567,6 +599,7 @@ impl Wire {
                 Some(Item::Place { .. }) => self.fill_place(state)?,
                 Some(Item::Fetch { .. }) => self.fill_fetch(state)?,
             }
+            state.moves += 1;
         }
         Ok(())
     }
@@ -585,7 +618,7 @@ impl Wire {
         };
         let mut scratch = std::mem::take(&mut state.scratch);
         scratch.clear();
-        begin(state, &mut scratch, self.packet, begins);
+        let op = begin(state, &mut scratch, self.packet, begins);
         let mut rest: &[u8] = &[];
         if let Some(Item::Message { bytes, sent, .. }) = state.queue.front_mut() {
             let len = (bytes.len() - *sent).min(self.packet - scratch.len());
@@ -603,7 +636,7 @@ impl Wire {
             state.queued -= bytes.len();
             state.queue.pop_front();
         }
-        state.works.push(work(Op::Send, Sent::Copy(block)));
+        state.works.push(work(op, Sent::Packet(block)));
         Ok(())
     }
 
@@ -615,13 +648,14 @@ impl Wire {
         if from.left() > 0 {
             let (remote, sent) = match from {
                 Source::Bytes(bytes, at) => {
-                    let mut block = self.transfer_buffer(&state.works)?;
+                    let mut taken = self.transfer_buffer(&state.works)?;
+                    let block = &mut taken.block;
                     let (remote, len) =
                         self.next(target, block.capacity().min(bytes.len() - *at))?;
                     block.set_len(len);
                     block.bytes_mut().copy_from_slice(&bytes[*at..*at + len]);
                     *at += len;
-                    (remote, Sent::Copy(block))
+                    (remote, Sent::Copy(taken))
                 }
                 Source::Slots(slots) => {
                     let parts = state.pair.as_ref().map_or(1, |pair| pair.cap().parts as usize);
@@ -644,10 +678,10 @@ impl Wire {
         let Some(Item::Fetch { id, left, at, target, .. }) = state.queue.front_mut() else {
             return Ok(());
         };
-        let mut block = self.transfer_buffer(&state.works)?;
-        let (remote, len) = self.next(target, block.capacity().min(*left))?;
-        block.set_len(len);
-        state.works.push(work(Op::Read(remote), Sent::Fetching(block, *id, *at)));
+        let mut taken = self.transfer_buffer(&state.works)?;
+        let (remote, len) = self.next(target, taken.block.capacity().min(*left))?;
+        taken.block.set_len(len);
+        state.works.push(work(Op::Read(remote), Sent::Fetching(taken, *id, *at)));
         (*at, *left) = (*at + len, *left - len);
         if *left == 0 {
             state.queue.pop_front();
@@ -657,9 +691,9 @@ impl Wire {
 
     /// A buffer for part of a transfer. Where all are in use, those of the requests that wait to be
     /// posted come back first.
-    fn transfer_buffer(&self, works: &[Work<Sent>]) -> Result<Block, Stop> {
+    fn transfer_buffer(&self, works: &[Work<Sent>]) -> Result<Taken, Stop> {
         let taken = match &self.transfers {
-            Some(pool) => pool.take().map_err(|error| self.lost(error))?,
+            Some(seat) => seat.take().map_err(|error| self.lost(error))?,
             None => None,
         };
         let stall = if works.is_empty() { Stall::Buffers } else { Stall::Completions };
@@ -677,6 +711,24 @@ impl State {
     /// without content.
     fn room(&self) -> usize {
         self.pair.as_ref().map_or(0, |pair| pair.room().saturating_sub(1).min(AT_ONCE))
+    }
+
+    /// Ends transfers that are queued. What of them was posted before goes on.
+    fn end(&mut self, which: impl Fn(&Target) -> bool) {
+        let Self { queue, fetching, ended, .. } = self;
+        queue.retain_mut(|item| match item {
+            Item::Place { target, from, transfer, .. } if which(target) => {
+                let from = std::mem::replace(from, Source::Bytes(Vec::new(), 0));
+                ended.push((transfer.clone(), Ok(from.into_buffer())));
+                false
+            }
+            Item::Fetch { target, id, .. } if which(target) => {
+                let fetch = fetching.remove(id);
+                ended.extend(fetch.map(|fetch| (fetch.transfer, Err(withdrawn()))));
+                false
+            }
+            _ => true,
+        });
     }
 
     fn enqueue(&mut self, head: &[u8], data: &[&[u8]]) {
@@ -698,19 +750,26 @@ fn work(op: Op, local: Sent) -> Work<Sent> {
     Work { op, local, signaled: true }
 }
 
-/// Puts header and records of a packet together, as many of these as fit.
-fn begin(state: &mut State, out: &mut Vec<u8>, packet: usize, begins: Option<(u32, u32)>) {
+/// Puts header and records of a packet together, as many of these as fit; how the packet is sent. The
+/// client uses a buffer for something else once it knows that nothing is done with it any more: that is
+/// to be so.
+fn begin(state: &mut State, out: &mut Vec<u8>, packet: usize, begins: Option<(u32, u32)>) -> Op {
+    let mut op = Op::Send;
     out.resize(HEADER_LEN, 0);
     while let Some(record) = state.records.front() {
         if out.len() + LONGEST_RECORD > packet {
             break;
         }
         record.encode(out);
+        if let Record::Withdrawn(_) = record {
+            op = Op::SendAfterReads;
+        }
         state.records.pop_front();
     }
     let told = state.credits.send(true);
     let records = (out.len() - HEADER_LEN) as u16;
     out[..HEADER_LEN].copy_from_slice(&Header { told, records, begins }.encode());
+    op
 }
 
 /// Bytes that are put one after the other.

@@ -13,6 +13,8 @@ mod rogue_verbs;
 mod sealed;
 mod simulated;
 mod suite;
+#[cfg(feature = "device-tests")]
+mod trouble_verbs;
 
 use harness::Row;
 

@@ -643,11 +643,86 @@ fn who_fails_too_often_is_thrown_out() {
     let world = World::new(&Row::verbs());
     let client = world.client();
     let (_rogue, messages, _reads, _chunk, link) = let_in(&world);
-    for life in 0..3u8 {
-        messages.say(&packet(8, &[5, life, 0, 0, 0, 1, 0, 0, 0], None));
-    }
+    // Twice at a time, without an answer in between.
+    messages.say(&packet(8, &[5, 1, 0, 0, 0, 1, 0, 0, 0, 5, 2, 0, 0, 0, 1, 0, 0, 0], None));
     let reason = world.wait_closed(link.id());
     assert!(reason.to_string().contains("too often"), "{reason}");
+    client.echo(b"e", &[1; 100]);
+    works(&world);
+}
+
+/// A buffer that is never named, and one behind messages that are never taken: what the server wants to
+/// do with it ends, and goes another way.
+#[test]
+fn transfers_that_a_client_lets_wait_end() {
+    let settings =
+        ordma::verbs::Settings { patience: Duration::from_secs(1), ..Default::default() };
+    let world = World::new(&Row::verbs_with(settings));
+    let rogue = Rogue::new(&world);
+    let messages = rogue.connect(48);
+    let link = link_of(&world, &messages);
+    assert_eq!(block_on(link.write_to(7, vec![1; 5000])).unwrap(), [1; 5000]);
+    assert!(block_on(link.read_from(7, 0, vec![1; 5000])).is_err());
+    let block = messages.slab.take().unwrap();
+    let advert = [
+        &[1][..],
+        &8u64.to_le_bytes(),
+        &1u16.to_le_bytes(),
+        &block.remote().address.to_le_bytes(),
+        &block.remote().key.to_le_bytes(),
+        &(BLOCK as u32).to_le_bytes(),
+    ];
+    assert_eq!(messages.say(&packet(0, &advert.concat(), None)), Status::Success);
+    // That is understood.
+    assert!(block_on(link.read_from(8, 0, vec![1; 5000])).is_ok());
+    for _ in 0..usize::from(WINDOW) + 8 {
+        link.send(b"what is not taken", &[]);
+    }
+    let (place, fetch) = (link.write_to(8, vec![1; 5000]), link.read_from(8, 0, vec![1; 5000]));
+    assert_eq!(block_on(place).unwrap(), [1; 5000]);
+    assert!(block_on(fetch).is_err());
+    assert!(world.service.0.change(|seen| seen.closed.is_empty()), "{link:?}");
+    works(&world);
+}
+
+fn rearm(life: u32) -> Vec<u8> {
+    packet(8, &[&[5][..], &life.to_le_bytes(), &77u32.to_le_bytes()].concat(), None)
+}
+
+/// A stranger's queue pair is not worked upon.
+#[test]
+fn nothing_is_brought_back_before_reads_are_allowed() {
+    let world = World::new(&Row::verbs().sealed());
+    let client = world.stranger();
+    let rogue = Rogue::new(&world);
+    let messages = rogue.connect(40);
+    let link = link_of(&world, &messages);
+    let _reads = rogue.reads(&messages.ticket());
+    messages.say(&rearm(1));
+    let reason = world.wait_closed(link.id());
+    assert!(matches!(reason, LinkError::Protocol { .. }), "{reason}");
+    assert!(reason.to_string().contains("before READs are allowed"), "{reason}");
+    client.echo(b"e", &[1; 100]);
+}
+
+/// Who politely waits for each answer, and then asks again, gets ever fewer.
+#[test]
+fn bringing_back_again_and_again_takes_longer() {
+    let world = World::new(&Row::verbs());
+    let client = world.client();
+    let (_rogue, messages, _reads, _chunk, link) = let_in(&world);
+    let until = Instant::now() + Duration::from_secs(3);
+    let mut answered = 0u32;
+    while Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(6));
+        assert_eq!(messages.say(&rearm(answered + 1)), Status::Success);
+        while messages.packet().get(16) != Some(&22) {}
+        messages.pair.post_receive(messages.slab.take().unwrap()).unwrap();
+        answered += 1;
+    }
+    println!("{answered} in 3 s");
+    assert!(answered <= 40, "{answered} times in 3 s");
+    assert!(world.service.0.change(|seen| seen.closed.is_empty()), "{link:?}");
     client.echo(b"e", &[1; 100]);
     works(&world);
 }
