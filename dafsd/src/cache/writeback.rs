@@ -67,6 +67,9 @@ impl Cache {
             };
             let done = if file.is_removed() {
                 continue;
+            } else if !unclean {
+                file.rest();
+                continue;
             } else if unclean && file.opens.load(Ordering::Acquire) == 0 {
                 file.commit(Extent::default()).await.map(drop)
             } else if dirty {

@@ -2,6 +2,7 @@
 
 use super::metadata::{Changes, check_target};
 use super::mounts::crossing;
+use super::names;
 use super::sys::{self, check_name, failed, show};
 use super::{Handles, LocalFile, LocalStore, Object};
 use crate::store::{
@@ -96,17 +97,19 @@ impl LocalStore {
                 }
             }
             self.check_writable(what)?;
+            self.check_room(&format!("{what} {}", show(name)))?;
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
             let mode = Mode::RUSR | Mode::WUSR;
             match who.run(|| Ok(sys::open_beneath(&directory.fd, name, flags, mode)))? {
                 Ok(fd) => {
                     let path = sys::path_of(&fd).map_err(fail)?;
-                    let node = self.created(who, path, &directory, name, &changes)?;
+                    let (object, node) = self.created(who, path, &directory, name, &changes)?;
                     self.set_id.mode_set(&node.identity, node.attr.mode);
-                    let file = LocalFile::new(fd, node.identity, true, &self.max_size);
-                    return Ok((node, Some(self.opened(file))));
+                    return Ok((node, Some(self.opened(&object, fd, true, what)?)));
                 }
                 Err(Errno::EXIST) if !options.exclusive => {}
+                // What is removed gives its space back first.
+                Err(Errno::NOSPC | Errno::DQUOT) if self.origin.descriptors.discard_removed() => {}
                 Err(error) => return Err(fail(error)),
             }
         }
@@ -122,7 +125,7 @@ impl LocalStore {
         directory: &Object,
         name: &[u8],
         changes: &Changes,
-    ) -> Result<Node> {
+    ) -> Result<(Arc<Object>, Node)> {
         let (object, _) = self.found(fd, directory, name)?;
         who.run(|| {
             changes.apply(&object, &show(name)).inspect_err(|_| {
@@ -136,8 +139,9 @@ impl LocalStore {
             })
         })?;
         let node = self.node_of(&object)?;
-        self.objects.insert(&Arc::new(object));
-        Ok(node)
+        let object = Arc::new(object);
+        self.origin.descriptors.paths.insert(&object);
+        Ok((object, node))
     }
 
     pub(super) fn make_directory(
@@ -158,7 +162,7 @@ impl LocalStore {
                 .map_err(|error| self.error(&directory, what, name, error))
         })?;
         let changes = changes.for_new(DIRECTORY_MODE, self.owner(who));
-        self.created(who, fd, &directory, name, &changes)
+        Ok(self.created(who, fd, &directory, name, &changes)?.1)
     }
 
     pub(super) fn make_symlink(
@@ -180,7 +184,7 @@ impl LocalStore {
         })?;
         let changes = Changes::parse(&SetAttr::default(), &show(name))?;
         let changes = changes.for_new_symlink(self.owner(who));
-        self.created(who, fd, &directory, name, &changes)
+        Ok(self.created(who, fd, &directory, name, &changes)?.1)
     }
 
     pub(super) fn make_link(
@@ -238,7 +242,9 @@ impl LocalStore {
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
         let fail = |error| self.error(&directory, what, name, error);
+        let _held = names::hold(&[(&directory, name)]);
         let object = self.doomed(who, &directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
+        self.check_removal(&object, &format!("{what} {}", show(name)))?;
         who.run(|| fs::unlinkat(&directory.fd, name, AtFlags::empty()).map_err(fail))?;
         self.removed(&object)
     }
@@ -254,6 +260,7 @@ impl LocalStore {
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
         let fail = |error| self.error(&directory, what, name, error);
+        let _held = names::hold(&[(&directory, name)]);
         let object = self.doomed(who, &directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
         who.run(|| fs::unlinkat(&directory.fd, name, AtFlags::REMOVEDIR).map_err(fail))?;
         self.removed(&object).map(drop)
@@ -272,16 +279,20 @@ impl LocalStore {
         let source = self.directory(from.0, what, from.1)?;
         let target = self.directory(to.0, what, to.1)?;
         let what = format!("renaming {} to", show(from.1));
+        let _held = names::hold(&[(&source, from.1), (&target, to.1)]);
         let moved = self.doomed(who, &source, from.1)?;
         let moved = moved.ok_or_else(|| self.error(&source, "renaming", from.1, Errno::NOENT))?;
         let replaced = self.doomed(who, &target, to.1)?;
+        if let Some(replaced) = replaced.as_ref().filter(|it| it.identity != moved.identity) {
+            self.check_removal(replaced, &format!("{what} {}", show(to.1)))?;
+        }
         who.run(|| {
             fs::renameat(&source.fd, from.1, &target.fd, to.1)
                 .map_err(|error| self.error(&target, &what, to.1, error))
         })?;
         // Two names of one file: the kernel leaves both.
         let replaced = replaced.filter(|replaced| replaced.identity != moved.identity);
-        if let Handles::Table(table) = &self.handles {
+        if let Handles::Table(table) = &self.origin.handles {
             table.moved(&moved.handle, (&target.handle, to.1));
         }
         let replaced = replaced.map(|replaced| self.removed(&replaced)).transpose()?;

@@ -7,6 +7,7 @@
 //! kernel forgot it has no path yet: it is then sought in the directory where it was found.
 
 use super::Object;
+use super::descriptors::with_room;
 use super::sys::{self, failed, identity_with};
 use crate::store::{Handle, Identity, Result, StoreError};
 use dafs_proto::{FileType, Status};
@@ -49,6 +50,19 @@ pub struct KernelHandles {
     /// Open for more than its path: the kernel resolves handles relative to its mount.
     root: OwnedFd,
     root_identity: Identity,
+}
+
+/// What is the same in all handles of one file: without the place where it was found.
+pub fn key(handle: &Handle) -> Handle {
+    let bytes = handle.as_bytes();
+    let len = match bytes {
+        [VERSION, rest @ ..] => rest.get(8).map_or(bytes.len(), |len| 11 + usize::from(*len)),
+        _ => bytes.len(),
+    };
+    match bytes.get(..len) {
+        Some(key) if len < bytes.len() => Handle(key.into()),
+        _ => handle.clone(),
+    }
 }
 
 fn stale(why: &str) -> StoreError {
@@ -150,16 +164,26 @@ impl KernelHandles {
     }
 
     fn open_raw(&self, raw: Raw<'_>) -> Result<OwnedFd> {
-        let flags = (OFlags::PATH | OFlags::NOFOLLOW).bits() as i32;
-        ordma::os::open_file_handle(self.root.as_fd(), raw.kind.into(), raw.bytes, flags).map_err(
-            |error| match error.raw_os_error().map(Errno::from_raw_os_error) {
-                // Bytes that no file system made are as good as a file that is gone.
-                Some(Errno::STALE | Errno::INVAL | Errno::NOENT) | None => {
-                    stale("there is no such file any more")
-                }
-                _ => StoreError::io("opening a handle", &error),
-            },
-        )
+        self.open_raw_for(raw, OFlags::PATH | OFlags::NOFOLLOW)
+    }
+
+    fn open_raw_for(&self, raw: Raw<'_>, flags: OFlags) -> Result<OwnedFd> {
+        let open = || {
+            let (mount, flags) = (self.root.as_fd(), flags.bits() as i32);
+            ordma::os::open_file_handle(mount, raw.kind.into(), raw.bytes, flags)
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::STALE))
+        };
+        with_room(open).map_err(|error| match error {
+            // Bytes that no file system made are as good as a file that is gone.
+            Errno::STALE | Errno::INVAL | Errno::NOENT => stale("there is no such file any more"),
+            error => failed("opening a handle", error),
+        })
+    }
+
+    /// Opens a file once more that was open. Wherever it is by now, those who have it open may go on.
+    pub fn reopen(&self, handle: &Handle, flags: OFlags) -> Result<OwnedFd> {
+        let (raw, _) = self.parse(handle).ok_or_else(|| stale("not one of this export"))?;
+        self.open_raw_for(raw, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK)
     }
 
     /// Whether an object lies in the export: by its path, or `None` where it has none yet.

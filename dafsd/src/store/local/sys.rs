@@ -1,5 +1,6 @@
 //! System calls as the store uses them: one name at a time, never through a symbolic link.
 
+use super::descriptors::with_room;
 use crate::store::{Identity, StoreError};
 use dafs_proto::{Attr, FileType, Time};
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
@@ -53,13 +54,13 @@ pub fn open_beneath(
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    loop {
+    with_room(|| loop {
         // EAGAIN is a race with a rename somewhere, which the kernel asks to try again.
         match fs::openat2(directory.as_fd(), path, flags, mode, resolve) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             result => return result,
         }
-    }
+    })
 }
 
 /// Opens a path below a directory to be named, not read.
@@ -74,7 +75,7 @@ pub fn proc_path(fd: impl AsFd) -> String {
 
 /// An open file once more, to be named only.
 pub fn path_of(fd: impl AsFd) -> Result<OwnedFd, Errno> {
-    fs::open(proc_path(fd), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+    with_room(|| fs::open(proc_path(&fd), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
 }
 
 /// What `statx` says of a file.

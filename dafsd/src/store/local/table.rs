@@ -7,14 +7,14 @@
 //!
 //! Wire form: version 2, export id (8 bytes), number (8 bytes).
 
-use super::Object;
+use super::{Object, caller};
 use super::journal::{Change, Journal};
 use super::sys::{self, failed};
 use crate::store::{Handle, Identity, Result, StoreError};
 use crate::sync::Mutex;
 use dafs_proto::Status;
 use foldhash::fast::RandomState;
-use rustix::fs::Statx;
+use rustix::fs::{OFlags, Statx};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -240,6 +240,15 @@ impl ObjectTable {
         }
         let kind = sys::file_type(&stat);
         Ok(Object { fd, handle: handle.clone(), identity: found, kind })
+    }
+
+    /// Opens a file once more that was open.
+    pub fn reopen(&self, handle: &Handle, identity: Identity, flags: OFlags) -> Result<OwnedFd> {
+        let object = self.open(handle)?;
+        if object.identity != identity {
+            return Err(stale("its path leads to another file now"));
+        }
+        caller::reopen(&object, flags).map_err(|error| failed("opening a handle", error))
     }
 
     /// An object was renamed.

@@ -150,7 +150,7 @@ fn a_replaced_file_is_another_file() {
 #[test]
 fn descriptors_are_bounded() {
     each(|world| {
-        let options = LocalOptions { descriptors: 4, ..world.store.options.clone() };
+        let options = LocalOptions { descriptors: Descriptors::new(4), ..world.store.options.clone() };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let made = (0..20).map(|n| {
             world.file(&n.to_string(), b"");
@@ -159,7 +159,7 @@ fn descriptors_are_bounded() {
         let nodes: Vec<Node> = made.collect();
         for node in nodes.iter().chain(nodes.iter().rev()) {
             assert_eq!(store.node(SERVER, &node.handle).unwrap().identity, node.identity);
-            assert!(store.objects.len() <= 4);
+            assert!(store.origin.descriptors.paths.len() <= 4);
         }
     });
 }
@@ -169,7 +169,7 @@ fn descriptors_are_bounded() {
 fn a_file_that_has_no_path_yet_is_found_where_it_was() {
     each(|world| {
         let node = world.file("f", b"1");
-        let Handles::Kernel(handles) = &world.store.handles else {
+        let Handles::Kernel(handles) = &world.store.origin.handles else {
             return;
         };
         let root = || sys::open_path(&world.store.root.fd, b".").unwrap();
@@ -198,13 +198,13 @@ fn handles_survive_a_kernel_that_forgets() {
         forged[1..9].copy_from_slice(&node.handle.as_bytes()[1..9]);
         drop(foreign);
         for handle in [&node.handle, &moved.handle] {
-            world.store.objects.remove(handle);
+            world.store.origin.descriptors.paths.remove(handle);
         }
         rustix::fs::sync();
         std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         assert_eq!(status(world.store.node(SERVER, &moved.handle)), Status::StaleHandle);
         std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-        if matches!(world.store.handles, Handles::Kernel(_)) {
+        if matches!(world.store.origin.handles, Handles::Kernel(_)) {
             let forged = Handle::from_wire(&forged).unwrap();
             assert_eq!(status(world.store.node(SERVER, &forged)), Status::StaleHandle);
         }
