@@ -357,7 +357,14 @@ fn load_identity(config: &Config) -> Result<Option<Identity>, StartError> {
 /// The directory or the identity cannot be used or made.
 pub fn identity(state_dir: &Path) -> Result<Identity, StartError> {
     make_state_dir(state_dir)?;
-    Ok(Identity::load_or_make(&state_dir.join("identity"))?.0)
+    let path = state_dir.join("identity");
+    match OpenOptions::new().read(true).custom_flags(flags()).open(&path) {
+        Ok(file) => Ok(Identity::read(file, &path)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(Identity::load_or_make(&path)?.0)
+        }
+        Err(error) => Err(IdentityError::Io { path, error }.into()),
+    }
 }
 
 fn make_state_dir(path: &Path) -> Result<(), StartError> {
@@ -567,6 +574,34 @@ mod tests {
         assert_eq!(std::fs::read(&other).unwrap(), b"not a number of a process");
         std::fs::remove_file(path.join("lock")).unwrap();
         lock_state(&path).unwrap();
+    }
+
+    #[test]
+    fn an_identity_that_is_somebody_elses_file_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let first = identity(&path).unwrap().public();
+        assert_eq!(identity(&path).unwrap().public(), first);
+        std::fs::rename(path.join("identity"), directory.path().join("other")).unwrap();
+        std::os::unix::fs::symlink("../other", path.join("identity")).unwrap();
+        let error = identity(&path).unwrap_err().to_string();
+        assert!(error.contains(path.join("identity").to_str().unwrap()), "{error}");
+        // A pipe that nobody writes to.
+        std::fs::remove_file(path.join("identity")).unwrap();
+        let pipe = rustix::fs::FileType::Fifo;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, path.join("identity"), pipe, mode, 0).unwrap();
+        identity(&path).unwrap_err();
+        // The public key does not go into what lies in its way.
+        std::fs::remove_file(path.join("identity")).unwrap();
+        std::fs::remove_file(path.join("identity.pub")).unwrap();
+        std::fs::write(directory.path().join("precious"), "precious").unwrap();
+        std::os::unix::fs::symlink("../precious", path.join("identity.pub")).unwrap();
+        let second = identity(&path).unwrap().public();
+        assert_ne!(second, first);
+        assert_eq!(std::fs::read(directory.path().join("precious")).unwrap(), b"precious");
+        let public = std::fs::read_to_string(path.join("identity.pub")).unwrap();
+        assert_eq!(public.trim(), second.to_string());
     }
 
     /// What came back, head by head.

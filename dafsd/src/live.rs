@@ -18,8 +18,8 @@ use foldhash::fast::RandomState;
 use ordma::Link;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// An encoded reply, header and body.

@@ -326,7 +326,9 @@ impl Cache {
     fn forget(&self, file: &Arc<CachedFile>) {
         let mut files = self.files.lock();
         let known = files.by_identity.get(&file.identity());
-        if known.is_some_and(|known| Arc::ptr_eq(known, file)) && file.opens.load(Ordering::Acquire) == 0 {
+        if known.is_some_and(|known| Arc::ptr_eq(known, file))
+            && file.opens.load(Ordering::Acquire) == 0
+        {
             files.by_identity.remove(&file.identity());
         }
         drop(files);

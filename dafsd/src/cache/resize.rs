@@ -133,6 +133,12 @@ impl CachedFile {
         self.cache.forget(self);
     }
 
+    /// Whether it has no name on the disk any more.
+    pub(super) async fn is_gone(&self) -> bool {
+        let store = self.store();
+        self.cache.runtime.blocking(move || store.is_gone()).await
+    }
+
     /// Whether a client has it open.
     #[must_use]
     pub fn is_open(&self) -> bool {

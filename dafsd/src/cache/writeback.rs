@@ -78,6 +78,11 @@ impl Cache {
                 continue;
             };
             if let Err(error) = done {
+                if file.opens.load(Ordering::Acquire) == 0 && file.is_gone().await {
+                    // Removed by others on this host.
+                    file.removed();
+                    continue;
+                }
                 tracing::warn!(%error, file = ?file.identity(), "write-back failed; pages stay dirty");
             }
         }

@@ -10,6 +10,7 @@
 //! | [`entries`] | directories: looking up, creating, removing, renaming, listing |
 //! | [`metadata`] | attributes, and what sets them |
 //! | [`mounts`] | where another file system begins |
+//! | [`search`] | what was moved, and nobody knows where |
 //! | [`names`] | names that are being changed |
 //! | [`file`] | data I/O |
 //! | [`set_id`] | files whose set-id bits go with a write |
@@ -21,20 +22,18 @@
 //! can be written back whoever opened it first.
 
 use super::{Access, Credential, Handle, Identity, Node, Result, Store, StoreError, StoreFile};
-use crate::sync::Mutex;
 use caller::Owner;
 use dafs_proto::{FileType, Status};
 use file::{LocalFile, Origin};
-use foldhash::fast::RandomState;
 use kernel::KernelHandles;
 use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
 use set_id::SetId;
 use setup::{handle_table, kernel_handles, open_root, table_path};
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use sys::failed;
 use table::ObjectTable;
 
@@ -48,6 +47,7 @@ mod kernel;
 mod metadata;
 mod mounts;
 mod names;
+mod search;
 mod set_id;
 mod setup;
 mod sys;
@@ -63,10 +63,12 @@ pub use setup::{HandleReport, LocalOptions};
 pub struct LocalStore {
     options: LocalOptions,
     export: [u8; 8],
+    /// What it was opened by.
+    path: PathBuf,
+    /// The log says that it is not there any more.
+    told_gone: AtomicBool,
     origin: Arc<Origin>,
     root: Arc<Object>,
-    /// Files that were opened, so that one that is opened twice has one descriptor.
-    files: Mutex<HashMap<Identity, Weak<LocalFile>, RandomState>>,
     /// Files that were given set-id bits, which go with the next write of a user's.
     set_id: SetId,
     report: HandleReport,
@@ -114,8 +116,9 @@ impl LocalStore {
         let kind = FileType::Directory;
         let root = Arc::new(Object { fd, handle, identity, kind });
         let origin = Arc::new(Origin::new(handles, Arc::clone(&options.descriptors)));
-        let (files, set_id) = (Mutex::default(), SetId::default());
-        Ok(Self { options, export, origin, root, files, set_id, report })
+        let set_id = SetId::default();
+        let (path, told_gone) = (path.to_owned(), AtomicBool::new(false));
+        Ok(Self { options, export, path, told_gone, origin, root, set_id, report })
     }
 
     /// Finds out which handles a store of the directory `path` would use, and changes nothing.
@@ -144,6 +147,10 @@ impl LocalStore {
         if *handle == self.root.handle {
             return Ok(Arc::clone(&self.root));
         }
+        // Descriptors are kept for all exports together.
+        if handle.as_bytes().get(1..9) != Some(&self.export) {
+            return Err(StoreError::new(Status::StaleHandle, "handle: not one of this export"));
+        }
         let Origin { handles, descriptors, .. } = &*self.origin;
         if let Some(object) = descriptors.paths.get(handle) {
             return Ok(object);
@@ -164,8 +171,7 @@ impl LocalStore {
         };
         let object = Arc::new(object);
         if !named {
-            let is_open = |file: &Weak<LocalFile>| file.strong_count() > 0;
-            if self.files.lock().get(&object.identity).is_some_and(is_open) {
+            if descriptors.known(&object.identity).is_some() {
                 return Ok(object);
             }
             let what = "handle: the file has no name any more";
@@ -178,7 +184,8 @@ impl LocalStore {
     /// The object that was found in `parent` under `name`, and its attributes.
     fn found(&self, fd: OwnedFd, parent: &Object, name: &[u8]) -> Result<(Object, Node)> {
         let stat = sys::stat(&fd).map_err(|error| failed(sys::show(name), error))?;
-        let (handle, identity) = self.origin.handles.make(&fd, &stat, Some((&parent.handle, name)))?;
+        let (handle, identity) =
+            self.origin.handles.make(&fd, &stat, Some((&parent.handle, name)))?;
         let node = Node { handle: handle.clone(), identity, attr: sys::attributes(&stat) };
         Ok((Object { fd, handle, identity, kind: sys::file_type(&stat) }, node))
     }
@@ -230,8 +237,7 @@ impl LocalStore {
         if write {
             caller::drop_set_id(who, &object, &what)?;
         }
-        let known = self.files.lock().get(&object.identity).and_then(Weak::upgrade);
-        if let Some(file) = known {
+        if let Some(file) = self.origin.descriptors.known(&object.identity) {
             if write {
                 file.allow_writing(&object).map_err(|error| failed(what, error))?;
             }
@@ -261,33 +267,19 @@ impl LocalStore {
         what: &str,
     ) -> Result<Arc<LocalFile>> {
         let Object { handle, identity, .. } = object;
-        let mut files = self.files.lock();
-        if let Some(file) = files.get(identity).and_then(Weak::upgrade) {
-            drop(files);
-            if write {
-                file.allow_writing(object).map_err(|error| failed(what, error))?;
-            }
-            return Ok(file);
+        let new = || LocalFile::new(&self.origin, handle.clone(), *identity, fd, write);
+        let (file, is_new) = self.origin.descriptors.make_known(identity, new);
+        if !is_new && write {
+            file.allow_writing(object).map_err(|error| failed(what, error))?;
         }
-        let file = LocalFile::new(&self.origin, handle.clone(), *identity, fd, write);
-        if files.len() == files.capacity() {
-            files.retain(|_, file| file.strong_count() > 0);
-        }
-        files.insert(*identity, Arc::downgrade(&file));
-        drop(files);
-        self.origin.descriptors.opened(&Arc::downgrade(&file));
         Ok(file)
-    }
-
-    /// The file that somebody has open, if somebody has.
-    fn open_now(&self, identity: &Identity) -> Option<Arc<LocalFile>> {
-        self.files.lock().get(identity).and_then(Weak::upgrade)
     }
 
     /// Refuses to take the last name of an object away where a client has it open and the server can
     /// keep no more such files open.
     fn check_removal(&self, object: &Object, what: &str) -> Result<()> {
-        let is_open = || self.open_now(&object.identity).is_some_and(|file| file.is_in_use());
+        let known = || self.origin.descriptors.known(&object.identity);
+        let is_open = || known().is_some_and(|file| file.is_in_use());
         let is_last = || sys::stat(&object.fd).is_ok_and(|stat| stat.stx_nlink == 1);
         if object.kind != FileType::Regular || !is_open() || !is_last() {
             return Ok(());
@@ -307,7 +299,7 @@ impl LocalStore {
         if let Handles::Table(table) = handles {
             table.removed(&object.handle);
         }
-        let Some(file) = self.open_now(&object.identity) else { return };
+        let Some(file) = descriptors.known(&object.identity) else { return };
         descriptors.lost_name(&object.handle, &file);
         if file.is_in_use()
             && let Err(error) = file.keep_open(object)
@@ -329,6 +321,22 @@ impl Handles {
                 handles.make(fd.as_fd(), stat, place.map(|(parent, _)| parent))
             }
             Self::Table(table) => table.make(fd.as_fd(), stat, place),
+        }
+    }
+
+    /// What moves or makes names holds this meanwhile.
+    fn moving(&self) -> search::Moving<'_> {
+        match self {
+            Self::Kernel(handles) => handles.moving(),
+            Self::Table(table) => table.moving(),
+        }
+    }
+
+    /// An object has this name now.
+    fn moved(&self, object: &Object, to: (&Handle, &[u8])) {
+        match self {
+            Self::Kernel(handles) => handles.moved(object, to.0),
+            Self::Table(table) => table.moved(object, to),
         }
     }
 

@@ -316,6 +316,10 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     fn release(&self, _count: usize) {}
     /// It is not needed for now: nobody has it open, and all that was written is stable.
     fn rest(&self) {}
+    /// Whether it has no name any more and nobody can reach it: what is not written need not be.
+    fn is_gone(&self) -> bool {
+        false
+    }
     /// Sets the modification time, after the pages that were written at that time have been. Where the
     /// server may write the file and not set its times, as another user owns it, sets it to now.
     fn set_mtime(&self, mtime: std::time::SystemTime) -> Result<()>;

@@ -17,7 +17,7 @@ use super::Object;
 use super::fds::FdCache;
 use super::file::LocalFile;
 use super::sys;
-use crate::store::Handle;
+use crate::store::{Handle, Identity};
 use crate::sync::Mutex;
 use foldhash::fast::RandomState;
 use rustix::io::Errno;
@@ -35,6 +35,8 @@ const TRIES: usize = 4;
 pub struct Descriptors {
     /// What was named lately.
     pub(super) paths: FdCache,
+    /// Files that were opened through any export, so that one that is opened twice has one descriptor.
+    known: Mutex<HashMap<Identity, Weak<LocalFile>, RandomState>>,
     /// Files with an open descriptor, in the order in which their turn comes. With some that were
     /// closed since.
     files: Mutex<VecDeque<Weak<LocalFile>>>,
@@ -52,6 +54,7 @@ impl Descriptors {
         let most_paths = most / 2;
         let new = Arc::new(Self {
             paths: FdCache::new(most_paths),
+            known: Mutex::default(),
             files: Mutex::default(),
             most_files: (most - most_paths).max(1),
             nameless: Mutex::default(),
@@ -85,7 +88,7 @@ impl Descriptors {
 
     /// Most open files without a name that one session may make.
     pub(super) fn most_nameless_each(&self) -> usize {
-        (self.most_nameless() / 4).max(1)
+        (self.most_nameless() / 2).max(1)
     }
 
     /// Whether one more file can lose its last name while it is open.
@@ -104,6 +107,31 @@ impl Descriptors {
     /// The open file without a name that a handle names.
     pub(super) fn nameless(&self, handle: &Handle) -> Option<Arc<LocalFile>> {
         self.nameless.lock().get(&handle.key()).and_then(Weak::upgrade)
+    }
+
+    /// The file with this identity, if somebody needs it.
+    pub(super) fn known(&self, identity: &Identity) -> Option<Arc<LocalFile>> {
+        self.known.lock().get(identity).and_then(Weak::upgrade)
+    }
+
+    /// The same, or a new one that is open; whether it is new.
+    pub(super) fn make_known(
+        &self,
+        identity: &Identity,
+        new: impl FnOnce() -> Arc<LocalFile>,
+    ) -> (Arc<LocalFile>, bool) {
+        let mut known = self.known.lock();
+        if let Some(file) = known.get(identity).and_then(Weak::upgrade) {
+            return (file, false);
+        }
+        let file = new();
+        if known.len() == known.capacity() {
+            known.retain(|_, file| file.strong_count() > 0);
+        }
+        known.insert(*identity, Arc::downgrade(&file));
+        drop(known);
+        self.opened(&Arc::downgrade(&file));
+        (file, true)
     }
 
     /// A file has a descriptor now: others are closed where there are too many.
@@ -160,6 +188,12 @@ impl Descriptors {
     #[cfg(test)]
     pub(super) fn files(&self) -> usize {
         self.files.lock().len()
+    }
+
+    /// Files that somebody needs.
+    #[cfg(test)]
+    pub(super) fn count_known(&self) -> usize {
+        self.known.lock().values().filter(|file| file.strong_count() > 0).count()
     }
 }
 

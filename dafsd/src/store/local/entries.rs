@@ -4,7 +4,7 @@ use super::metadata::{Changes, check_target};
 use super::mounts::crossing;
 use super::names;
 use super::sys::{self, check_name, failed, show};
-use super::{Handles, LocalFile, LocalStore, Object};
+use super::{LocalFile, LocalStore, Object};
 use crate::store::{
     CreateOptions, Credential, Entry, Handle, Node, Removed, Renamed, Result, StoreError,
 };
@@ -13,6 +13,7 @@ use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Modes of what is created without one.
 const FILE_MODE: u32 = 0o644;
@@ -42,10 +43,28 @@ impl LocalStore {
         }
         let is_gone = || sys::stat(&directory.fd).is_ok_and(|stat| stat.stx_nlink == 0);
         if error == Errno::NOENT && is_gone() {
+            if directory.identity == self.root.identity {
+                return self.root_is_gone(&what);
+            }
             let what = format!("{what}: the directory was removed");
             return StoreError::new(Status::StaleHandle, what);
         }
         failed(what, error)
+    }
+
+    /// The error of whatever is asked for after somebody has removed the export's directory. The server
+    /// goes on with the directory that it opened, which nobody can put anything into any more.
+    fn root_is_gone(&self, what: &str) -> StoreError {
+        let path = self.path.display();
+        let again = match self.path.symlink_metadata() {
+            Ok(_) => ", and there is another one: start dafsd anew to serve that",
+            Err(_) => ": make it again and start dafsd anew, or take the export away",
+        };
+        let why = format!("the export's directory {path} was removed on the server{again}");
+        if !self.told_gone.swap(true, Ordering::Relaxed) {
+            tracing::error!("{why}");
+        }
+        StoreError::new(Status::StaleHandle, format!("{what}: {why}"))
     }
 
     /// The owner that new objects are given, where it is not who makes them.
@@ -204,10 +223,12 @@ impl LocalStore {
         let directory = self.directory(directory, what, name)?;
         // By way of /proc, because linking a descriptor itself takes a capability.
         let path = sys::proc_path(&object.fd);
+        let _moving = self.origin.handles.moving();
         who.run(|| {
             fs::linkat(CWD, path, &directory.fd, name, AtFlags::SYMLINK_FOLLOW)
                 .map_err(|error| self.error(&directory, what, name, error))
         })?;
+        self.origin.handles.moved(&object, (&directory.handle, name));
         self.node_of(&object)
     }
 
@@ -286,15 +307,14 @@ impl LocalStore {
         if let Some(replaced) = replaced.as_ref().filter(|it| it.identity != moved.identity) {
             self.check_removal(replaced, &format!("{what} {}", show(to.1)))?;
         }
+        let _moving = self.origin.handles.moving();
         who.run(|| {
             fs::renameat(&source.fd, from.1, &target.fd, to.1)
                 .map_err(|error| self.error(&target, &what, to.1, error))
         })?;
         // Two names of one file: the kernel leaves both.
         let replaced = replaced.filter(|replaced| replaced.identity != moved.identity);
-        if let Handles::Table(table) = &self.origin.handles {
-            table.moved(&moved.handle, (&target.handle, to.1));
-        }
+        self.origin.handles.moved(&moved, (&target.handle, to.1));
         let replaced = replaced.map(|replaced| self.removed(&replaced)).transpose()?;
         Ok(Renamed { moved: moved.identity, replaced })
     }
@@ -311,7 +331,10 @@ impl LocalStore {
             return Ok((Vec::new(), true));
         }
         let directory = self.directory(directory, what, b".")?;
-        let fail = |error| failed(format!("listing inode {}", directory.identity.inode), error);
+        let fail = |error| match error {
+            Errno::NOENT => self.error(&directory, what, b".", error),
+            error => failed(format!("listing inode {}", directory.identity.inode), error),
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         // To open `.` takes the rights to read and to search, so that the entries can then be
         // opened as the server.

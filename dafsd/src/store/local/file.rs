@@ -13,14 +13,14 @@ use super::sys::{self, failed};
 use super::{Handles, Object, caller};
 use crate::store::{Handle, Identity, Result, StoreError, StoreFile};
 use crate::sync::Mutex;
-use dafs_proto::Attr;
+use dafs_proto::{Attr, Status};
 use rustix::fs::{self, Advice, OFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::{self, Errno};
 use rustix::process::{Resource, getrlimit};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What the files of a store have in common.
@@ -43,7 +43,8 @@ pub(super) struct Origin {
 impl Origin {
     pub fn new(handles: Handles, descriptors: Arc<Descriptors>) -> Self {
         descriptors.join();
-        let (unsynced, written, max_size) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
+        let (unsynced, written, max_size) =
+            (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
         Self {
             handles,
             descriptors,
@@ -80,7 +81,11 @@ impl Origin {
     }
 
     /// What the disk says of a file that is not open.
-    fn stat(&self, handle: &Handle, identity: Identity) -> Result<std::result::Result<fs::Statx, Errno>> {
+    fn stat(
+        &self,
+        handle: &Handle,
+        identity: Identity,
+    ) -> Result<std::result::Result<fs::Statx, Errno>> {
         Ok(match self.descriptors.paths.get(handle) {
             Some(object) => sys::stat(&object.fd),
             None => sys::stat(self.handles.reopen(handle, identity, OFlags::PATH)?),
@@ -104,6 +109,8 @@ pub struct LocalFile {
     identity: Identity,
     /// Somebody has opened it for writing.
     writable: AtomicBool,
+    /// It had no name any more when it was closed.
+    gone: AtomicBool,
     /// Clients that have it open.
     users: AtomicUsize,
     /// It was used since its last turn to be closed.
@@ -159,6 +166,7 @@ impl LocalFile {
             handle,
             identity,
             writable: AtomicBool::new(writable),
+            gone: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             used: AtomicBool::new(true),
             state: Mutex::new(state),
@@ -324,21 +332,28 @@ impl LocalFile {
         if used || state.is_needed() || self.cannot_open_again(fd, state.for_writing) {
             return false;
         }
-        let fd = state.fd.take();
-        (state.for_writing, state.queued) = (false, false);
-        drop(state);
-        drop(fd);
+        state.queued = false;
+        self.take_away(state);
         true
     }
 
     /// Closes it, unless it is needed; whether it had a descriptor.
     pub(super) fn close(&self) -> bool {
-        let Some(mut state) = self.state.try_lock() else { return false };
+        let Some(state) = self.state.try_lock() else { return false };
         if self.is_in_use() || state.is_needed() {
             return false;
         }
+        self.take_away(state)
+    }
+
+    /// Closes the descriptor; whether there was one.
+    fn take_away(&self, mut state: MutexGuard<'_, State>) -> bool {
         let fd = state.fd.take();
         state.for_writing = false;
+        if fd.as_deref().is_some_and(has_no_name) {
+            self.gone.store(true, Ordering::SeqCst);
+        }
+        // Closing may take time.
         drop(state);
         fd.is_some()
     }
@@ -542,5 +557,15 @@ impl StoreFile for LocalFile {
 
     fn rest(&self) {
         self.close();
+    }
+
+    fn is_gone(&self) -> bool {
+        if self.gone.load(Ordering::SeqCst) || self.is_removed() {
+            return true;
+        }
+        let kernel = matches!(self.origin.handles, Handles::Kernel(_));
+        let path =
+            kernel.then(|| self.origin.handles.reopen(&self.handle, self.identity, OFlags::PATH));
+        path.is_some_and(|path| path.is_err_and(|error| error.status == Status::StaleHandle))
     }
 }

@@ -54,11 +54,13 @@ pub fn open_beneath(
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    with_room(|| loop {
-        // EAGAIN is a race with a rename somewhere, which the kernel asks to try again.
-        match fs::openat2(directory.as_fd(), path, flags, mode, resolve) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            result => return result,
+    with_room(|| {
+        loop {
+            // EAGAIN is a race with a rename somewhere, which the kernel asks to try again.
+            match fs::openat2(directory.as_fd(), path, flags, mode, resolve) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => return result,
+            }
         }
     })
 }
@@ -121,7 +123,8 @@ pub fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
-fn device(stat: &Statx) -> u64 {
+/// The device that a file's file system is on.
+pub fn device(stat: &Statx) -> u64 {
     fs::makedev(stat.stx_dev_major, stat.stx_dev_minor)
 }
 

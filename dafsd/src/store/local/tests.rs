@@ -112,7 +112,7 @@ fn what_is_created_is_found_and_written() {
         // Two opens of one file share a descriptor.
         let again = store.open(SERVER, &node.handle, Access::ReadWrite).unwrap();
         assert_eq!(again.identity(), file.identity());
-        assert_eq!(store.files.lock().len(), 1);
+        assert_eq!(store.origin.descriptors.count_known(), 1);
     });
 }
 
