@@ -72,7 +72,7 @@ fn more_files_than_descriptors_are_written_and_read() {
     assert!(descriptors(&daemon) < 240, "{} descriptors", descriptors(&daemon));
     // Others can still come.
     let another = daemon.client("tcp");
-    assert_eq!(read_to_end(&another.open(&name(7)).unwrap(), 4096), content(7));
+    assert_eq!(read_to_end(&another.open(name(7)).unwrap(), 4096), content(7));
     // And all of it reaches the disk.
     drop((opened, clients, another));
     assert_eq!(daemon.stop(), Some(0));
@@ -122,10 +122,10 @@ fn files_removed_while_they_are_open_are_read_on() {
         std::fs::write(daemon.tree().join(name(number)), content(number)).unwrap();
     }
     let client = daemon.client("tcp");
-    let files: Vec<_> = (0..many()).map(|number| client.open(&name(number)).unwrap()).collect();
+    let files: Vec<_> = (0..many()).map(|number| client.open(name(number)).unwrap()).collect();
     let (mut removed, mut refused) = (Vec::new(), 0);
     for number in 0..many() {
-        match client.unlink(&name(number)) {
+        match client.unlink(name(number)) {
             Ok(()) => removed.push(number),
             Err(error) => {
                 let text = error.to_string();
@@ -145,7 +145,7 @@ fn files_removed_while_they_are_open_are_read_on() {
     let end = Instant::now() + Duration::from_secs(10);
     for number in (0..many()).filter(|number| !removed.contains(number)) {
         // The client closes files a moment later.
-        while let Err(error) = client.unlink(&name(number)) {
+        while let Err(error) = client.unlink(name(number)) {
             assert!(Instant::now() < end, "{error}");
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -53,6 +53,9 @@ impl<'a> Raw<'a> {
     }
 }
 
+/// Directories, as type and bytes of their kernel handles, by the key of the handle of what is there.
+type Places = HashMap<Handle, (u8, Box<[u8]>), RandomState>;
+
 /// Makes and opens such handles.
 #[derive(Debug)]
 pub struct KernelHandles {
@@ -60,9 +63,8 @@ pub struct KernelHandles {
     /// Open for more than its path: the kernel resolves handles relative to its mount.
     root: OwnedFd,
     root_identity: Identity,
-    /// Where files were moved through this server, by the key of their handle: the directory's kernel
-    /// handle.
-    moved: Mutex<HashMap<Handle, (u8, Box<[u8]>), RandomState>>,
+    /// Where files were moved through this server, or found.
+    moved: Mutex<Places>,
     search: Search,
 }
 

@@ -69,7 +69,8 @@ impl fmt::Display for HandleReport {
                 }
                 write!(
                     f,
-                    ": they survive restarts, and renames through this server only, because {why}"
+                    ": they survive restarts, and what others have renamed is searched for, \
+                     because {why}"
                 )
             }
             Self::Memory { why } => write!(

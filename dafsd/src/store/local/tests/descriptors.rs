@@ -156,8 +156,11 @@ fn nothing_keeps_the_space_of_what_is_removed() {
         let node = store.lookup(SERVER, &root, b"f").unwrap();
         let file = store.open(SERVER, &node.handle, Access::Read).unwrap();
         read(&file);
+        assert!(!file.is_gone());
         std::fs::remove_file(world.path("f")).unwrap();
+        assert!(file.is_gone());
         assert!(store.origin.descriptors.discard_removed());
+        assert!(file.is_gone());
         assert_eq!(held_without_name(world), 0);
     });
 }
