@@ -87,8 +87,8 @@ pub struct Config {
     pub agent_threads: usize,
     /// Bytes of receives that the engine `verbs` posts on a device, for all clients.
     pub receives: usize,
-    /// Descriptors that each export's store keeps open for objects used lately.
-    pub descriptors: usize,
+    /// Most descriptors that the stores of all exports keep open, where it is not left to the server.
+    pub descriptors: Option<usize>,
     /// Use handle tables even where the kernel's handles can be used.
     pub handle_table: bool,
     /// What is offered. Never empty.
@@ -144,7 +144,11 @@ impl Config {
             rpc_threads: number("threads.rpc", threads.rpc, 1, 256)?,
             agent_threads: number("threads.agents", threads.agents, 1, 256)?,
             receives: size("sessions.receives", receives, 1 << 20, 1 << 34)? as usize,
-            descriptors: number("store.descriptors", file.store.descriptors, 1024, 1 << 20)?,
+            descriptors: file
+                .store
+                .descriptors
+                .map(|most| number("store.descriptors", Some(most), 1, 1 << 20))
+                .transpose()?,
             handle_table: handles == "table",
             exports: exports(file.exports, flags)?,
         })

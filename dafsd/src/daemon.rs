@@ -10,9 +10,10 @@ use crate::runtime::Runtime;
 use crate::server::{Export, NotWritten, Server};
 use crate::sharing::{Boots, BootsError, MachineBoot, time_of_start};
 use crate::state::{SecretError, flags, load_secret};
-use crate::store::{HandleReport, LocalOptions, LocalStore, Store, StoreError};
+use crate::store::{Descriptors, HandleReport, LocalOptions, LocalStore, Store, StoreError};
 use dafs_keys::identity::IdentityError;
 use dafs_keys::{HandleKey, Identity, Protection, PublicKey, Secret};
+use ordma::arena::Geometry;
 use ordma::secure::Gate;
 use ordma::{Engine, LinkError, Service};
 use rustix::fs::FlockOperation;
@@ -136,12 +137,12 @@ impl Daemon {
     /// # Errors
     /// When something of the configuration cannot be had; nothing runs then.
     pub fn start(config: &Config, engines: Engines<'_>) -> Result<Self, StartError> {
-        raise_descriptor_limit();
+        let descriptors = Descriptors::new(DescriptorShares::of(config).store);
         let lock = lock_state(&config.state_dir)?;
         let secret = load_secret(&config.state_dir)?;
         let mut exports = Vec::new();
         for export in &config.exports {
-            exports.push(open_export(config, export, &secret)?);
+            exports.push(open_export(config, export, &descriptors, &secret)?);
         }
         let access = load_access(config)?;
         let identity = load_identity(config)?;
@@ -285,11 +286,15 @@ fn remove_socket(path: &Path) {
     }
 }
 
-fn store_options(config: &Config, export: &ExportConfig) -> LocalOptions {
+fn store_options(
+    config: &Config,
+    export: &ExportConfig,
+    descriptors: &Arc<Descriptors>,
+) -> LocalOptions {
     LocalOptions {
         read_only: export.read_only,
         owner: export.owner,
-        descriptors: config.descriptors,
+        descriptors: Arc::clone(descriptors),
         state: Some(config.state_dir.clone()),
         handle_table: config.handle_table,
     }
@@ -298,10 +303,11 @@ fn store_options(config: &Config, export: &ExportConfig) -> LocalOptions {
 fn open_export(
     config: &Config,
     export: &ExportConfig,
+    descriptors: &Arc<Descriptors>,
     secret: &Secret,
 ) -> Result<Export, StartError> {
     let ExportConfig { name, path, read_only, protection, owner: _ } = export.clone();
-    let store = LocalStore::new(&path, store_options(config, export))
+    let store = LocalStore::new(&path, store_options(config, export, descriptors))
         .map_err(|error| StartError::Export { name: name.clone(), error })?;
     match store.report() {
         HandleReport::Kernel => tracing::info!(export = name, handles = %store.report()),
@@ -356,7 +362,14 @@ fn load_identity(config: &Config) -> Result<Option<Identity>, StartError> {
 /// The directory or the identity cannot be used or made.
 pub fn identity(state_dir: &Path) -> Result<Identity, StartError> {
     make_state_dir(state_dir)?;
-    Ok(Identity::load_or_make(&state_dir.join("identity"))?.0)
+    let path = state_dir.join("identity");
+    match OpenOptions::new().read(true).custom_flags(flags()).open(&path) {
+        Ok(file) => Ok(Identity::read(file, &path)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(Identity::load_or_make(&path)?.0)
+        }
+        Err(error) => Err(IdentityError::Io { path, error }.into()),
+    }
 }
 
 fn make_state_dir(path: &Path) -> Result<(), StartError> {
@@ -379,7 +392,8 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
     let mut lines = Vec::new();
     load_access(config)?;
     for export in &config.exports {
-        let report = LocalStore::probe(&export.path, &store_options(config, export))
+        let options = store_options(config, export, &Descriptors::new(1));
+        let report = LocalStore::probe(&export.path, &options)
             .map_err(|error| StartError::Export { name: export.name.clone(), error })?;
         let ExportConfig { name, path, read_only, protection, .. } = export;
         let access = if *read_only { "read-only" } else { "read and write" };
@@ -456,18 +470,71 @@ fn lock_state(path: &Path) -> Result<File, StartError> {
     Ok(file)
 }
 
-/// Every cached file and every client takes a descriptor, so as many as the system lets us have.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+/// Descriptors for what is neither a connection, a file of an export nor a chunk: logs and journals,
+/// the state directory, listeners, event loops.
+const OTHER_DESCRIPTORS: usize = 48;
+/// Most descriptors of files of exports, where the configuration does not say. Each keeps memory of the
+/// kernel's, and opening a file again takes a few microseconds.
+const STORE_DESCRIPTORS: usize = 16_384;
+/// Least descriptors of files of exports.
+const LEAST_STORE_DESCRIPTORS: usize = 16;
+/// Descriptors that a worker has open beside those that are kept.
+const WORKER_DESCRIPTORS: usize = 2;
+
+/// How the descriptors that the server may have are shared out, so that none of these takes what the
+/// others need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DescriptorShares {
+    /// What the stores of all exports keep open.
+    pub store: usize,
+    /// What remains for connections.
+    pub connections: usize,
+}
+
+impl DescriptorShares {
+    /// Raises the limit as far as the system allows, and shares that out.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let limit = getrlimit(Resource::Nofile);
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+        }
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let Geometry { page_size, slots } = config.cache.geometry;
+        let chunks = config.cache.budget.div_ceil((page_size * slots as usize).max(1));
+        let workers = WORKER_DESCRIPTORS * config.workers;
+        let shares = Self::share(limit, chunks, workers, config.descriptors);
+        tracing::debug!(limit, ?shares, "descriptors");
+        shares
+    }
+
+    fn share(limit: u64, chunks: usize, workers: usize, wanted: Option<usize>) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let free = limit.saturating_sub(chunks + OTHER_DESCRIPTORS);
+        let workers = workers.min(free / 4);
+        let store = wanted.unwrap_or(STORE_DESCRIPTORS);
+        let store = store.min((free - workers) / 2).max(LEAST_STORE_DESCRIPTORS.min(store));
+        Self { store, connections: free.saturating_sub(workers + store) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn descriptors_are_shared_out() {
+        let share = |limit, wanted| DescriptorShares::share(limit, 8, 16, wanted);
+        let DescriptorShares { store, connections } = share(256, None);
+        assert_eq!((store, connections), (92, 92));
+        assert_eq!(share(1 << 20, None).store, STORE_DESCRIPTORS);
+        assert_eq!(share(1 << 20, Some(7)).store, 7);
+        assert_eq!(share(1024, Some(1 << 20)).store, (1024 - 56 - 16) / 2);
+        // Too few for anything: it tries all the same.
+        assert_eq!(share(32, None).store, LEAST_STORE_DESCRIPTORS);
+        assert_eq!(share(u64::MAX, None).store, STORE_DESCRIPTORS);
+    }
 
     #[test]
     fn a_state_directory_serves_one() {
@@ -512,6 +579,34 @@ mod tests {
         assert_eq!(std::fs::read(&other).unwrap(), b"not a number of a process");
         std::fs::remove_file(path.join("lock")).unwrap();
         lock_state(&path).unwrap();
+    }
+
+    #[test]
+    fn an_identity_that_is_somebody_elses_file_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let first = identity(&path).unwrap().public();
+        assert_eq!(identity(&path).unwrap().public(), first);
+        std::fs::rename(path.join("identity"), directory.path().join("other")).unwrap();
+        std::os::unix::fs::symlink("../other", path.join("identity")).unwrap();
+        let error = identity(&path).unwrap_err().to_string();
+        assert!(error.contains(path.join("identity").to_str().unwrap()), "{error}");
+        // A pipe that nobody writes to.
+        std::fs::remove_file(path.join("identity")).unwrap();
+        let pipe = rustix::fs::FileType::Fifo;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, path.join("identity"), pipe, mode, 0).unwrap();
+        identity(&path).unwrap_err();
+        // The public key does not go into what lies in its way.
+        std::fs::remove_file(path.join("identity")).unwrap();
+        std::fs::remove_file(path.join("identity.pub")).unwrap();
+        std::fs::write(directory.path().join("precious"), "precious").unwrap();
+        std::os::unix::fs::symlink("../precious", path.join("identity.pub")).unwrap();
+        let second = identity(&path).unwrap().public();
+        assert_ne!(second, first);
+        assert_eq!(std::fs::read(directory.path().join("precious")).unwrap(), b"precious");
+        let public = std::fs::read_to_string(path.join("identity.pub")).unwrap();
+        assert_eq!(public.trim(), second.to_string());
     }
 
     /// What came back, head by head.

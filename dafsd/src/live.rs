@@ -1,7 +1,7 @@
 //! A session of the running server: its state under one lock.
 
 use crate::access::Permit;
-use crate::cache::{Standing, Told, Writer};
+use crate::cache::{CachedFile, Standing, Told, Writer};
 use crate::ops::{OpError, Open};
 use crate::reply_cache::{Abandoned, Arrival, Begin, Ticket};
 use crate::server::Export;
@@ -18,8 +18,8 @@ use foldhash::fast::RandomState;
 use ordma::Link;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// An encoded reply, header and body.
@@ -41,6 +41,8 @@ pub struct LiveSession {
     idle: Event,
     /// What the client knows once it uses a slot again. Locked alone.
     told: Mutex<HashMap<u16, Vec<Told>, RandomState>>,
+    /// Files that it has removed while they were open.
+    removed: Mutex<Vec<Weak<CachedFile>>>,
 }
 
 impl fmt::Debug for LiveSession {
@@ -96,6 +98,7 @@ impl LiveSession {
             executing: AtomicUsize::new(0),
             idle: Event::new(),
             told: Mutex::default(),
+            removed: Mutex::default(),
         }
     }
 
@@ -189,6 +192,21 @@ impl LiveSession {
     #[must_use]
     pub fn open_count(&self) -> usize {
         self.state.lock().open_count()
+    }
+
+    /// It has taken the last name of a file away that is open.
+    pub(crate) fn note_removed(&self, file: &Arc<CachedFile>) {
+        self.removed.lock().push(Arc::downgrade(file));
+    }
+
+    /// How many files are open that it has removed. Where it looks like fewer than `most`, that is not
+    /// looked at.
+    pub(crate) fn removed_open(&self, most: usize) -> usize {
+        let mut removed = self.removed.lock();
+        if removed.len() >= most {
+            removed.retain(|file| file.upgrade().is_some_and(|file| file.is_open()));
+        }
+        removed.len()
     }
 
     /// Adds an open file.

@@ -5,7 +5,7 @@
 use clap::Parser;
 use dafsd::admin::{self, Reply, Request};
 use dafsd::config::{Command, Config, Flags, Listen};
-use dafsd::daemon::{self, Daemon};
+use dafsd::daemon::{self, Daemon, DescriptorShares};
 use ordma::Engine;
 use ordma::shm::Shm;
 use ordma::tcp::Tcp;
@@ -111,11 +111,15 @@ fn serve(config: &Config) -> Result<(), Box<dyn Error>> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     // A limit of file sizes is an error of the write that it stops, and not the end of the server.
     signal_hook::flag::register(SIGXFSZ, Arc::default())?;
+    let plain = ordma::tcp::Settings::default();
+    // By tcp and by shm.
+    let connections = DescriptorShares::of(config).connections / 2;
     let settings = ordma::tcp::Settings {
         rpc_threads: config.rpc_threads,
         agent_threads: config.agent_threads,
         receives: config.receives,
-        ..ordma::tcp::Settings::default()
+        max_connections: plain.max_connections.min(connections.max(1)),
+        ..plain
     };
     let daemon = Daemon::start(config, &|listen| -> Arc<dyn Engine> {
         match listen {

@@ -6,7 +6,7 @@
 
 use std::sync::{
     Mutex as StdMutex, MutexGuard, PoisonError, RwLock as StdRwLock, RwLockReadGuard,
-    RwLockWriteGuard,
+    RwLockWriteGuard, TryLockError,
 };
 
 /// A mutex; see the module.
@@ -26,6 +26,15 @@ impl<T> Mutex<T> {
             return guard;
         }
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the lock if nobody has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 
@@ -61,7 +70,6 @@ impl<T> RwLock<T> {
 /// Takes a lock on an explored thread: where it is held, another actor goes on.
 #[cfg(feature = "explore")]
 fn explored<G>(mut attempt: impl FnMut() -> std::sync::TryLockResult<G>) -> Option<G> {
-    use std::sync::TryLockError;
     if !ordma::explore::is_on() {
         return None;
     }

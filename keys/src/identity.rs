@@ -158,7 +158,15 @@ impl Identity {
     /// What is wrong with the file.
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
         let failed = |error| IdentityError::Io { path: path.to_owned(), error };
-        let file = File::open(path).map_err(failed)?;
+        Self::read(File::open(path).map_err(failed)?, path)
+    }
+
+    /// As [`load`](Self::load), from a file that has been opened.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn read(file: File, path: &Path) -> Result<Self, IdentityError> {
+        let failed = |error| IdentityError::Io { path: path.to_owned(), error };
         let metadata = file.metadata().map_err(failed)?;
         let mode = metadata.mode() & 0o7777;
         if mode & 0o077 != 0 {
@@ -189,8 +197,16 @@ impl Identity {
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
         let mut beside = path.as_os_str().to_owned();
         beside.push(".pub");
-        std::fs::write(&beside, format!("{}\n", self.public))
-            .map_err(|error| IdentityError::Io { path: beside.into(), error })
+        // Another one's goes, and nothing is written to where a link leads.
+        let write = || {
+            match std::fs::remove_file(&beside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
+            file.write_all(format!("{}\n", self.public).as_bytes())
+        };
+        write().map_err(|error| IdentityError::Io { path: PathBuf::from(&beside), error })
     }
 
     /// The identity in a file, which is made if there is none. Also says whether it was made.

@@ -1,9 +1,11 @@
 //! The file `authorized_clients`, and what becomes of it while the server runs.
 
 use super::{Authorized, LineError};
-use std::fs::File;
+use crate::state::flags;
+use rustix::io::Errno;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// More than the file of any site has, in bytes.
@@ -114,7 +116,7 @@ impl AuthorizedFile {
     /// version: editors let a file disappear for a moment, and who means to let nobody in can leave
     /// an empty one.
     pub fn reread(&mut self, forced: bool) -> Option<Result<Authorized, AuthorizedError>> {
-        let now = std::fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata));
+        let now = std::fs::symlink_metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata));
         if now == self.seen && !forced {
             return None;
         }
@@ -125,7 +127,14 @@ impl AuthorizedFile {
     fn read(&mut self) -> Result<Authorized, AuthorizedError> {
         let path = || self.path.clone();
         let failed = |error| AuthorizedError::Io { path: path(), error };
-        let file = File::open(&self.path).map_err(failed)?;
+        let file = OpenOptions::new().read(true).custom_flags(flags()).open(&self.path);
+        let file = file.map_err(|error| {
+            if Errno::from_io_error(&error) == Some(Errno::LOOP) {
+                let what = "it is a symbolic link; name the file that it leads to";
+                return failed(io::Error::new(error.kind(), what));
+            }
+            failed(error)
+        })?;
         let metadata = file.metadata().map_err(failed)?;
         // Of the version that is read: one that comes meanwhile is another.
         self.seen = Some(Stamp::of(&metadata));

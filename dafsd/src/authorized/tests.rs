@@ -249,3 +249,17 @@ fn a_file_that_others_can_write_is_refused() {
         assert!(error.contains("4711"), "{error}");
     }
 }
+
+#[test]
+fn a_link_in_the_place_of_the_file_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, other) = (directory.path().join("authorized_clients"), directory.path().join("o"));
+    write(&other, "");
+    AuthorizedFile::open(&other, true).unwrap();
+    let (mut file, _) = AuthorizedFile::open(&path, true).unwrap();
+    std::os::unix::fs::symlink(&other, &path).unwrap();
+    let error = AuthorizedFile::open(&path, true).unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()) && error.contains("symbolic link"), "{error}");
+    assert!(file.reread(false).unwrap().is_err());
+    assert!(file.reread(false).is_none(), "told of once");
+}

@@ -266,7 +266,10 @@ impl CachedFile {
         }
         let mut store = self.store.write();
         if file.writable() && !store.writable() {
-            *store = file;
+            let before = std::mem::replace(&mut *store, file);
+            let opens = self.opens.load(Ordering::Acquire);
+            store.hold(opens);
+            before.release(opens);
         }
         Ok(())
     }

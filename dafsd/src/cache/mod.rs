@@ -324,6 +324,19 @@ impl Cache {
         ]
     }
 
+    /// Forgets a file that was removed and that nobody has open.
+    fn forget(&self, file: &Arc<CachedFile>) {
+        let mut files = self.files.lock();
+        let known = files.by_identity.get(&file.identity());
+        if known.is_some_and(|known| Arc::ptr_eq(known, file))
+            && file.opens.load(Ordering::Acquire) == 0
+        {
+            files.by_identity.remove(&file.identity());
+        }
+        drop(files);
+        file.store().rest();
+    }
+
     /// Forgets files that no one has open and that have no pages.
     pub fn sweep_files(&self) {
         let mut files = self.files.lock();

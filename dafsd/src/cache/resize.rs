@@ -22,8 +22,15 @@ impl Deref for OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        if self.0.opens.fetch_sub(1, Ordering::AcqRel) == 1 && self.0.is_removed() {
+        let last = {
+            let store = self.0.store.read();
+            store.release(1);
+            self.0.opens.fetch_sub(1, Ordering::AcqRel) == 1
+        };
+        if last && self.0.is_removed() {
             self.0.discard();
+        } else if last {
+            self.0.rest();
         }
     }
 }
@@ -35,7 +42,12 @@ impl CachedFile {
     /// Counts an open until the guard is dropped.
     #[must_use]
     pub fn hold(self: &Arc<Self>) -> OpenFile {
-        self.opens.fetch_add(1, Ordering::AcqRel);
+        {
+            // The store's file may be replaced only with those who have it open.
+            let store = self.store.read();
+            store.hold(1);
+            self.opens.fetch_add(1, Ordering::AcqRel);
+        }
         OpenFile(Arc::clone(self))
     }
 
@@ -99,23 +111,45 @@ impl CachedFile {
     }
 
     /// The file's last name went away. Its pages end now, or when the last client closes it.
-    pub fn removed(&self) {
+    pub fn removed(self: &Arc<Self>) {
         self.meta.write().removed = true;
         if self.opens.load(Ordering::Acquire) == 0 {
             self.discard();
         }
     }
 
-    pub(super) fn is_removed(&self) -> bool {
+    /// Whether its last name is gone.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
         self.meta.read().removed
     }
 
-    /// Ends all pages, dirty ones too.
-    fn discard(&self) {
+    /// Ends all pages, dirty ones too, and forgets the file: nothing keeps its space any more.
+    fn discard(self: &Arc<Self>) {
         let meta = self.meta.write();
         self.kill_from(0);
         drop(meta);
         self.unstable.lock().forget_all();
+        self.cache.forget(self);
+    }
+
+    /// Whether it has no name on the disk any more.
+    pub(super) async fn is_gone(&self) -> bool {
+        let store = self.store();
+        self.cache.runtime.blocking(move || store.is_gone()).await
+    }
+
+    /// Whether a client has it open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.opens.load(Ordering::Acquire) > 0
+    }
+
+    /// The store need not keep the file open while no client has it open and all of it is stable.
+    pub(super) fn rest(&self) {
+        if self.opens.load(Ordering::Acquire) == 0 && self.blocks.lock().is_clean() {
+            self.store().rest();
+        }
     }
 
     /// Kills the pages from `first` on. The caller holds `meta` exclusively.

@@ -505,7 +505,8 @@ fn a_change_behind_our_back_is_seen_at_open(level: Protection) {
 
 fn a_removed_file_ends_with_its_last_close(level: Protection) {
     let cache = cache(level, 8, 1);
-    let file = open(&cache, level, &MemoryFile::with(vec![5; PAGE]));
+    let disk = MemoryFile::with(vec![5; PAGE]);
+    let file = open(&cache, level, &disk);
     let open = file.hold();
     read(&file, 0, 1);
     let reference = refs(&file)[0];
@@ -513,6 +514,15 @@ fn a_removed_file_ends_with_its_last_close(level: Protection) {
     assert!(ordma(&file, &reference).is_ok());
     drop(open);
     assert_eq!(ordma(&file, &reference), Err(AccessFault::Stale));
+    // Nothing keeps it on the disk.
+    assert!(cache.find(&disk.identity()).is_none());
+    drop(file);
+    assert_eq!(Arc::strong_count(&disk), 1);
+    let again = self::open(&cache, level, &disk);
+    read(&again, 0, 1);
+    again.removed();
+    drop(again);
+    assert_eq!(Arc::strong_count(&disk), 1);
 }
 
 fn what_the_store_cannot_hold_is_refused_at_once(level: Protection) {

@@ -36,12 +36,21 @@ impl Cache {
                 (!blocks.dirty.is_empty(), !blocks.is_clean())
             };
             // What becomes of it is noted, and told of where it fails.
-            if file.is_removed() {
+            let done = if file.is_removed() {
                 continue;
-            } else if unclean && file.opens.load(Ordering::Acquire) == 0 {
-                let _ = file.commit(Extent::default()).await;
+            } else if !unclean {
+                file.rest();
+                continue;
+            } else if file.opens.load(Ordering::Acquire) == 0 {
+                file.commit(Extent::default()).await.map(drop)
             } else if dirty {
-                let _ = file.flush(0..=u64::MAX).await;
+                file.flush(0..=u64::MAX).await
+            } else {
+                continue;
+            };
+            if done.is_err() && !file.is_open() && file.is_gone().await {
+                // Removed by others on this host.
+                file.removed();
             }
         }
     }

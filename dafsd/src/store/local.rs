@@ -5,11 +5,13 @@
 //! | [`setup`] | how a directory is offered, and which handles that takes |
 //! | [`kernel`] | handles that are the kernel's own |
 //! | [`table`], [`journal`] | handles by number, where those cannot be used |
-//! | [`fds`] | descriptors of what was used lately |
+//! | [`descriptors`], [`fds`] | descriptors that are kept open |
 //! | [`caller`] | what is done as the caller |
 //! | [`entries`] | directories: looking up, creating, removing, renaming, listing |
 //! | [`metadata`] | attributes, and what sets them |
 //! | [`mounts`] | where another file system begins |
+//! | [`search`] | what was moved, and nobody knows where |
+//! | [`names`] | names that are being changed |
 //! | [`file`] | data I/O |
 //! | [`set_id`] | files whose set-id bits go with a write |
 //! | [`sys`] | system calls, one name at a time |
@@ -20,25 +22,23 @@
 //! can be written back whoever opened it first.
 
 use super::{Access, Credential, Handle, Identity, Node, Result, Store, StoreError, StoreFile};
-use crate::sync::Mutex;
 use caller::Owner;
 use dafs_proto::{FileType, Status};
-use fds::FdCache;
-use file::{KnownSize, LocalFile};
-use foldhash::fast::RandomState;
+use file::{LocalFile, Origin};
 use kernel::KernelHandles;
 use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
 use set_id::SetId;
 use setup::{handle_table, kernel_handles, open_root, table_path};
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use sys::failed;
 use table::ObjectTable;
 
 mod caller;
+mod descriptors;
 mod entries;
 mod fds;
 mod file;
@@ -46,6 +46,8 @@ mod journal;
 mod kernel;
 mod metadata;
 mod mounts;
+mod names;
+mod search;
 mod set_id;
 mod setup;
 mod sys;
@@ -53,6 +55,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use descriptors::Descriptors;
 pub use setup::{HandleReport, LocalOptions};
 
 /// A directory of this host.
@@ -60,17 +63,14 @@ pub use setup::{HandleReport, LocalOptions};
 pub struct LocalStore {
     options: LocalOptions,
     export: [u8; 8],
-    handles: Handles,
+    /// What it was opened by.
+    path: PathBuf,
+    /// The log says that it is not there any more.
+    told_gone: AtomicBool,
+    origin: Arc<Origin>,
     root: Arc<Object>,
-    objects: FdCache,
-    /// Open files, so that opening one twice takes one descriptor.
-    files: Mutex<HashMap<Identity, Weak<LocalFile>, RandomState>>,
-    /// Open files without a name, by the handle that clients know them by.
-    nameless: Mutex<HashMap<Handle, Weak<LocalFile>, RandomState>>,
     /// Files that were given set-id bits, which go with the next write of a user's.
     set_id: SetId,
-    /// How large files can be, as far as is known.
-    max_size: Arc<KnownSize>,
     report: HandleReport,
 }
 
@@ -87,6 +87,13 @@ struct Object {
     handle: Handle,
     identity: Identity,
     kind: FileType,
+}
+
+impl Handle {
+    /// What is the same in all handles of one file, wherever that was found.
+    fn key(&self) -> Self {
+        kernel::key(self)
+    }
 }
 
 impl LocalStore {
@@ -108,21 +115,10 @@ impl LocalStore {
         let (handle, identity) = handles.make(&fd, &stat, None)?;
         let kind = FileType::Directory;
         let root = Arc::new(Object { fd, handle, identity, kind });
-        let objects = FdCache::new(options.descriptors);
-        let (files, nameless) = (Mutex::default(), Mutex::default());
-        let (set_id, max_size) = (SetId::default(), Arc::default());
-        Ok(Self {
-            options,
-            export,
-            handles,
-            root,
-            objects,
-            files,
-            nameless,
-            set_id,
-            max_size,
-            report,
-        })
+        let origin = Arc::new(Origin::new(handles, Arc::clone(&options.descriptors)));
+        let set_id = SetId::default();
+        let (path, told_gone) = (path.to_owned(), AtomicBool::new(false));
+        Ok(Self { options, export, path, told_gone, origin, root, set_id, report })
     }
 
     /// Finds out which handles a store of the directory `path` would use, and changes nothing.
@@ -151,39 +147,45 @@ impl LocalStore {
         if *handle == self.root.handle {
             return Ok(Arc::clone(&self.root));
         }
-        if let Some(object) = self.objects.get(handle) {
+        // Descriptors are kept for all exports together.
+        if handle.as_bytes().get(1..9) != Some(&self.export) {
+            return Err(StoreError::new(Status::StaleHandle, "handle: not one of this export"));
+        }
+        let Origin { handles, descriptors, .. } = &*self.origin;
+        if let Some(object) = descriptors.paths.get(handle) {
             return Ok(object);
         }
         if self.is_mount_point(handle) {
             return Err(mounts::crossing("a mount point"));
         }
-        let nameless = self.nameless.lock().get(handle).and_then(Weak::upgrade);
-        if let Some(file) = nameless {
-            let fd = sys::path_of(&*file).map_err(|error| failed("handle", error))?;
+        if let Some(file) = descriptors.nameless(handle)
+            && let Some(fd) = file.path()
+        {
+            let fd = fd.map_err(|error| failed("handle", error))?;
             let (handle, identity, kind) = (handle.clone(), file.identity(), FileType::Regular);
             return Ok(Arc::new(Object { fd, handle, identity, kind }));
         }
-        let (object, named) = match &self.handles {
+        let (object, named) = match handles {
             Handles::Kernel(handles) => handles.open(handle)?,
             Handles::Table(table) => (table.open(handle)?, true),
         };
         let object = Arc::new(object);
         if !named {
-            let is_open = |file: &Weak<LocalFile>| file.strong_count() > 0;
-            if self.files.lock().get(&object.identity).is_some_and(is_open) {
+            if descriptors.known(&object.identity).is_some() {
                 return Ok(object);
             }
             let what = "handle: the file has no name any more";
             return Err(StoreError::new(Status::StaleHandle, what));
         }
-        self.objects.insert(&object);
+        descriptors.paths.insert(&object);
         Ok(object)
     }
 
     /// The object that was found in `parent` under `name`, and its attributes.
     fn found(&self, fd: OwnedFd, parent: &Object, name: &[u8]) -> Result<(Object, Node)> {
         let stat = sys::stat(&fd).map_err(|error| failed(sys::show(name), error))?;
-        let (handle, identity) = self.handles.make(&fd, &stat, Some((&parent.handle, name)))?;
+        let (handle, identity) =
+            self.origin.handles.make(&fd, &stat, Some((&parent.handle, name)))?;
         let node = Node { handle: handle.clone(), identity, attr: sys::attributes(&stat) };
         Ok((Object { fd, handle, identity, kind: sys::file_type(&stat) }, node))
     }
@@ -191,7 +193,7 @@ impl LocalStore {
     /// As [`found`](Self::found), for an object that will be used again.
     fn keep(&self, fd: OwnedFd, parent: &Object, name: &[u8]) -> Result<Node> {
         let (object, node) = self.found(fd, parent, name)?;
-        self.objects.insert(&Arc::new(object));
+        self.origin.descriptors.paths.insert(&Arc::new(object));
         Ok(node)
     }
 
@@ -235,51 +237,75 @@ impl LocalStore {
         if write {
             caller::drop_set_id(who, &object, &what)?;
         }
-        let known = self.files.lock().get(&object.identity).and_then(Weak::upgrade);
-        if let Some(file) = known.filter(|file| file.writable() || !write) {
+        if let Some(file) = self.origin.descriptors.known(&object.identity) {
+            if write {
+                file.allow_writing(&object).map_err(|error| failed(what, error))?;
+            }
             return Ok(file);
         }
-        let reopen = |flags| caller::reopen(&object, flags);
-        // Writable where it can be, whatever was asked for, so that pages can be written back by
-        // whoever opened the file first.
-        let (fd, writable) =
-            match reopen(if self.options.read_only { OFlags::RDONLY } else { OFlags::RDWR }) {
-                Ok(fd) => (fd, !self.options.read_only),
-                // Also where a lease of a local process lets readers in alone.
-                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY | Errno::AGAIN)
-                    if !write =>
-                {
-                    (reopen(OFlags::RDONLY).map_err(|error| failed(what, error))?, false)
-                }
-                Err(error) => return Err(failed(what, error)),
-            };
-        Ok(self.opened(LocalFile::new(fd, object.identity, writable, &self.max_size)))
+        self.check_room(&what)?;
+        let flags = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        let fd = caller::reopen(&object, flags).map_err(|error| failed(&*what, error))?;
+        self.opened(&object, fd, write, &what)
+    }
+
+    /// Refuses to open another file where none of those that are open can be closed.
+    fn check_room(&self, what: &str) -> Result<()> {
+        if self.origin.descriptors.has_room() {
+            return Ok(());
+        }
+        let what = format!("{what}: those that are open could not be opened again");
+        Err(StoreError::new(Status::TooManyOpenFiles, what))
+    }
+
+    /// A file that was opened just now, or by another one meanwhile.
+    fn opened(
+        &self,
+        object: &Object,
+        fd: OwnedFd,
+        write: bool,
+        what: &str,
+    ) -> Result<Arc<LocalFile>> {
+        let Object { handle, identity, .. } = object;
+        let new = || LocalFile::new(&self.origin, handle.clone(), *identity, fd, write);
+        let (file, is_new) = self.origin.descriptors.make_known(identity, new);
+        if !is_new && write {
+            file.allow_writing(object).map_err(|error| failed(what, error))?;
+        }
+        Ok(file)
+    }
+
+    /// Refuses to take the last name of an object away where a client has it open and the server can
+    /// keep no more such files open.
+    fn check_removal(&self, object: &Object, what: &str) -> Result<()> {
+        let known = || self.origin.descriptors.known(&object.identity);
+        let is_open = || known().is_some_and(|file| file.is_in_use());
+        let is_last = || sys::stat(&object.fd).is_ok_and(|stat| stat.stx_nlink == 1);
+        if object.kind != FileType::Regular || !is_open() || !is_last() {
+            return Ok(());
+        }
+        if self.origin.descriptors.may_lose_name() {
+            return Ok(());
+        }
+        let what = format!("{what}: it is open, and so are many files that were removed");
+        Err(StoreError::new(Status::TooManyOpenFiles, what))
     }
 
     /// An object has lost its last name. No descriptor is kept for it, or it would keep its space;
     /// who has it open still reaches it.
     fn lost(&self, object: &Object) {
-        self.objects.remove(&object.handle);
-        if let Handles::Table(table) = &self.handles {
+        let Origin { handles, descriptors, .. } = &*self.origin;
+        descriptors.paths.remove(&object.handle);
+        if let Handles::Table(table) = handles {
             table.removed(&object.handle);
         }
-        let file =
-            self.files.lock().get(&object.identity).filter(|f| f.strong_count() > 0).cloned();
-        let mut nameless = self.nameless.lock();
-        nameless.retain(|_, file| file.strong_count() > 0);
-        if let Some(file) = file {
-            nameless.insert(object.handle.clone(), file);
+        let Some(file) = descriptors.known(&object.identity) else { return };
+        descriptors.lost_name(&object.handle, &file);
+        if file.is_in_use()
+            && let Err(error) = file.keep_open(object)
+        {
+            tracing::warn!(%error, inode = object.identity.inode, "removed, and cannot be kept open");
         }
-    }
-
-    fn opened(&self, file: LocalFile) -> Arc<LocalFile> {
-        let file = Arc::new(file);
-        let mut files = self.files.lock();
-        if files.len() == files.capacity() {
-            files.retain(|_, file| file.strong_count() > 0);
-        }
-        files.insert(file.identity(), Arc::downgrade(&file));
-        file
     }
 }
 
@@ -295,6 +321,30 @@ impl Handles {
                 handles.make(fd.as_fd(), stat, place.map(|(parent, _)| parent))
             }
             Self::Table(table) => table.make(fd.as_fd(), stat, place),
+        }
+    }
+
+    /// What moves or makes names holds this meanwhile.
+    fn moving(&self) -> search::Moving<'_> {
+        match self {
+            Self::Kernel(handles) => handles.moving(),
+            Self::Table(table) => table.moving(),
+        }
+    }
+
+    /// An object has this name now.
+    fn moved(&self, object: &Object, to: (&Handle, &[u8])) {
+        match self {
+            Self::Kernel(handles) => handles.moved(object, to.0),
+            Self::Table(table) => table.moved(object, to),
+        }
+    }
+
+    /// Opens a file once more that was open, as the server.
+    fn reopen(&self, handle: &Handle, identity: Identity, flags: OFlags) -> Result<OwnedFd> {
+        match self {
+            Self::Kernel(handles) => handles.reopen(handle, flags),
+            Self::Table(table) => table.reopen(handle, identity, flags),
         }
     }
 }
@@ -429,6 +479,10 @@ impl Store for LocalStore {
         name: &[u8],
     ) -> Result<Node> {
         self.make_link(who, handle, directory, name)
+    }
+
+    fn most_removed_open(&self) -> usize {
+        self.origin.descriptors.most_nameless_each()
     }
 
     fn statfs(&self, _: &Credential, handle: &Handle) -> Result<dafs_proto::StatfsReply> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 mod local;
 mod read_only;
 
-pub use local::{HandleReport, LocalOptions, LocalStore};
+pub use local::{Descriptors, HandleReport, LocalOptions, LocalStore};
 pub use read_only::ReadOnlyStore;
 
 /// On whose behalf something is done.
@@ -281,6 +281,10 @@ pub trait Store: Send + Sync + fmt::Debug {
         directory: &Handle,
         name: &[u8],
     ) -> Result<Node>;
+    /// Most files that one session may have open that it has removed the last names of.
+    fn most_removed_open(&self) -> usize {
+        usize::MAX
+    }
     /// Space and inodes of the file system. Takes no right but to have the handle.
     fn statfs(&self, who: &Credential, handle: &Handle) -> Result<dafs_proto::StatfsReply>;
 }
@@ -321,6 +325,16 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     fn set_len(&self, len: u64) -> Result<()>;
     /// Makes what was written stable; `data_only` may leave times behind.
     fn sync(&self, data_only: bool) -> Result<()>;
+    /// That many clients more have it open. What they have open stays, whatever becomes of its names.
+    fn hold(&self, _count: usize) {}
+    /// That many have closed it.
+    fn release(&self, _count: usize) {}
+    /// It is not needed for now: nobody has it open, and all that was written is stable.
+    fn rest(&self) {}
+    /// Whether it has no name any more and nobody can reach it: what is not written need not be.
+    fn is_gone(&self) -> bool {
+        false
+    }
     /// Sets the modification time, after the pages that were written at that time have been. Where the
     /// server may write the file and not set its times, as another user owns it, sets it to now.
     fn set_mtime(&self, mtime: std::time::SystemTime) -> Result<()>;

@@ -131,6 +131,10 @@ impl Store for ReadOnlyStore {
         refused("making a link")
     }
 
+    fn most_removed_open(&self) -> usize {
+        self.0.most_removed_open()
+    }
+
     fn statfs(&self, who: &Credential, handle: &Handle) -> Result<StatfsReply> {
         self.0.statfs(who, handle)
     }

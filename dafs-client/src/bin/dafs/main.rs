@@ -44,6 +44,7 @@ mod verify;
 
 use clap::{Parser, Subcommand};
 use context::{Context, Global};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
 
 /// Works with the files of a DAFS server.
@@ -87,6 +88,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log();
+    raise_descriptor_limit();
     let cx = Context::new(&cli.global);
     let result = match &cli.command {
         Command::Ls(args) => ls::run(&cx, args),
@@ -105,6 +107,13 @@ fn main() -> ExitCode {
     };
     interrupt::finish();
     result.map_or_else(|failure| failure.tell(), |()| ExitCode::SUCCESS)
+}
+
+/// As many files as the system lets us have open: the soft limit is for programs that use `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // With fewer it works as well, unless very many files are copied at a time.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Starts logging to standard error, if `DAFS_LOG` asks for it.

@@ -4,6 +4,7 @@
 //! itself, such as the handle table, stays its own work.
 
 use super::Object;
+use super::descriptors::with_room;
 use super::sys::{self, failed};
 use crate::store::{Access, Credential, Result, StoreError};
 use dafs_proto::Status;
@@ -75,8 +76,13 @@ pub fn prove(
 /// Opens an object for more than its path. Does not wait for a local process that has a lease of it,
 /// which is told and fails this with [`Errno::AGAIN`](rustix::io::Errno): it may take 45 seconds.
 pub fn reopen(object: &Object, flags: OFlags) -> std::result::Result<OwnedFd, rustix::io::Errno> {
+    open_again(&object.fd, flags)
+}
+
+/// As [`reopen`], by a descriptor of it.
+pub fn open_again(fd: &OwnedFd, flags: OFlags) -> std::result::Result<OwnedFd, rustix::io::Errno> {
     let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    fs::open(sys::proc_path(&object.fd), flags, Mode::empty())
+    with_room(|| fs::open(sys::proc_path(fd), flags, Mode::empty()))
 }
 
 /// Takes the set-id bits of a file away that a user is about to write.

@@ -2,8 +2,9 @@
 
 use super::metadata::{Changes, check_target};
 use super::mounts::crossing;
+use super::names;
 use super::sys::{self, check_name, failed, show};
-use super::{Handles, LocalFile, LocalStore, Object};
+use super::{LocalFile, LocalStore, Object};
 use crate::store::{
     CreateOptions, Credential, Entry, Handle, Node, Removed, Renamed, Result, StoreError,
 };
@@ -12,6 +13,7 @@ use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Modes of what is created without one.
 const FILE_MODE: u32 = 0o644;
@@ -41,10 +43,28 @@ impl LocalStore {
         }
         let is_gone = || sys::stat(&directory.fd).is_ok_and(|stat| stat.stx_nlink == 0);
         if error == Errno::NOENT && is_gone() {
+            if directory.identity == self.root.identity {
+                return self.root_is_gone(&what);
+            }
             let what = format!("{what}: the directory was removed");
             return StoreError::new(Status::StaleHandle, what);
         }
         failed(what, error)
+    }
+
+    /// The error of whatever is asked for after somebody has removed the export's directory. The server
+    /// goes on with the directory that it opened, which nobody can put anything into any more.
+    fn root_is_gone(&self, what: &str) -> StoreError {
+        let path = self.path.display();
+        let again = match self.path.symlink_metadata() {
+            Ok(_) => ", and there is another one: start dafsd anew to serve that",
+            Err(_) => ": make it again and start dafsd anew, or take the export away",
+        };
+        let why = format!("the export's directory {path} was removed on the server{again}");
+        if !self.told_gone.swap(true, Ordering::Relaxed) {
+            tracing::error!("{why}");
+        }
+        StoreError::new(Status::StaleHandle, format!("{what}: {why}"))
     }
 
     /// The owner that new objects are given, where it is not who makes them.
@@ -96,17 +116,19 @@ impl LocalStore {
                 }
             }
             self.check_writable(what)?;
+            self.check_room(&format!("{what} {}", show(name)))?;
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
             let mode = Mode::RUSR | Mode::WUSR;
             match who.run(|| Ok(sys::open_beneath(&directory.fd, name, flags, mode)))? {
                 Ok(fd) => {
                     let path = sys::path_of(&fd).map_err(fail)?;
-                    let node = self.created(who, path, &directory, name, &changes)?;
+                    let (object, node) = self.created(who, path, &directory, name, &changes)?;
                     self.set_id.mode_set(&node.identity, node.attr.mode);
-                    let file = LocalFile::new(fd, node.identity, true, &self.max_size);
-                    return Ok((node, Some(self.opened(file))));
+                    return Ok((node, Some(self.opened(&object, fd, true, what)?)));
                 }
                 Err(Errno::EXIST) if !options.exclusive => {}
+                // What is removed gives its space back first.
+                Err(Errno::NOSPC | Errno::DQUOT) if self.origin.descriptors.discard_removed() => {}
                 Err(error) => return Err(fail(error)),
             }
         }
@@ -122,7 +144,7 @@ impl LocalStore {
         directory: &Object,
         name: &[u8],
         changes: &Changes,
-    ) -> Result<Node> {
+    ) -> Result<(Arc<Object>, Node)> {
         let (object, _) = self.found(fd, directory, name)?;
         who.run(|| {
             changes.apply(&object, &show(name)).inspect_err(|_| {
@@ -136,8 +158,9 @@ impl LocalStore {
             })
         })?;
         let node = self.node_of(&object)?;
-        self.objects.insert(&Arc::new(object));
-        Ok(node)
+        let object = Arc::new(object);
+        self.origin.descriptors.paths.insert(&object);
+        Ok((object, node))
     }
 
     pub(super) fn make_directory(
@@ -158,7 +181,7 @@ impl LocalStore {
                 .map_err(|error| self.error(&directory, what, name, error))
         })?;
         let changes = changes.for_new(DIRECTORY_MODE, self.owner(who));
-        self.created(who, fd, &directory, name, &changes)
+        Ok(self.created(who, fd, &directory, name, &changes)?.1)
     }
 
     pub(super) fn make_symlink(
@@ -180,7 +203,7 @@ impl LocalStore {
         })?;
         let changes = Changes::parse(&SetAttr::default(), &show(name))?;
         let changes = changes.for_new_symlink(self.owner(who));
-        self.created(who, fd, &directory, name, &changes)
+        Ok(self.created(who, fd, &directory, name, &changes)?.1)
     }
 
     pub(super) fn make_link(
@@ -200,10 +223,12 @@ impl LocalStore {
         let directory = self.directory(directory, what, name)?;
         // By way of /proc, because linking a descriptor itself takes a capability.
         let path = sys::proc_path(&object.fd);
+        let _moving = self.origin.handles.moving();
         who.run(|| {
             fs::linkat(CWD, path, &directory.fd, name, AtFlags::SYMLINK_FOLLOW)
                 .map_err(|error| self.error(&directory, what, name, error))
         })?;
+        self.origin.handles.moved(&object, (&directory.handle, name));
         self.node_of(&object)
     }
 
@@ -238,7 +263,9 @@ impl LocalStore {
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
         let fail = |error| self.error(&directory, what, name, error);
+        let _held = names::hold(&[(&directory, name)]);
         let object = self.doomed(who, &directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
+        self.check_removal(&object, &format!("{what} {}", show(name)))?;
         who.run(|| fs::unlinkat(&directory.fd, name, AtFlags::empty()).map_err(fail))?;
         self.removed(&object)
     }
@@ -254,6 +281,7 @@ impl LocalStore {
         check_name(what, name)?;
         let directory = self.directory(directory, what, name)?;
         let fail = |error| self.error(&directory, what, name, error);
+        let _held = names::hold(&[(&directory, name)]);
         let object = self.doomed(who, &directory, name)?.ok_or_else(|| fail(Errno::NOENT))?;
         who.run(|| fs::unlinkat(&directory.fd, name, AtFlags::REMOVEDIR).map_err(fail))?;
         self.removed(&object).map(drop)
@@ -272,18 +300,21 @@ impl LocalStore {
         let source = self.directory(from.0, what, from.1)?;
         let target = self.directory(to.0, what, to.1)?;
         let what = format!("renaming {} to", show(from.1));
+        let _held = names::hold(&[(&source, from.1), (&target, to.1)]);
         let moved = self.doomed(who, &source, from.1)?;
         let moved = moved.ok_or_else(|| self.error(&source, "renaming", from.1, Errno::NOENT))?;
         let replaced = self.doomed(who, &target, to.1)?;
+        if let Some(replaced) = replaced.as_ref().filter(|it| it.identity != moved.identity) {
+            self.check_removal(replaced, &format!("{what} {}", show(to.1)))?;
+        }
+        let _moving = self.origin.handles.moving();
         who.run(|| {
             fs::renameat(&source.fd, from.1, &target.fd, to.1)
                 .map_err(|error| self.error(&target, &what, to.1, error))
         })?;
         // Two names of one file: the kernel leaves both.
         let replaced = replaced.filter(|replaced| replaced.identity != moved.identity);
-        if let Handles::Table(table) = &self.handles {
-            table.moved(&moved.handle, (&target.handle, to.1));
-        }
+        self.origin.handles.moved(&moved, (&target.handle, to.1));
         let replaced = replaced.map(|replaced| self.removed(&replaced)).transpose()?;
         Ok(Renamed { moved: moved.identity, replaced })
     }
@@ -300,7 +331,10 @@ impl LocalStore {
             return Ok((Vec::new(), true));
         }
         let directory = self.directory(directory, what, b".")?;
-        let fail = |error| failed(format!("listing inode {}", directory.identity.inode), error);
+        let fail = |error| match error {
+            Errno::NOENT => self.error(&directory, what, b".", error),
+            error => failed(format!("listing inode {}", directory.identity.inode), error),
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         // To open `.` takes the rights to read and to search, so that the entries can then be
         // opened as the server.

@@ -7,7 +7,8 @@ use foldhash::fast::RandomState;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// A bounded cache of objects by handle; the least recently used one goes.
+/// A bounded cache of objects, each once whatever place its handle tells; the least recently used one
+/// goes.
 #[derive(Debug)]
 pub struct FdCache {
     state: Mutex<State>,
@@ -16,24 +17,46 @@ pub struct FdCache {
 
 #[derive(Debug, Default)]
 struct State {
+    /// By the key of the handle.
     objects: HashMap<Handle, (Arc<Object>, u64), RandomState>,
     /// By time of last use.
     order: BTreeMap<u64, Handle>,
     clock: u64,
 }
 
+impl State {
+    fn remove(&mut self, key: &Handle) -> Option<Arc<Object>> {
+        let (object, used) = self.objects.remove(key)?;
+        self.order.remove(&used);
+        Some(object)
+    }
+
+    /// Takes out the least recently used ones, until no more than `most` are left.
+    fn evict(&mut self, most: usize) -> Vec<Arc<Object>> {
+        let mut evicted = Vec::new();
+        while self.objects.len() > most
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            evicted.extend(self.objects.remove(&oldest).map(|(object, _)| object));
+        }
+        evicted
+    }
+}
+
+// Closing a descriptor may take time: nothing is dropped under the lock.
 impl FdCache {
     pub fn new(capacity: usize) -> Self {
         Self { state: Mutex::default(), capacity }
     }
 
     pub fn get(&self, handle: &Handle) -> Option<Arc<Object>> {
+        let key = handle.key();
         let mut state = self.state.lock();
         let State { objects, order, clock } = &mut *state;
-        let (object, used) = objects.get_mut(handle)?;
+        let (object, used) = objects.get_mut(&key)?;
         *clock += 1;
-        if let Some(handle) = order.remove(used) {
-            order.insert(*clock, handle);
+        if let Some(key) = order.remove(used) {
+            order.insert(*clock, key);
         }
         *used = *clock;
         Some(Arc::clone(object))
@@ -43,34 +66,41 @@ impl FdCache {
         if self.capacity == 0 {
             return;
         }
+        let key = object.handle.key();
         let mut state = self.state.lock();
         state.clock += 1;
         let used = state.clock;
-        let handle = object.handle.clone();
-        let old = state.objects.insert(handle.clone(), (Arc::clone(object), used));
-        if let Some((_, used)) = &old {
-            state.order.remove(used);
-        }
-        state.order.insert(used, handle);
-        let mut evicted = None;
-        if state.objects.len() > self.capacity
-            && let Some((_, oldest)) = state.order.pop_first()
-        {
-            evicted = state.objects.remove(&oldest);
-        }
+        let old = state.remove(&key);
+        state.objects.insert(key.clone(), (Arc::clone(object), used));
+        state.order.insert(used, key);
+        let evicted = state.evict(self.capacity);
         drop(state);
-        // Closing a descriptor may take time: not under the lock.
         drop((old, evicted));
     }
 
     pub fn remove(&self, handle: &Handle) {
-        let mut state = self.state.lock();
-        let object = state.objects.remove(handle);
-        if let Some((_, used)) = &object {
-            state.order.remove(used);
-        }
-        drop(state);
+        let key = handle.key();
+        let object = self.state.lock().remove(&key);
         drop(object);
+    }
+
+    /// Takes out a quarter of them.
+    pub fn shrink(&self) {
+        let evicted = {
+            let mut state = self.state.lock();
+            let now = state.objects.len();
+            state.evict(now - now.div_ceil(4))
+        };
+        drop(evicted);
+    }
+
+    /// Takes out those that this holds for; how many.
+    pub fn remove_where(&self, unwanted: impl Fn(&Object) -> bool) -> usize {
+        let all: Vec<_> =
+            self.state.lock().objects.values().map(|(object, _)| Arc::clone(object)).collect();
+        let unwanted: Vec<_> = all.into_iter().filter(|object| unwanted(object)).collect();
+        unwanted.iter().for_each(|object| self.remove(&object.handle));
+        unwanted.len()
     }
 
     #[cfg(test)]

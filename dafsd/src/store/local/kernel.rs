@@ -3,23 +3,34 @@
 //! Wire form: version 1, export id (8 bytes), length and type of the kernel's handle, its bytes;
 //! for what is not a directory, the same three of the directory where it was found. The kernel
 //! opens any inode of the file system by its handle, so each one is checked to lie in the export
-//! before it is used. That is read from its path. A file that nobody has looked up since the
-//! kernel forgot it has no path yet: it is then sought in the directory where it was found.
+//! before it is used. That is read from its path, or by climbing from a directory to the root where the
+//! path is too long to be told. A file that nobody has looked up since the kernel forgot it has no
+//! path yet: it is then sought in the directory where it was found, where it was moved to, and at last
+//! [everywhere](super::search).
 
 use super::Object;
+use super::descriptors::with_room;
+use super::search::{self, Found, Moving, Search};
 use super::sys::{self, failed, identity_with};
 use crate::store::{Handle, Identity, Result, StoreError};
+use crate::sync::Mutex;
 use dafs_proto::{FileType, Status};
-use rustix::fs::{self, OFlags, RawDir, Statx};
+use foldhash::fast::RandomState;
+use rustix::fs::{self, Mode, OFlags, RawDir, Statx};
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// First byte of a wire handle of this kind.
 const VERSION: u8 = 1;
+/// Most files of which it is known where they were moved.
+const MAX_MOVED: usize = 1 << 16;
+/// Deepest directory whose place is looked up.
+const MAX_DEPTH: usize = 1 << 16;
 
 /// A kernel handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Raw<'a> {
+pub struct Raw<'a> {
     kind: u8,
     bytes: &'a [u8],
 }
@@ -42,6 +53,9 @@ impl<'a> Raw<'a> {
     }
 }
 
+/// Directories, as type and bytes of their kernel handles, by the key of the handle of what is there.
+type Places = HashMap<Handle, (u8, Box<[u8]>), RandomState>;
+
 /// Makes and opens such handles.
 #[derive(Debug)]
 pub struct KernelHandles {
@@ -49,6 +63,22 @@ pub struct KernelHandles {
     /// Open for more than its path: the kernel resolves handles relative to its mount.
     root: OwnedFd,
     root_identity: Identity,
+    /// Where files were moved through this server, or found.
+    moved: Mutex<Places>,
+    search: Search,
+}
+
+/// What is the same in all handles of one file: without the place where it was found.
+pub fn key(handle: &Handle) -> Handle {
+    let bytes = handle.as_bytes();
+    let len = match bytes {
+        [VERSION, rest @ ..] => rest.get(8).map_or(bytes.len(), |len| 11 + usize::from(*len)),
+        _ => bytes.len(),
+    };
+    match bytes.get(..len) {
+        Some(key) if len < bytes.len() => Handle(key.into()),
+        _ => handle.clone(),
+    }
 }
 
 fn stale(why: &str) -> StoreError {
@@ -85,7 +115,8 @@ impl KernelHandles {
             (Ok(root_identity), Ok(other)) if root_identity == other => {
                 fs::readlink(sys::proc_path(&root), Vec::new())
                     .map_err(|error| format!("/proc is not there: {error}"))?;
-                Ok(Self { export, root, root_identity })
+                let (moved, search) = (Mutex::default(), Search::default());
+                Ok(Self { export, root, root_identity, moved, search })
             }
             _ => Err("the root's file handle leads elsewhere".to_owned()),
         }
@@ -139,10 +170,9 @@ impl KernelHandles {
             Some(true) => fd,
             Some(false) => return Err(stale("it leads out of the export")),
             None if kind == FileType::Directory => return Err(stale("it leads out of the export")),
-            None => {
-                let parent = parent.ok_or_else(|| stale("its place cannot be told"))?;
-                self.seek(self.open_raw(parent)?, identity)?
-            }
+            // No name is left to be found by.
+            None if stat.stx_nlink == 0 => return Err(stale("it has no name any more")),
+            None => self.locate(handle, parent, identity)?,
         };
         let handle = handle.clone();
         let object = Object { fd, handle, identity, kind };
@@ -150,25 +180,90 @@ impl KernelHandles {
     }
 
     fn open_raw(&self, raw: Raw<'_>) -> Result<OwnedFd> {
-        let flags = (OFlags::PATH | OFlags::NOFOLLOW).bits() as i32;
-        ordma::os::open_file_handle(self.root.as_fd(), raw.kind.into(), raw.bytes, flags).map_err(
-            |error| match error.raw_os_error().map(Errno::from_raw_os_error) {
-                // Bytes that no file system made are as good as a file that is gone.
-                Some(Errno::STALE | Errno::INVAL | Errno::NOENT) | None => {
-                    stale("there is no such file any more")
-                }
-                _ => StoreError::io("opening a handle", &error),
-            },
-        )
+        self.open_raw_for(raw, OFlags::PATH | OFlags::NOFOLLOW)
     }
 
-    /// Whether an object lies in the export: by its path, or `None` where it has none yet.
+    fn open_raw_for(&self, raw: Raw<'_>, flags: OFlags) -> Result<OwnedFd> {
+        let open = || {
+            let (mount, flags) = (self.root.as_fd(), flags.bits() as i32);
+            ordma::os::open_file_handle(mount, raw.kind.into(), raw.bytes, flags)
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::STALE))
+        };
+        with_room(open).map_err(|error| match error {
+            // Bytes that no file system made are as good as a file that is gone.
+            Errno::STALE | Errno::INVAL | Errno::NOENT => stale("there is no such file any more"),
+            error => failed("opening a handle", error),
+        })
+    }
+
+    /// Opens a file once more that was open. Wherever it is by now, those who have it open may go on.
+    pub fn reopen(&self, handle: &Handle, flags: OFlags) -> Result<OwnedFd> {
+        let (raw, _) = self.parse(handle).ok_or_else(|| stale("not one of this export"))?;
+        self.open_raw_for(raw, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK)
+    }
+
+    /// Finds a file that has no path yet.
+    pub(super) fn locate(
+        &self,
+        handle: &Handle,
+        parent: Option<Raw<'_>>,
+        identity: Identity,
+    ) -> Result<OwnedFd> {
+        let seek = |parent| self.seek(self.open_raw(parent)?, identity);
+        if let Some(Ok(fd)) = parent.map(seek) {
+            return Ok(fd);
+        }
+        let key = key(handle);
+        let moved = self.moved.lock().get(&key).cloned();
+        if let Some((kind, bytes)) = &moved
+            && let Ok(fd) = seek(Raw { kind: *kind, bytes })
+        {
+            return Ok(fd);
+        }
+        let found = self.search.find(&self.root, identity)?;
+        let Some(Found { fd, names }) = found else { return Err(stale("it is not in the export")) };
+        let directory = search::open(&self.root, &names[..names.len() - 1])?;
+        if let Ok((kind, bytes)) = ordma::os::file_handle(directory.as_fd())
+            && let Ok(kind) = u8::try_from(kind)
+        {
+            self.note_place(key, kind, &bytes);
+        }
+        Ok(fd)
+    }
+
+    /// What moves or makes names holds this meanwhile.
+    pub fn moving(&self) -> Moving<'_> {
+        self.search.moving()
+    }
+
+    /// An object was moved into this directory, or got a name there.
+    pub fn moved(&self, object: &Object, directory: &Handle) {
+        let is_directory = object.kind == FileType::Directory;
+        self.search.moved(&object.identity, is_directory);
+        if let Some((parent, _)) = self.parse(directory).filter(|_| !is_directory) {
+            self.note_place(key(&object.handle), parent.kind, parent.bytes);
+        }
+    }
+
+    fn note_place(&self, key: Handle, kind: u8, directory: &[u8]) {
+        let mut moved = self.moved.lock();
+        if moved.len() >= MAX_MOVED {
+            moved.clear();
+        }
+        moved.insert(key, (kind, directory.into()));
+    }
+
+    /// Whether an object lies in the export: by its path, or `None` where that cannot be told.
     fn is_inside(&self, fd: &OwnedFd, identity: Identity) -> Option<bool> {
         if identity == self.root_identity {
             return Some(true);
         }
-        let path = fs::readlink(sys::proc_path(fd), Vec::new()).ok()?.into_bytes();
-        let root = fs::readlink(sys::proc_path(&self.root), Vec::new()).ok()?.into_bytes();
+        let path = |fd| fs::readlink(sys::proc_path(fd), Vec::new());
+        let (path, root) = match (path(fd), path(&self.root)) {
+            (Ok(path), Ok(root)) => (path.into_bytes(), root.into_bytes()),
+            (Err(Errno::NAMETOOLONG), _) | (_, Err(Errno::NAMETOOLONG)) => return self.climb(fd),
+            _ => return None,
+        };
         let root = if root == b"/" { &[][..] } else { &root[..] };
         match path.strip_prefix(root) {
             Some([b'/', _, ..]) => Some(true),
@@ -176,6 +271,28 @@ impl KernelHandles {
             _ if path == b"/" || !path.starts_with(b"/") => None,
             _ => Some(false),
         }
+    }
+
+    /// Whether a directory lies in the export, looked up from it to the root.
+    fn climb(&self, fd: &OwnedFd) -> Option<bool> {
+        let up = |from: &OwnedFd| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            with_room(|| fs::openat(from, "..", flags, Mode::empty()))
+        };
+        let place = |fd: &OwnedFd| sys::stat(fd).map(|stat| (sys::device(&stat), stat.stx_ino));
+        let root = (self.root_identity.device, self.root_identity.inode);
+        let (mut here, mut at) = (place(fd).ok()?, up(fd).ok()?);
+        for _ in 0..MAX_DEPTH {
+            let above = place(&at).ok()?;
+            if above == root {
+                return Some(true);
+            }
+            if above == here {
+                return Some(false);
+            }
+            (here, at) = (above, up(&at).ok()?);
+        }
+        None
     }
 
     /// Looks for a file in the directory where it was found when its handle was made.

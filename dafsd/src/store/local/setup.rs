@@ -1,5 +1,6 @@
 //! How a directory is offered, and which handles that takes.
 
+use super::descriptors::Descriptors;
 use super::journal::Journal;
 use super::kernel::KernelHandles;
 use super::sys::{self, failed};
@@ -10,16 +11,17 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How a directory is offered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct LocalOptions {
     /// Nothing is changed.
     pub read_only: bool,
     /// User and group that own what is created, where the server may give files away.
     pub owner: Option<(u32, u32)>,
-    /// Descriptors kept open for objects used lately.
-    pub descriptors: usize,
+    /// Descriptors that it keeps open, which it may share with others.
+    pub descriptors: Arc<Descriptors>,
     /// Where a handle table is kept if one is needed; without it, handles end with the server.
     pub state: Option<PathBuf>,
     /// Use a handle table even where the kernel's handles can be used.
@@ -28,7 +30,8 @@ pub struct LocalOptions {
 
 impl Default for LocalOptions {
     fn default() -> Self {
-        Self { read_only: false, owner: None, descriptors: 1024, state: None, handle_table: false }
+        let descriptors = Descriptors::new(1024);
+        Self { read_only: false, owner: None, descriptors, state: None, handle_table: false }
     }
 }
 
@@ -66,7 +69,8 @@ impl fmt::Display for HandleReport {
                 }
                 write!(
                     f,
-                    ": they survive restarts, and renames through this server only, because {why}"
+                    ": they survive restarts, and what others have renamed is searched for, \
+                     because {why}"
                 )
             }
             Self::Memory { why } => write!(

@@ -1,5 +1,6 @@
 //! System calls as the store uses them: one name at a time, never through a symbolic link.
 
+use super::descriptors::with_room;
 use crate::store::{Identity, StoreError};
 use dafs_proto::{Attr, FileType, Time};
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
@@ -53,13 +54,15 @@ pub fn open_beneath(
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    loop {
-        // EAGAIN is a race with a rename somewhere, which the kernel asks to try again.
-        match fs::openat2(directory.as_fd(), path, flags, mode, resolve) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            result => return result,
+    with_room(|| {
+        loop {
+            // EAGAIN is a race with a rename somewhere, which the kernel asks to try again.
+            match fs::openat2(directory.as_fd(), path, flags, mode, resolve) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => return result,
+            }
         }
-    }
+    })
 }
 
 /// Opens a path below a directory to be named, not read.
@@ -74,7 +77,7 @@ pub fn proc_path(fd: impl AsFd) -> String {
 
 /// An open file once more, to be named only.
 pub fn path_of(fd: impl AsFd) -> Result<OwnedFd, Errno> {
-    fs::open(proc_path(fd), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+    with_room(|| fs::open(proc_path(&fd), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
 }
 
 /// What `statx` says of a file.
@@ -120,7 +123,8 @@ pub fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
-fn device(stat: &Statx) -> u64 {
+/// The device that a file's file system is on.
+pub fn device(stat: &Statx) -> u64 {
     fs::makedev(stat.stx_dev_major, stat.stx_dev_minor)
 }
 

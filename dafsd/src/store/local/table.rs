@@ -1,20 +1,21 @@
 //! Handles by number, for file systems and servers that cannot use the kernel's.
 //!
 //! A table maps each number to a directory's number, a name there, and the identity of what the
-//! name led to. A handle whose path leads to something else by now is stale, so handles survive
-//! what is renamed through the server, not what is renamed behind its back. The table is kept in
+//! name led to. Where the path leads to something else by now, as one of several names was removed or
+//! others have moved it, the object is [looked for](super::search). The table is kept in
 //! an append-only [log](super::journal), so that handles survive a restart.
 //!
 //! Wire form: version 2, export id (8 bytes), number (8 bytes).
 
-use super::Object;
 use super::journal::{Change, Journal};
+use super::search::{self, Found, Moving, Search};
 use super::sys::{self, failed};
+use super::{Object, caller};
 use crate::store::{Handle, Identity, Result, StoreError};
 use crate::sync::Mutex;
 use dafs_proto::Status;
 use foldhash::fast::RandomState;
-use rustix::fs::Statx;
+use rustix::fs::{OFlags, Statx};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -24,8 +25,8 @@ const VERSION: u8 = 2;
 const ROOT: u64 = 0;
 /// Objects other than directories that the table holds; the oldest are forgotten beyond that.
 const MAX_FILES: usize = 1 << 20;
-/// Longest path that is resolved at once; the kernel's limit is 4096.
-const MAX_PATH: usize = 4000;
+/// How often a handle is resolved anew because what it names was moved meanwhile.
+const ROUNDS: usize = 16;
 /// Deepest directory that is resolved.
 const MAX_DEPTH: usize = 4096;
 
@@ -121,6 +122,7 @@ pub struct ObjectTable {
     export: [u8; 8],
     root: OwnedFd,
     state: Mutex<State>,
+    search: Search,
 }
 
 #[derive(Debug)]
@@ -147,6 +149,14 @@ impl State {
     }
 }
 
+/// Whether a path leads nowhere, as far as one can tell.
+fn is_absence(error: &StoreError) -> bool {
+    matches!(
+        error.status,
+        Status::NoEntry | Status::NotDirectory | Status::CrossDevice | Status::Loop
+    )
+}
+
 fn stale(why: &str) -> StoreError {
     StoreError::new(Status::StaleHandle, format!("handle: {why}"))
 }
@@ -156,7 +166,8 @@ impl ObjectTable {
     pub fn new(export: [u8; 8], root: OwnedFd, journal: Option<(Journal, Records)>) -> Self {
         let (journal, records) =
             journal.map_or_else(Default::default, |(journal, records)| (Some(journal), records));
-        Self { export, root, state: Mutex::new(State { records, journal }) }
+        let (state, search) = (Mutex::new(State { records, journal }), Search::default());
+        Self { export, root, state, search }
     }
 
     /// The wire handle and identity of what was found in `parent` under `name`; `None` for the
@@ -223,28 +234,73 @@ impl ObjectTable {
     /// Opens what a wire handle names.
     pub fn open(&self, handle: &Handle) -> Result<Object> {
         let number = self.number(handle)?;
-        let (paths, identity) = {
-            let state = self.state.lock();
-            let names = state.records.path(number).ok_or_else(|| stale("not known"))?;
-            let identity = state.records.by_number.get(&number).map(|record| record.identity);
-            (join(&names), identity)
-        };
-        let mut fd = sys::open_path(&self.root, b".").map_err(|error| failed("handle", error))?;
-        for path in paths {
-            fd = sys::open_path(&fd, &path).map_err(|_| stale("its path leads nowhere now"))?;
+        for _ in 0..ROUNDS {
+            let (names, identity) = self.place(number).ok_or_else(|| stale("not known"))?;
+            let found = search::open(&self.root, &names).and_then(|fd| self.object(fd, handle));
+            let Some(wanted) = identity else { return found };
+            match found {
+                Ok(object) if object.identity == wanted => return Ok(object),
+                Err(error) if !is_absence(&error) => return Err(error),
+                _ => {}
+            }
+            // It may have been moved meanwhile.
+            if self.place(number).is_some_and(|(now, _)| now != names) {
+                continue;
+            }
+            let found = self.search.find(&self.root, wanted)?;
+            let Some(Found { fd, names }) = found else {
+                return Err(stale("it is not in the export"));
+            };
+            self.note_place(&names)?;
+            return self.object(fd, handle);
         }
+        Err(StoreError::new(Status::TryAgain, "handle: what it names is moved all the time"))
+    }
+
+    /// The names that lead to an object, and what it is; that is not known of the root.
+    fn place(&self, number: u64) -> Option<(Vec<Vec<u8>>, Option<Identity>)> {
+        let state = self.state.lock();
+        let names = state.records.path(number)?.into_iter().map(<[u8]>::to_vec).collect();
+        Some((names, state.records.by_number.get(&number).map(|record| record.identity)))
+    }
+
+    fn object(&self, fd: OwnedFd, handle: &Handle) -> Result<Object> {
         let stat = sys::stat(&fd).map_err(|error| failed("handle", error))?;
-        let found = sys::identity(fd.as_fd(), &stat);
-        if identity.is_some_and(|identity| identity != found) {
+        let (identity, kind) = (sys::identity(fd.as_fd(), &stat), sys::file_type(&stat));
+        Ok(Object { fd, handle: handle.clone(), identity, kind })
+    }
+
+    /// Notes where an object was found, and the directories on the way there.
+    fn note_place(&self, names: &[Vec<u8>]) -> Result<()> {
+        let fail = |error| failed("handle", error);
+        let mut fd = sys::open_path(&self.root, b".").map_err(fail)?;
+        let mut parent = self.wire(ROOT)?;
+        for name in names {
+            fd = sys::open_path(&fd, name).map_err(fail)?;
+            let stat = sys::stat(&fd).map_err(fail)?;
+            (parent, _) = self.make(fd.as_fd(), &stat, Some((&parent, name)))?;
+        }
+        Ok(())
+    }
+
+    /// What moves or makes names holds this meanwhile.
+    pub fn moving(&self) -> Moving<'_> {
+        self.search.moving()
+    }
+
+    /// Opens a file once more that was open.
+    pub fn reopen(&self, handle: &Handle, identity: Identity, flags: OFlags) -> Result<OwnedFd> {
+        let object = self.open(handle)?;
+        if object.identity != identity {
             return Err(stale("its path leads to another file now"));
         }
-        let kind = sys::file_type(&stat);
-        Ok(Object { fd, handle: handle.clone(), identity: found, kind })
+        caller::reopen(&object, flags).map_err(|error| failed("opening a handle", error))
     }
 
     /// An object was renamed.
-    pub fn moved(&self, object: &Handle, to: (&Handle, &[u8])) {
-        let (Ok(number), Ok(parent)) = (self.number(object), self.number(to.0)) else {
+    pub fn moved(&self, object: &Object, to: (&Handle, &[u8])) {
+        self.search.moved(&object.identity, object.kind == dafs_proto::FileType::Directory);
+        let (Ok(number), Ok(parent)) = (self.number(&object.handle), self.number(to.0)) else {
             return;
         };
         let mut state = self.state.lock();
@@ -260,21 +316,6 @@ impl ObjectTable {
             self.state.lock().change(Change::Remove(number));
         }
     }
-}
-
-/// Joins names to paths that the kernel takes at once.
-fn join(names: &[&[u8]]) -> Vec<Vec<u8>> {
-    let mut paths: Vec<Vec<u8>> = Vec::new();
-    for name in names {
-        match paths.last_mut() {
-            Some(path) if path.len() + 1 + name.len() <= MAX_PATH => {
-                path.push(b'/');
-                path.extend(*name);
-            }
-            _ => paths.push(name.to_vec()),
-        }
-    }
-    paths
 }
 
 #[cfg(test)]
@@ -304,14 +345,5 @@ mod tests {
         records.put(1, record(2, 1, true));
         records.put(2, record(1, 2, true));
         assert_eq!(records.path(1), None);
-    }
-
-    #[test]
-    fn long_paths_are_resolved_in_parts() {
-        let name = [b'n'; 255];
-        let names = vec![&name[..]; 100];
-        let paths = join(&names);
-        assert!(paths.iter().all(|path| path.len() <= MAX_PATH));
-        assert_eq!(paths.join(&b'/'), names.join(&b'/'));
     }
 }

@@ -2,6 +2,7 @@
 //! with both kinds of handles, where the kernel's can be used at all.
 
 mod credentials;
+mod descriptors;
 mod handles;
 mod sizes;
 
@@ -34,7 +35,9 @@ impl World {
 
     /// The store after a restart.
     fn again(&self) -> LocalStore {
-        LocalStore::new(&self.path(""), self.store.options.clone()).unwrap()
+        let descriptors = Descriptors::new(1024);
+        let options = LocalOptions { descriptors, ..self.store.options.clone() };
+        LocalStore::new(&self.path(""), options).unwrap()
     }
 
     fn file(&self, name: &str, data: &[u8]) -> Node {
@@ -109,7 +112,7 @@ fn what_is_created_is_found_and_written() {
         // Two opens of one file share a descriptor.
         let again = store.open(SERVER, &node.handle, Access::ReadWrite).unwrap();
         assert_eq!(again.identity(), file.identity());
-        assert_eq!(store.files.lock().len(), 1);
+        assert_eq!(store.origin.descriptors.count_known(), 1);
     });
 }
 
@@ -151,7 +154,7 @@ fn directories_are_made_renamed_and_removed() {
         let renamed = store.rename(SERVER, (&a.handle, b"b"), (&root, b"c")).unwrap();
         assert_eq!((renamed.moved, renamed.replaced), (b.identity, None));
         assert_eq!(store.node(SERVER, &b.handle).unwrap().identity, b.identity);
-        store.objects.remove(&inner.handle);
+        store.origin.descriptors.paths.remove(&inner.handle);
         assert_eq!(store.node(SERVER, &inner.handle).unwrap().identity, inner.identity);
         assert_eq!(world.again().node(SERVER, &inner.handle).unwrap().identity, inner.identity);
 

@@ -150,7 +150,8 @@ fn a_replaced_file_is_another_file() {
 #[test]
 fn descriptors_are_bounded() {
     each(|world| {
-        let options = LocalOptions { descriptors: 4, ..world.store.options.clone() };
+        let options =
+            LocalOptions { descriptors: Descriptors::new(4), ..world.store.options.clone() };
         let store = LocalStore::new(&world.path(""), options).unwrap();
         let made = (0..20).map(|n| {
             world.file(&n.to_string(), b"");
@@ -159,7 +160,7 @@ fn descriptors_are_bounded() {
         let nodes: Vec<Node> = made.collect();
         for node in nodes.iter().chain(nodes.iter().rev()) {
             assert_eq!(store.node(SERVER, &node.handle).unwrap().identity, node.identity);
-            assert!(store.objects.len() <= 4);
+            assert!(store.origin.descriptors.paths.len() <= 4);
         }
     });
 }
@@ -169,7 +170,7 @@ fn descriptors_are_bounded() {
 fn a_file_that_has_no_path_yet_is_found_where_it_was() {
     each(|world| {
         let node = world.file("f", b"1");
-        let Handles::Kernel(handles) = &world.store.handles else {
+        let Handles::Kernel(handles) = &world.store.origin.handles else {
             return;
         };
         let root = || sys::open_path(&world.store.root.fd, b".").unwrap();
@@ -197,18 +198,131 @@ fn handles_survive_a_kernel_that_forgets() {
         let mut forged = secret.handle.as_bytes().to_vec();
         forged[1..9].copy_from_slice(&node.handle.as_bytes()[1..9]);
         drop(foreign);
-        for handle in [&node.handle, &moved.handle] {
-            world.store.objects.remove(handle);
+        let place = world.store.mkdir(SERVER, &world.root(), b"place", &mode(0o700)).unwrap();
+        let renamed = world.file("renamed", b"1");
+        let by_others = world.file("by others", b"1");
+        let root = world.root();
+        world.store.rename(SERVER, (&root, b"renamed"), (&place.handle, b"new")).unwrap();
+        std::fs::rename(world.path("by others"), world.path("place/by others")).unwrap();
+        for handle in [&node.handle, &moved.handle, &renamed.handle, &by_others.handle] {
+            world.store.origin.descriptors.paths.remove(handle);
         }
         rustix::fs::sync();
         std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         assert_eq!(status(world.store.node(SERVER, &moved.handle)), Status::StaleHandle);
         std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-        if matches!(world.store.handles, Handles::Kernel(_)) {
+        if matches!(world.store.origin.handles, Handles::Kernel(_)) {
             let forged = Handle::from_wire(&forged).unwrap();
             assert_eq!(status(world.store.node(SERVER, &forged)), Status::StaleHandle);
         }
         std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-        assert_eq!(world.store.node(SERVER, &node.handle).unwrap().identity, node.identity);
+        for node in [node, renamed, by_others] {
+            assert_eq!(world.store.node(SERVER, &node.handle).unwrap().identity, node.identity);
+        }
+    });
+}
+
+/// Sought in its old directory it is not found, and not in the one that it was moved to either.
+#[test]
+fn a_file_without_a_path_is_found_wherever_it_is() {
+    each(|world| {
+        let node = world.file("f", b"1");
+        let outside = world.file("outside", b"1");
+        let Handles::Kernel(handles) = &world.store.origin.handles else {
+            return;
+        };
+        std::fs::create_dir_all(world.path("a/b/c")).unwrap();
+        std::fs::rename(world.path("f"), world.path("a/b/c/g")).unwrap();
+        std::fs::rename(world.path("outside"), world.directory.path().join("outside")).unwrap();
+        for _ in 0..2 {
+            let fd = handles.locate(&node.handle, None, node.identity).unwrap();
+            let stat = sys::stat(&fd).unwrap();
+            assert_eq!(sys::identity(fd.as_fd(), &stat), node.identity);
+            let nowhere = handles.locate(&outside.handle, None, outside.identity);
+            assert_eq!(status(nowhere), Status::StaleHandle);
+        }
+    });
+}
+
+#[test]
+fn a_handle_is_good_as_long_as_its_file_has_a_name() {
+    each(|world| {
+        let (store, root) = (&world.store, world.root());
+        let known = |handle: &Handle| world.again().node(SERVER, handle).map(|node| node.identity);
+        let place = store.mkdir(SERVER, &root, b"place", &mode(0o700)).unwrap();
+        let node = world.file("f", b"1");
+        let linked = store.link(SERVER, &node.handle, &place.handle, b"g").unwrap();
+        assert_eq!(linked.identity, node.identity);
+        store.lookup(SERVER, &root, b"f").unwrap();
+        assert!(!store.unlink(SERVER, &root, b"f").unwrap().last);
+        assert_eq!(known(&node.handle), Ok(node.identity));
+        // The other way round, and moved by others.
+        store.link(SERVER, &node.handle, &root, b"f").unwrap();
+        assert!(!store.unlink(SERVER, &place.handle, b"g").unwrap().last);
+        assert_eq!(known(&node.handle), Ok(node.identity));
+        std::fs::rename(world.path("f"), world.path("place/h")).unwrap();
+        std::fs::rename(world.path("place"), world.path("elsewhere")).unwrap();
+        assert_eq!(known(&node.handle), Ok(node.identity));
+        assert_eq!(known(&place.handle), Ok(place.identity));
+        let last = store.lookup(SERVER, &place.handle, b"h").unwrap();
+        assert_eq!(last.identity, node.identity);
+        assert!(store.unlink(SERVER, &place.handle, b"h").unwrap().last);
+        assert_eq!(known(&node.handle).unwrap_err().status, Status::StaleHandle);
+    });
+}
+
+#[test]
+fn handles_lead_beyond_the_longest_path() {
+    each(|world| {
+        let store = &world.store;
+        let mut nodes = Vec::new();
+        let mut at = world.root();
+        for depth in 0..20u8 {
+            let name = [b'a' + depth; 255];
+            let node = store.mkdir(SERVER, &at, &name, &mode(0o700)).unwrap();
+            at = node.handle.clone();
+            nodes.push(node);
+        }
+        let (file, _) = store.create(SERVER, &at, b"file", &exclusive(mode(0o600))).unwrap();
+        nodes.push(file.clone());
+        let again = world.again();
+        for node in &nodes {
+            assert_eq!(again.node(SERVER, &node.handle).unwrap().identity, node.identity);
+        }
+        let opened = again.open(SERVER, &file.handle, Access::ReadWrite).unwrap();
+        opened.write_at(b"deep", 0).unwrap();
+        // Out of the export, it is stale also so far down.
+        let first = OsStr::from_bytes(&[b'a'; 255]);
+        std::fs::rename(world.path(first), world.directory.path().join(first)).unwrap();
+        let again = world.again();
+        for node in &nodes {
+            assert_eq!(status(again.node(SERVER, &node.handle)), Status::StaleHandle);
+        }
+    });
+}
+
+#[test]
+fn an_export_whose_directory_was_removed_says_so() {
+    each(|world| {
+        let (store, root) = (&world.store, world.root());
+        std::fs::remove_dir(world.path("")).unwrap();
+        let all = || {
+            [
+                store.lookup(SERVER, &root, b"f").map(drop),
+                store.create(SERVER, &root, b"f", &CreateOptions::default()).map(drop),
+                store.mkdir(SERVER, &root, b"d", &mode(0o700)).map(drop),
+                store.readdir(SERVER, &root, 0, 4096).map(drop),
+            ]
+        };
+        for result in all() {
+            let error = result.unwrap_err();
+            assert_eq!(error.status, Status::StaleHandle, "{error}");
+            assert!(error.what.contains("was removed on the server: make it again"), "{error}");
+        }
+        std::fs::create_dir(world.path("")).unwrap();
+        for result in all() {
+            let error = result.unwrap_err();
+            assert!(error.what.contains("there is another one: start dafsd anew"), "{error}");
+        }
     });
 }
