@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use ordma::ReadAccess;
-use ordma::{AccessFault, LinkError, shm, tcp};
+use ordma::{AccessFault, LinkError, RemoteRef, shm, tcp};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -251,27 +251,37 @@ fn incomplete_messages_share_a_bounded_memory() {
     }
 }
 
-#[test]
-fn an_agent_is_not_held_up_by_replies_that_are_not_taken() {
-    let world = World::new(&Row::tcp());
-    let (_slot, reference) = world.page(5);
-    let client = world.client();
-    let mut first = dial(&world);
-    let ticket = greet(&mut *first, None);
-    let link = world.service.0.wait("the link", |seen| seen.connected.get(1).cloned());
-    link.allow_reads(Some(ReadAccess::default()));
-    let mut second = TcpStream::connect(world.listener.address()).unwrap();
-    greet(&mut second, Some(ticket));
-    let mut request = Vec::new();
-    request.extend(1u64.to_le_bytes());
-    request.extend(64u64.to_le_bytes());
-    for _ in 0..64 {
+/// A plain request for one page so many times.
+fn request_of(reference: &RemoteRef, times: u64) -> Vec<u8> {
+    let mut request = [1u64.to_le_bytes(), times.to_le_bytes()].concat();
+    for _ in 0..times {
         request.extend(reference.chunk.to_le_bytes());
         request.extend(reference.slot.to_le_bytes());
         for word in [reference.file, reference.block, reference.generation, 0] {
             request.extend(word.to_le_bytes());
         }
     }
+    request
+}
+
+/// The connections of a client by hand that may read: `number` others have connected before.
+fn reader(world: &World, number: usize) -> (Box<dyn Raw>, TcpStream) {
+    let mut first = dial(world);
+    let ticket = greet(&mut *first, None);
+    let link = world.service.0.wait("the link", |seen| seen.connected.get(number).cloned());
+    link.allow_reads(Some(ReadAccess::default()));
+    let mut second = TcpStream::connect(world.listener.address()).unwrap();
+    greet(&mut second, Some(ticket));
+    (first, second)
+}
+
+#[test]
+fn an_agent_is_not_held_up_by_replies_that_are_not_taken() {
+    let world = World::new(&Row::tcp());
+    let (_slot, reference) = world.page(5);
+    let client = world.client();
+    let (first, mut second) = reader(&world, 1);
+    let request = request_of(&reference, 64);
     // Asks for 256 KiB again and again and takes none of it, until no more requests are read.
     second.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
     while second.write_all(&request).is_ok() {}
@@ -289,6 +299,32 @@ fn an_agent_is_not_held_up_by_replies_that_are_not_taken() {
     drop(first);
     expect_end(&mut second);
     assert_eq!(client.read_one(reference), Ok(5));
+}
+
+#[test]
+fn a_stalled_reply_keeps_no_chunk() {
+    let world = World::new(&Row::tcp());
+    let (slot, reference) = world.page(5);
+    let (_first, mut second) = reader(&world, 0);
+    second.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    let request = request_of(&reference, 64);
+    while second.write_all(&request).is_ok() {}
+    slot.kill();
+    assert!(world.arena.begin_retire(reference.chunk));
+    block_on(world.listener.retire(reference.chunk, Duration::from_millis(10)));
+    world.arena.free(slot);
+    world.arena.finish_retire(reference.chunk);
+    assert_eq!(world.arena.bytes(), 0, "the chunk's memory is free");
+    // What remains of the reply is no page, as its reader finds.
+    second.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut reply = vec![0; 16 + 64 + 64 * (64 + PAGE)];
+    let whole = loop {
+        second.read_exact(&mut reply).unwrap();
+        if reply[16] != 0 || reply[reply.len() - PAGE..] == [0; PAGE] {
+            break reply[16] == 0;
+        }
+    };
+    assert!(whole, "a reply that had begun ends as long as it was announced");
 }
 
 #[test]
