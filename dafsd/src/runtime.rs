@@ -4,9 +4,15 @@
 //! as all it needs is in memory, ends there too. What has to wait for the disk or a transfer is
 //! suspended; whoever completes the wait queues the task on the worker threads. Calls that may
 //! block run there as well, through [`Runtime::blocking`].
+//!
+//! All of it is somebody's, and clients have the workers in turn, however much each of them asks for.
+//! What a task calls and starts is its client's as well. Tasks that go on come before calls that
+//! begin: they hold what the calls before them have brought.
 
+use crate::turns::Turns;
+use ordma::Party;
 use std::any::Any;
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -30,8 +36,34 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    /// Tasks that can go on.
+    tasks: Turns<Party, Job>,
+    calls: Turns<Party, Job>,
     stopping: bool,
+}
+
+impl Queue {
+    fn pop(&mut self) -> Option<(Party, Job)> {
+        self.tasks.pop().or_else(|| self.calls.pop())
+    }
+}
+
+thread_local! {
+    /// Whose task this thread runs.
+    static PARTY: Cell<Party> = const { Cell::new(Party::SERVER) };
+}
+
+/// Runs `f` as the client's.
+fn as_party<T>(party: Party, f: impl FnOnce() -> T) -> T {
+    /// Puts back whose it was before, also after a panic.
+    struct Before(Party);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            PARTY.set(self.0);
+        }
+    }
+    let _before = Before(PARTY.replace(party));
+    f()
 }
 
 impl fmt::Debug for Runtime {
@@ -73,20 +105,27 @@ impl Runtime {
         }))
     }
 
-    /// Runs a task: its first stretch here and now, the rest on the workers.
+    /// Runs a task: its first stretch here and now, the rest on the workers. It is of the client
+    /// whose task runs it, or else the server's own.
     pub fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.run_for(PARTY.get(), task);
+    }
+
+    /// As [`run`](Self::run), for this client.
+    pub fn run_for(&self, party: Party, task: impl Future<Output = ()> + Send + 'static) {
         let shared = Arc::downgrade(&self.0);
         let schedule = move |runnable: async_task::Runnable| {
             // After the runtime has gone, tasks end where they are.
             if let Some(shared) = shared.upgrade() {
-                shared.push(Box::new(move || {
+                let go_on = Box::new(move || {
                     runnable.run();
-                }));
+                });
+                shared.push(|queue| queue.tasks.push(party, go_on));
             }
         };
         let (runnable, task) = async_task::spawn(task, schedule);
         task.detach();
-        runnable.run();
+        as_party(party, || runnable.run());
     }
 
     /// Runs a call that may block on a worker thread.
@@ -102,9 +141,11 @@ impl Runtime {
         }
         let result = Arc::new(Oneshot::default());
         let setter = Arc::clone(&result);
-        self.0.push(Box::new(move || {
+        let call = Box::new(move || {
             setter.set(std::panic::catch_unwind(AssertUnwindSafe(call)));
-        }));
+        });
+        let party = PARTY.get();
+        self.0.push(|queue| queue.calls.push(party, call));
         match Wait(result).await {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -114,8 +155,8 @@ impl Runtime {
     /// Runs what is queued, on a runtime without threads; whether anything ran.
     pub fn run_queued(&self) -> bool {
         let mut ran = false;
-        while let Some(job) = { lock(&self.0.queue).jobs.pop_front() } {
-            job();
+        while let Some((party, job)) = { lock(&self.0.queue).pop() } {
+            as_party(party, job);
             ran = true;
         }
         ran
@@ -137,17 +178,18 @@ impl Runtime {
 }
 
 impl Shared {
-    fn push(&self, job: Job) {
-        lock(&self.queue).jobs.push_back(job);
+    fn push(&self, push: impl FnOnce(&mut Queue)) {
+        push(&mut lock(&self.queue));
         self.work.notify_one();
     }
 
     fn work(&self) {
         let mut queue = lock(&self.queue);
         loop {
-            if let Some(job) = queue.jobs.pop_front() {
+            if let Some((party, job)) = queue.pop() {
                 drop(queue);
-                if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
+                let job = AssertUnwindSafe(|| as_party(party, job));
+                if std::panic::catch_unwind(job).is_err() {
                     tracing::error!("a task panicked; its request gets no reply");
                 }
                 queue = lock(&self.queue);
@@ -229,6 +271,37 @@ mod tests {
         assert_eq!(number, 7);
         assert_ne!(there, here);
         runtime.stop();
+    }
+
+    #[test]
+    fn clients_have_the_workers_in_turn() {
+        let runtime = Runtime::start(1).unwrap();
+        let (busy, (greedy, other)) = (Party::of_peer("busy"), parties());
+        let (go, wait) = mpsc::channel();
+        let (order, done) = mpsc::channel();
+        let begin = |party, name, call: Box<dyn FnOnce() + Send>| {
+            let (inner, order) = (runtime.clone(), order.clone());
+            runtime.run_for(party, async move {
+                inner.blocking(call).await;
+                // What goes on comes before what begins, and is still the client's.
+                assert_eq!(PARTY.get(), party);
+                order.send(name).unwrap();
+            });
+        };
+        begin(busy, "first", Box::new(move || wait.recv().unwrap()));
+        for _ in 0..50 {
+            begin(greedy, "greedy", Box::new(|| {}));
+        }
+        begin(other, "other", Box::new(|| {}));
+        assert_eq!(PARTY.get(), Party::SERVER);
+        go.send(()).unwrap();
+        let order: Vec<_> = done.iter().take(52).collect();
+        assert_eq!(order[..3], ["first", "greedy", "other"]);
+        runtime.stop();
+    }
+
+    fn parties() -> (Party, Party) {
+        (Party::of_peer("greedy"), Party::of_peer("other"))
     }
 
     #[test]

@@ -195,7 +195,22 @@ pub struct ReadAccess {
 
 /// A transfer under way: resolves to the buffer it was given.
 #[derive(Clone, Debug, Default)]
-pub struct Transfer(Arc<Completion<Result<Vec<u8>, LinkError>>>);
+pub struct Transfer(Arc<UnderWay>);
+
+#[derive(Debug)]
+struct UnderWay {
+    outcome: Completion<Result<Vec<u8>, LinkError>>,
+    moved: AtomicU64,
+}
+
+impl Default for UnderWay {
+    fn default() -> Self {
+        Self { outcome: Completion::default(), moved: AtomicU64::new(UNTOLD) }
+    }
+}
+
+/// Nobody has said how far a transfer is.
+const UNTOLD: u64 = u64::MAX;
 
 impl Transfer {
     /// A transfer that is not done yet.
@@ -206,7 +221,25 @@ impl Transfer {
 
     /// Ends the transfer. Only the first call counts.
     pub fn complete(&self, result: Result<Vec<u8>, LinkError>) {
-        self.0.complete(result);
+        self.0.outcome.complete(result);
+    }
+
+    /// Whether it is the same one.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Says how far the transfer is: how many bytes of it have been moved.
+    pub fn advance(&self, moved: u64) {
+        self.0.moved.store(moved, Ordering::Relaxed);
+    }
+
+    /// How many bytes of it have been moved; `None` where the engine does not say.
+    #[must_use]
+    pub fn moved(&self) -> Option<u64> {
+        let moved = self.0.moved.load(Ordering::Relaxed);
+        (moved != UNTOLD).then_some(moved)
     }
 }
 
@@ -214,7 +247,7 @@ impl Future for Transfer {
     type Output = Result<Vec<u8>, LinkError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll_take(cx)
+        self.0.outcome.poll_take(cx)
     }
 }
 

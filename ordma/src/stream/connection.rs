@@ -28,11 +28,19 @@ pub(crate) struct Pulling {
     link: Weak<StreamLink>,
 }
 
+impl Pulled {
+    /// So many bytes more have arrived.
+    fn grow(&mut self, bytes: usize) {
+        self.filled += bytes;
+        self.transfer.advance(self.filled as u64);
+    }
+}
+
 impl Body for Pulling {
     fn put(&mut self, bytes: &[u8]) {
         if let Some(pulled) = &mut self.pulled {
             pulled.buffer[pulled.filled..pulled.filled + bytes.len()].copy_from_slice(bytes);
-            pulled.filled += bytes.len();
+            pulled.grow(bytes.len());
         }
     }
 
@@ -46,7 +54,7 @@ impl Body for Pulling {
         let place = &mut pulled.buffer[pulled.filled..pulled.filled + left];
         let Some(n) = receive_two(socket, place, scratch)? else { return Ok(None) };
         let placed = n.min(left);
-        pulled.filled += placed;
+        pulled.grow(placed);
         Ok(Some((placed, n - placed)))
     }
 }

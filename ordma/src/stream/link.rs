@@ -236,6 +236,7 @@ impl Link for StreamLink {
             transfer.complete(Ok(buffer));
             return transfer;
         }
+        transfer.advance(0);
         let id = self.next_pull.fetch_add(1, Ordering::Relaxed);
         let pull = Pull { id, offset, len: buffer.len() as u64 };
         let pulled = Pulled { id, buffer, filled: 0, transfer: transfer.clone() };

@@ -96,6 +96,7 @@ impl Out {
         transfer: Transfer,
     ) -> std::io::Result<Done> {
         self.held += header.len();
+        transfer.advance(0);
         let idle = self.pieces.is_empty();
         self.pieces.push_back(Piece { bytes: header.to_vec(), transfer: None });
         self.pieces.push_back(Piece { bytes: data, transfer: Some(transfer) });
@@ -120,6 +121,7 @@ impl Out {
                 sent -= piece.bytes.len();
                 match self.pieces.pop_front() {
                     Some(Piece { bytes, transfer: Some(transfer) }) => {
+                        transfer.advance(bytes.len() as u64);
                         done.0.push((transfer, bytes));
                     }
                     Some(Piece { bytes, transfer: None }) => self.held -= bytes.len(),
@@ -127,6 +129,9 @@ impl Out {
                 }
             }
             self.at = sent;
+            if let Some(Piece { transfer: Some(transfer), .. }) = self.pieces.front() {
+                transfer.advance(sent as u64);
+            }
         }
         Ok(done)
     }
@@ -173,7 +178,9 @@ mod tests {
             expected.extend([x, y, z].concat());
         }
         assert!(out.waits() && out.held() > 0);
+        assert_eq!(transfer.moved(), None);
         out.send_transfer(&[1, 2], vec![3; 500_000], transfer.clone()).unwrap().tell();
+        assert_eq!(transfer.moved(), Some(0));
         expected.extend([1, 2]);
         expected.extend([3; 500_000]);
         let mut buffer = [0; 10_000];
@@ -183,6 +190,7 @@ mod tests {
             }
             out.flush().unwrap().tell();
         }
+        assert!(transfer.moved() > Some(0));
         assert!(received == expected && !out.waits() && out.held() == 0);
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         let polled = std::pin::pin!(transfer).poll(&mut cx);
