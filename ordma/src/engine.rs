@@ -6,6 +6,7 @@
 //! [`Endpoint::drive`], so that a blocking caller needs no other thread.
 
 use crate::arena::{Arena, Chunk, Geometry, Slot, copy_slots};
+use crate::party::Party;
 use crate::region::{Region, Segment};
 use crate::slot::Footer;
 use crate::{AccessFault, ChunkId, RemoteRef};
@@ -140,6 +141,9 @@ pub trait Link: Send + Sync + fmt::Debug {
     /// Lets the client read one-sidedly, or (`None`) refuses it from now on with
     /// [`AccessFault::Revoked`]. Refused until allowed.
     fn allow_reads(&self, access: Option<ReadAccess>);
+    /// Whose share of the server's memory the link takes from now on. Before, it is that of everyone
+    /// at its address.
+    fn belongs_to(&self, _party: Party) {}
     /// Ends the connection; [`Service::closed`] follows.
     fn close(&self, reason: &str);
 }

@@ -8,6 +8,7 @@ use crate::lock;
 use foldhash::fast::RandomState as Fast;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
 /// A client, as far as it is known: everyone with the same key, or else everyone at the same address.
@@ -34,6 +35,25 @@ impl Party {
     fn of(who: impl Hash) -> Self {
         static NUMBERS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         Self(NUMBERS.hash_one(who) | 1)
+    }
+}
+
+/// Whose a connection is, which may change.
+#[derive(Debug)]
+pub(crate) struct PartyCell(AtomicU64);
+
+impl PartyCell {
+    /// That of everyone at the address of this peer.
+    pub(crate) fn of_peer(peer: &str) -> Self {
+        Self(AtomicU64::new(Party::of_peer(peer).0))
+    }
+
+    pub(crate) fn get(&self) -> Party {
+        Party(self.0.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set(&self, party: Party) {
+        self.0.store(party.0, Ordering::Relaxed);
     }
 }
 

@@ -244,6 +244,7 @@ impl Server {
             old.allow_reads(None);
             old.close("the client has connected anew");
         }
+        link.belongs_to(session.party());
         let keyed = session.export().protection == Protection::Keyed;
         let tags = keyed.then(|| session.reads().clone());
         link.allow_reads(Some(ReadAccess { connection: None, session: tags }));

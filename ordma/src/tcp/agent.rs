@@ -25,6 +25,7 @@ use dafs_keys::tags::ConnectionNonce;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 /// The one-sided connection as its link sees it.
 #[derive(Debug)]
@@ -56,6 +57,8 @@ pub(crate) struct AgentConnection {
     requests: Vec<u8>,
     /// The reply that is going out.
     stalled: Option<Stalled>,
+    /// It will be looked at whether it goes.
+    looks: bool,
     _counted: Counted,
 }
 
@@ -75,7 +78,12 @@ struct Stalled {
     reply: Reply,
     /// Those that its pages lie in.
     chunks: Vec<Weak<Chunk>>,
+    /// When enough of it had gone last, and how much that was.
+    seen: (Instant, usize),
 }
+
+/// What a client takes of a reply within the engine's time for that, or it is cut off.
+const LEAST: usize = 64 << 10;
 
 /// What comes of a request: what of the reply did not go out, or why the connection ends.
 type Answered = Result<Option<Stalled>, LinkError>;
@@ -104,6 +112,7 @@ impl AgentConnection {
             tagged: None,
             requests: Vec::new(),
             stalled: None,
+            looks: false,
             _counted: counted,
         }));
         true
@@ -244,11 +253,14 @@ impl AgentConnection {
         Ok((!done).then(|| reply.stalled(&chunks)))
     }
 
-    fn watch(&self, room: &Room<'_>) {
+    fn watch(&mut self, room: &mut Room<'_>) {
         let registration = room.registration();
         // A client that does not take its replies gets no more of its requests read.
         let stalled = self.stalled.is_some();
         registration.interest(self.socket(), !stalled, stalled);
+        if stalled && !std::mem::replace(&mut self.looks, true) {
+            room.wake_at(Instant::now() + self.server.settings.take_patience);
+        }
     }
 }
 
@@ -256,7 +268,7 @@ impl Reply {
     /// It waits until its reader takes more. `chunks` are those of its pages.
     fn stalled(self, chunks: &[Option<Arc<Chunk>>]) -> Stalled {
         let chunks = chunks.iter().flatten().map(Arc::downgrade).collect();
-        Stalled { reply: self, chunks }
+        Stalled { seen: (Instant::now(), self.sent), reply: self, chunks }
     }
 
     /// Sends as much as goes; whether that was all. `chunks` are those of its pages, as far as they
@@ -362,6 +374,22 @@ impl Source for AgentConnection {
             self.watch(room);
         }
         Step::Served
+    }
+
+    fn expired(&mut self, room: &mut Room<'_>) -> Step {
+        self.looks = false;
+        let Some(stalled) = &mut self.stalled else { return Step::Idle };
+        let (now, sent) = (Instant::now(), stalled.reply.sent);
+        if sent >= stalled.seen.1 + LEAST {
+            stalled.seen = (now, sent);
+        }
+        let end = stalled.seen.0 + self.server.settings.take_patience;
+        if now >= end {
+            return self.fail(self.lost("the client does not take its replies"));
+        }
+        self.looks = true;
+        room.wake_at(end);
+        Step::Idle
     }
 
     fn end(&mut self, stopping: bool) {

@@ -20,6 +20,7 @@ use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
 use crate::exports::Holder;
 use crate::gate::{Gate, Proof};
 use crate::lock;
+use crate::party::{Party, PartyCell};
 use crate::rdma::{self, Cap, Channel, CompletionQueue, ConnectionParameters, Id, Region, Tuning};
 use crate::reactor::Registration;
 use crate::stream::frame::Limits;
@@ -42,6 +43,7 @@ const REARM_INTERVAL: Duration = Duration::from_millis(5);
 pub(super) struct VerbsLink {
     id: u64,
     peer: String,
+    party: PartyCell,
     ticket: Ticket,
     server: Arc<Server>,
     adapter: Arc<Adapter>,
@@ -143,6 +145,7 @@ impl VerbsLink {
     ) -> Arc<Self> {
         let link = Arc::new(Self {
             id: next_link(),
+            party: PartyCell::of_peer(&peer),
             peer,
             ticket,
             server: Arc::clone(server),
@@ -175,6 +178,11 @@ impl VerbsLink {
 
     pub(super) fn number(&self) -> u64 {
         self.id
+    }
+
+    /// Whose share of the server's memory it takes.
+    pub(super) fn party(&self) -> Party {
+        self.party.get()
     }
 
     pub(super) fn adapter(&self) -> &Arc<Adapter> {
@@ -691,6 +699,10 @@ impl Link for VerbsLink {
             Ok(()) => self.want(),
             Err(wrong) => self.fail(self.broken(wrong)),
         }
+    }
+
+    fn belongs_to(&self, party: Party) {
+        self.party.set(party);
     }
 
     fn close(&self, reason: &str) {

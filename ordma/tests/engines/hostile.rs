@@ -2,10 +2,11 @@
 
 use crate::harness::*;
 use ordma::ReadAccess;
-use ordma::{AccessFault, LinkError, RemoteRef, shm, tcp};
+use ordma::{AccessFault, Link, LinkError, RemoteRef, shm, tcp};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A connection without an engine behind it.
@@ -72,7 +73,10 @@ pub fn expect_end(socket: &mut (impl Raw + ?Sized)) {
 }
 
 fn rows(patience: Duration, receive_memory: usize) -> [Row; 2] {
-    let settings = tcp::Settings { patience, receive_memory, ..Default::default() };
+    rows_with(tcp::Settings { patience, receive_memory, ..Default::default() })
+}
+
+fn rows_with(settings: tcp::Settings) -> [Row; 2] {
     [Row::tcp_with(settings.clone()), Row::shm_with(shm::Settings { ..settings })]
 }
 
@@ -249,6 +253,106 @@ fn incomplete_messages_share_a_bounded_memory() {
         let reason = world.wait_closed(link.id()).to_string();
         assert!(reason.contains("stood still"), "{reason}");
     }
+}
+
+#[test]
+fn a_byte_now_and_then_keeps_no_memory() {
+    for row in rows(Duration::from_millis(500), 1 << 20) {
+        let world = World::new(&row);
+        let mut socket = dial(&world);
+        greet(&mut *socket, None);
+        let link = world.service.0.wait("the link", |seen| seen.connected.first().cloned());
+        link.allow_reads(Some(ReadAccess::default()));
+        socket.write_all(&[frame(1, 0, 1 << 20, 0), vec![1; 100_000]].concat()).unwrap();
+        let client = world.client();
+        std::thread::scope(|scope| {
+            // Until it is cut off.
+            scope.spawn(|| {
+                for _ in 0..PATIENCE.as_millis() / 20 {
+                    if socket.write_all(&[1]).is_err() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            client.echo(b"e", &pattern(900_000));
+            let reason = world.wait_closed(link.id()).to_string();
+            assert!(reason.contains("stood still"), "{reason}");
+        });
+    }
+}
+
+/// Links of clients by hand, which take nothing.
+fn links_of(world: &World, count: usize) -> Vec<(Box<dyn Raw>, Arc<dyn Link>)> {
+    let known = world.service.0.change(|seen| seen.connected.len());
+    let dial_one = |number| {
+        let mut socket = dial(world);
+        greet(&mut *socket, None);
+        let link = world.service.0.wait("the link", |seen| seen.connected.get(number).cloned());
+        (socket, link)
+    };
+    (known..known + count).map(dial_one).collect()
+}
+
+#[test]
+fn replies_that_nobody_takes_share_a_bounded_memory() {
+    let settings = tcp::Settings { send_memory: 12 << 20, ..Default::default() };
+    for row in rows_with(settings) {
+        let world = World::new(&row);
+        let links = links_of(&world, 20);
+        // More than the kernel takes of what is for one of them, and less than may wait for one.
+        let piece = pattern(1 << 20);
+        for _ in 0..7 {
+            links.iter().for_each(|(_, link)| link.send(b"take this", &piece));
+        }
+        let cut_off = || {
+            let ended =
+                |seen: &mut Seen| seen.closed.iter().map(|(_, why)| why.to_string()).collect();
+            let ended: Vec<String> = world.service.0.change(ended);
+            ended.iter().filter(|why| why.contains("wait for all clients")).count()
+        };
+        world.service.0.wait("the ends", |seen| (seen.closed.len() >= 10).then_some(()));
+        assert!((10..20).contains(&cut_off()));
+        // One that takes its replies is not among them, and gets more than may wait.
+        let client = world.client();
+        for i in 0..10 {
+            client.echo(&[b'e', i], &pattern(1 << 20));
+        }
+    }
+}
+
+#[test]
+fn who_takes_nothing_and_who_sends_nothing_is_cut_off_in_time() {
+    let settings =
+        tcp::Settings { take_patience: Duration::from_millis(300), ..Default::default() };
+    for row in rows_with(settings) {
+        let world = World::new(&row);
+        let client = world.client();
+        let [replies, placed, fetched] = &links_of(&world, 3)[..] else { panic!("three links") };
+        let piece = pattern(1 << 20);
+        (0..7).for_each(|_| replies.1.send(b"take this", &piece));
+        let placing: Vec<_> = (0..4).map(|_| placed.1.write_to(1, vec![1; 2 << 20])).collect();
+        let fetching = fetched.1.read_from(1, 0, vec![0; 1 << 20]);
+        for (link, what) in [(replies, "replies"), (placed, "placings"), (fetched, "fetches")] {
+            let reason = world.wait_closed(link.1.id()).to_string();
+            assert!(reason.contains("has taken less"), "{what}: {reason}");
+        }
+        assert!(placing.into_iter().map(block_on).any(|result| result.is_err()));
+        block_on(fetching).unwrap_err();
+        client.echo(b"e", &pattern(100_000));
+    }
+}
+
+#[test]
+fn pages_that_are_not_taken_end_in_time() {
+    let take_patience = Duration::from_millis(300);
+    let world = World::new(&Row::tcp_with(tcp::Settings { take_patience, ..Default::default() }));
+    let (_slot, reference) = world.page(5);
+    let (mut first, mut second) = reader(&world, 0);
+    second.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+    let request = request_of(&reference, 64);
+    while second.write_all(&request).is_ok() {}
+    expect_end(&mut *first);
 }
 
 /// A plain request for one page so many times.
