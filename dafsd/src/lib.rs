@@ -38,6 +38,7 @@ pub mod daemon;
 pub mod dispatch;
 pub mod exporter;
 pub mod fence;
+mod keyed_locks;
 pub mod live;
 pub mod ops;
 pub mod reply_cache;

@@ -9,12 +9,13 @@ use crate::access::Access;
 use crate::buffers::Buffers;
 use crate::cache::Cache;
 use crate::counters::Counters;
+use crate::keyed_locks::KeyedLocks;
 use crate::live::LiveSession;
 use crate::ops::OpError;
 use crate::runtime::Runtime;
 use crate::session::SessionLimits;
 use crate::sessions::Sessions;
-use crate::store::{Handle, ReadOnlyStore, Store, StoreError};
+use crate::store::{Handle, Identity, ReadOnlyStore, Store, StoreError};
 use crate::sync::{Mutex, RwLock};
 use crate::transfers::Transfers;
 use dafs_keys::{HandleKey, Protection};
@@ -124,6 +125,8 @@ pub struct Server {
     ended: Mutex<Vec<Arc<LiveSession>>>,
     links: RwLock<HashMap<u64, Connection, RandomState>>,
     counters: Counters,
+    /// Held while the attributes of a file are looked at and changed.
+    attributes: KeyedLocks<Identity>,
     fetches: Arc<Transfers>,
     placings: Arc<Transfers>,
     buffers: Buffers,
@@ -205,6 +208,7 @@ impl Server {
             ended: Mutex::default(),
             links: RwLock::default(),
             counters: Counters::default(),
+            attributes: KeyedLocks::default(),
             fetches: Transfers::new(settings.transfers / 2),
             placings: Transfers::new(settings.transfers.div_ceil(2)),
             buffers: Buffers::new(KEPT_BUFFERS),
@@ -270,6 +274,12 @@ impl Server {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The lock under which the attributes of a file are changed: what they were before is known only
+    /// to who changes them alone.
+    pub(crate) fn attributes(&self) -> &KeyedLocks<Identity> {
+        &self.attributes
     }
 
     /// Bounds the direct transfers to clients that are under way, and with them the memory they
