@@ -7,6 +7,7 @@ use crate::live::{Admission, LiveSession, Message};
 use crate::ops::{self, OpContext, OpError};
 use crate::reply_cache::{Arrival, Begin, Ticket};
 use crate::server::{BindError, Server};
+use crate::turns::Whose;
 use dafs_keys::shown::{shown, shown_within};
 use dafs_proto::{ErrorReply, FrameError, Header, Kind, Op, Status, encode_message};
 use job::{Job, Panicked, caught, execute, panicked};
@@ -207,7 +208,8 @@ impl Dispatcher {
         };
         self.server.counters().request(Op::Connect);
         let (server, link) = (Arc::clone(&self.server), Arc::clone(link));
-        self.server.runtime().run_for(party, async move {
+        let whose = Whose { party, session: link.id() };
+        self.server.runtime().run_for(whose, async move {
             let result = caught(ops::connect::connect(&server, &link, party, request)).await;
             server.end_connect(link.id());
             match result.unwrap_or_else(|Panicked| Err(panicked(&server, Op::Connect))) {

@@ -11,6 +11,7 @@ use crate::sharing::Owner;
 use crate::store::Credential;
 use crate::sync::Mutex;
 use crate::transfers::Asking;
+use crate::turns::Whose;
 use dafs_keys::PublicKey;
 use dafs_keys::secret::MacKey;
 use dafs_proto::Status;
@@ -132,6 +133,12 @@ impl LiveSession {
     #[must_use]
     pub fn party(&self) -> Party {
         self.party
+    }
+
+    /// Whose its work is.
+    #[must_use]
+    pub fn whose(&self) -> Whose {
+        Whose { party: self.party, session: self.id.number() }
     }
 
     /// Who asks for a permit, where the session wants to transfer something.

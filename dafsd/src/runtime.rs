@@ -5,11 +5,11 @@
 //! suspended; whoever completes the wait queues the task on the worker threads. Calls that may
 //! block run there as well, through [`Runtime::blocking`].
 //!
-//! All of it is somebody's, and clients have the workers in turn, however much each of them asks for.
-//! What a task calls and starts is its client's as well. Tasks that go on come before calls that
+//! All of it is somebody's, and clients have the workers in turn, and the sessions of a client, however
+//! much each of them asks for. What a task calls and starts is its client's as well. Tasks that go on come before calls that
 //! begin: they hold what the calls before them have brought.
 
-use crate::turns::Turns;
+use crate::turns::{FairQueue, Whose};
 use ordma::Party;
 use std::any::Any;
 use std::cell::Cell;
@@ -37,32 +37,32 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     /// Tasks that can go on.
-    tasks: Turns<Party, Job>,
-    calls: Turns<Party, Job>,
+    tasks: FairQueue<Job>,
+    calls: FairQueue<Job>,
     stopping: bool,
 }
 
 impl Queue {
-    fn pop(&mut self) -> Option<(Party, Job)> {
+    fn pop(&mut self) -> Option<(Whose, Job)> {
         self.tasks.pop().or_else(|| self.calls.pop())
     }
 }
 
 thread_local! {
     /// Whose task this thread runs.
-    static PARTY: Cell<Party> = const { Cell::new(Party::SERVER) };
+    static WHOSE: Cell<Whose> = const { Cell::new(Whose { party: Party::SERVER, session: 0 }) };
 }
 
-/// Runs `f` as the client's.
-fn as_party<T>(party: Party, f: impl FnOnce() -> T) -> T {
+/// Runs `f` as something of this client's.
+fn as_theirs<T>(whose: Whose, f: impl FnOnce() -> T) -> T {
     /// Puts back whose it was before, also after a panic.
-    struct Before(Party);
+    struct Before(Whose);
     impl Drop for Before {
         fn drop(&mut self) {
-            PARTY.set(self.0);
+            WHOSE.set(self.0);
         }
     }
-    let _before = Before(PARTY.replace(party));
+    let _before = Before(WHOSE.replace(whose));
     f()
 }
 
@@ -108,11 +108,11 @@ impl Runtime {
     /// Runs a task: its first stretch here and now, the rest on the workers. It is of the client
     /// whose task runs it, or else the server's own.
     pub fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.run_for(PARTY.get(), task);
+        self.run_for(WHOSE.get(), task);
     }
 
     /// As [`run`](Self::run), for this client.
-    pub fn run_for(&self, party: Party, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn run_for(&self, whose: Whose, task: impl Future<Output = ()> + Send + 'static) {
         let shared = Arc::downgrade(&self.0);
         let schedule = move |runnable: async_task::Runnable| {
             // After the runtime has gone, tasks end where they are.
@@ -120,12 +120,12 @@ impl Runtime {
                 let go_on = Box::new(move || {
                     runnable.run();
                 });
-                shared.push(|queue| queue.tasks.push(party, go_on));
+                shared.push(|queue| queue.tasks.push(whose, go_on));
             }
         };
         let (runnable, task) = async_task::spawn(task, schedule);
         task.detach();
-        as_party(party, || runnable.run());
+        as_theirs(whose, || runnable.run());
     }
 
     /// Runs a call that may block on a worker thread.
@@ -144,8 +144,8 @@ impl Runtime {
         let call = Box::new(move || {
             setter.set(std::panic::catch_unwind(AssertUnwindSafe(call)));
         });
-        let party = PARTY.get();
-        self.0.push(|queue| queue.calls.push(party, call));
+        let whose = WHOSE.get();
+        self.0.push(|queue| queue.calls.push(whose, call));
         match Wait(result).await {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -155,8 +155,8 @@ impl Runtime {
     /// Runs what is queued, on a runtime without threads; whether anything ran.
     pub fn run_queued(&self) -> bool {
         let mut ran = false;
-        while let Some((party, job)) = { lock(&self.0.queue).pop() } {
-            as_party(party, job);
+        while let Some((whose, job)) = { lock(&self.0.queue).pop() } {
+            as_theirs(whose, job);
             ran = true;
         }
         ran
@@ -186,9 +186,9 @@ impl Shared {
     fn work(&self) {
         let mut queue = lock(&self.queue);
         loop {
-            if let Some((party, job)) = queue.pop() {
+            if let Some((whose, job)) = queue.pop() {
                 drop(queue);
-                let job = AssertUnwindSafe(|| as_party(party, job));
+                let job = AssertUnwindSafe(|| as_theirs(whose, job));
                 if std::panic::catch_unwind(job).is_err() {
                     tracing::error!("a task panicked; its request gets no reply");
                 }
@@ -276,15 +276,16 @@ mod tests {
     #[test]
     fn clients_have_the_workers_in_turn() {
         let runtime = Runtime::start(1).unwrap();
-        let (busy, (greedy, other)) = (Party::of_peer("busy"), parties());
+        let whose = |name| Whose { party: Party::of_peer(name), session: 1 };
+        let (busy, greedy, other) = (whose("busy"), whose("greedy"), whose("other"));
         let (go, wait) = mpsc::channel();
         let (order, done) = mpsc::channel();
-        let begin = |party, name, call: Box<dyn FnOnce() + Send>| {
+        let begin = |whose, name, call: Box<dyn FnOnce() + Send>| {
             let (inner, order) = (runtime.clone(), order.clone());
-            runtime.run_for(party, async move {
+            runtime.run_for(whose, async move {
                 inner.blocking(call).await;
                 // What goes on comes before what begins, and is still the client's.
-                assert_eq!(PARTY.get(), party);
+                assert_eq!(WHOSE.get(), whose);
                 order.send(name).unwrap();
             });
         };
@@ -293,15 +294,11 @@ mod tests {
             begin(greedy, "greedy", Box::new(|| {}));
         }
         begin(other, "other", Box::new(|| {}));
-        assert_eq!(PARTY.get(), Party::SERVER);
+        assert_eq!(WHOSE.get(), Whose::default());
         go.send(()).unwrap();
         let order: Vec<_> = done.iter().take(52).collect();
         assert_eq!(order[..3], ["first", "greedy", "other"]);
         runtime.stop();
-    }
-
-    fn parties() -> (Party, Party) {
-        (Party::of_peer("greedy"), Party::of_peer("other"))
     }
 
     #[test]

@@ -31,6 +31,13 @@ impl SessionId {
         bytes.try_into().ok().map(Self)
     }
 
+    /// A number that other sessions hardly have.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// Its bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {

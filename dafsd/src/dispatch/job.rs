@@ -137,8 +137,8 @@ pub(super) fn execute(job: Job, body: &[u8]) {
             match dafs_proto::$request::decode(body) {
                 Ok(request) => {
                     let server = Arc::clone(&job.cx.server);
-                    let party = job.cx.session.party();
-                    server.runtime().run_for(party, async move {
+                    let whose = job.cx.session.whose();
+                    server.runtime().run_for(whose, async move {
                         let result = caught($operation(&job.cx, request)).await;
                         job.finish::<dafs_proto::$request>(result, $strip);
                     });
