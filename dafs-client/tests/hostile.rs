@@ -6,9 +6,13 @@ mod common;
 use common::{Meanwhile, PAGE, Server, Verdict, options, pattern, raw_reply};
 use dafs_client::blocking::{Client, File};
 use dafs_client::{Error, OpenOptions, Options, Path};
-use dafs_proto::{Header, Op, ReadReply, Status, encode_message};
+use dafs_proto::{
+    DirEntry, ErrorReply, Header, Op, ReadReply, ReaddirReply, Status, encode_message,
+};
 use ordma::{Footer, Kind};
 use prost::Message;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 fn opened() -> (Server, Client, File) {
@@ -424,4 +428,45 @@ fn noise_on_the_connection_never_panics() {
     }
     server.script(|_, _| Verdict::Serve);
     assert_eq!(file.read_at(&mut buf, 0).unwrap(), 4 * PAGE);
+}
+
+#[test]
+fn what_a_server_says_is_shown_and_not_done() {
+    let (server, client, _file) = opened();
+    server.once(Op::Lookup, || {
+        Verdict::Change(Box::new(|head, _| {
+            let (header, _) = Header::decode(head).unwrap();
+            let header = Header { status: Status::Io, ..header };
+            let message = format!("\u{1b}]0;title\u{7}\u{202e}{}", "x".repeat(1 << 20));
+            *head = encode_message(header, &ErrorReply { message });
+        }))
+    });
+    let error = client.metadata("other").unwrap_err().to_string();
+    assert!(error.contains("\\u{1b}]0;title\\u{7}\\u{202e}xxx"), "{error}");
+    assert!(error.len() < 4096 && error.chars().all(dafs_client::keys::shown::is_harmless));
+}
+
+#[test]
+fn a_directory_without_an_end_takes_bounded_memory() {
+    let (server, client, _file) = opened();
+    let asked = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&asked);
+    server.script(move |header, _| {
+        if header.op != Op::Readdir {
+            return Verdict::Serve;
+        }
+        let part = count.fetch_add(1, Ordering::Relaxed);
+        let entry = |place: u64| DirEntry {
+            name: format!("{part:0>120}-{place:0>120}").into_bytes(),
+            cookie: (part << 32) | (place + 1),
+            handle: vec![7; 100],
+            attr: None,
+        };
+        let reply = ReaddirReply { entries: (0..20_000).map(entry).collect(), end: false };
+        let header = Header::reply(header, Status::Ok, 1);
+        Verdict::Answer(encode_message(header, &reply), Vec::new())
+    });
+    let error = client.read_dir("/").unwrap_err().to_string();
+    assert!(error.contains("take more than 384 MiB"), "{error}");
+    assert!(asked.load(Ordering::Relaxed) < 100, "{asked:?} parts of 20 000 entries");
 }

@@ -6,11 +6,12 @@ use crate::counters::count;
 use crate::live::{Admission, LiveSession, Message};
 use crate::ops::{self, OpContext, OpError};
 use crate::reply_cache::{Arrival, Begin, Ticket};
-use crate::server::Server;
+use crate::server::{BindError, Server};
+use crate::turns::Whose;
 use dafs_keys::shown::{shown, shown_within};
 use dafs_proto::{ErrorReply, FrameError, Header, Kind, Op, Status, encode_message};
 use job::{Job, Panicked, caught, execute, panicked};
-use ordma::{Link, LinkError, Service, complaints};
+use ordma::{Link, LinkError, Party, Service, complaints};
 use prost::Message as _;
 use std::sync::Arc;
 
@@ -115,12 +116,15 @@ impl Dispatcher {
             let what = format!("{} bytes of inline data, where {limit} are allowed", data.len());
             Err(OpError::new(Status::MessageTooBig, what))
         } else {
-            server.begin_request(data.len())
+            server.begin_request(session.party(), data.len())
         };
-        if let Err(error) = begun {
-            session.abandon(&ticket);
-            return refuse(link, &header, credits, error);
-        }
+        let running = match begun {
+            Ok(running) => running,
+            Err(error) => {
+                session.abandon(&ticket);
+                return refuse(link, &header, credits, error);
+            }
+        };
         server.counters().request(header.op);
         let cx = OpContext {
             server: Arc::clone(server),
@@ -129,7 +133,7 @@ impl Dispatcher {
             slot: ticket.slot(),
             data: data.to_vec(),
         };
-        execute(Job { cx, header, ticket, credits, replied: false }, body);
+        execute(Job { cx, header, ticket, credits, replied: false, _running: running }, body);
     }
 
     /// Asks the session's slots what to do with a request, and does all but execute it.
@@ -178,6 +182,14 @@ impl Dispatcher {
     }
 
     fn connect(&self, link: &Arc<dyn Link>, header: Header, body: &[u8]) {
+        if let Err(error) = self.server.begin_connect(link.id()) {
+            return match error {
+                BindError::Link => refuse(link, &header, 1, ops::connect::bind_error(error)),
+                _ => self.malformed(link, "a CONNECT before the one before it was answered"),
+            };
+        }
+        let key = link.channel().map(|channel| &channel.peer);
+        let party = key.map_or_else(|| Party::of_peer(&link.peer()), Party::of_key);
         let request = dafs_proto::ConnectRequest::decode(body);
         let checked = match request {
             _ if header.slot != NO_SLOT => {
@@ -185,16 +197,21 @@ impl Dispatcher {
                 Err(OpError::new(Status::BadSlot, what))
             }
             Err(error) => Err(OpError::new(Status::BadMessage, format!("CONNECT: {error}"))),
-            Ok(request) => self.server.begin_request(0).map(|()| request),
+            Ok(request) => self.server.begin_request(party, 0).map(|running| (request, running)),
         };
-        let request = match checked {
-            Ok(request) => request,
-            Err(error) => return refuse(link, &header, 1, error),
+        let (request, running) = match checked {
+            Ok(checked) => checked,
+            Err(error) => {
+                self.server.end_connect(link.id());
+                return refuse(link, &header, 1, error);
+            }
         };
         self.server.counters().request(Op::Connect);
         let (server, link) = (Arc::clone(&self.server), Arc::clone(link));
-        self.server.runtime().run(async move {
-            let result = caught(ops::connect::connect(&server, &link, request)).await;
+        let whose = Whose { party, session: link.id() };
+        self.server.runtime().run_for(whose, async move {
+            let result = caught(ops::connect::connect(&server, &link, party, request)).await;
+            server.end_connect(link.id());
             match result.unwrap_or_else(|Panicked| Err(panicked(&server, Op::Connect))) {
                 Ok(reply) => {
                     let credits = u16::try_from(reply.slots).unwrap_or(u16::MAX).max(1);
@@ -210,7 +227,7 @@ impl Dispatcher {
                     refuse(&link, &header, 1, error);
                 }
             }
-            server.end_request(0);
+            drop(running);
         });
     }
 }

@@ -19,7 +19,8 @@
 //! | [`store`] | where files lie when they are not in the page cache |
 //! | [`state`] | what the server remembers of itself: its secret |
 //! | [`exporter`] | shows the cache's chunks to the clients of all listeners |
-//! | [`runtime`] | where work runs |
+//! | [`runtime`], [`turns`] | where work runs, and whose is next |
+//! | [`transfers`] | permits for direct transfers |
 //! | [`buffers`] | buffers that are used again |
 //! | [`counters`] | what the server counts |
 //! | [`sync`] | locks |
@@ -37,6 +38,7 @@ pub mod daemon;
 pub mod dispatch;
 pub mod exporter;
 pub mod fence;
+mod keyed_locks;
 pub mod live;
 pub mod ops;
 pub mod reply_cache;
@@ -48,3 +50,5 @@ pub mod sharing;
 pub mod state;
 pub mod store;
 pub mod sync;
+pub mod transfers;
+pub mod turns;

@@ -10,12 +10,14 @@ use crate::sessions::SessionId;
 use crate::sharing::Owner;
 use crate::store::Credential;
 use crate::sync::Mutex;
+use crate::transfers::Asking;
+use crate::turns::Whose;
 use dafs_keys::PublicKey;
 use dafs_keys::secret::MacKey;
 use dafs_proto::Status;
 use event_listener::Event;
 use foldhash::fast::RandomState;
-use ordma::Link;
+use ordma::{Link, Party};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,6 +33,7 @@ pub struct LiveSession {
     export: Arc<Export>,
     client: String,
     permit: Option<Permit>,
+    party: Party,
     reads: MacKey,
     writer: Writer,
     began: Instant,
@@ -63,6 +66,8 @@ pub(crate) struct SessionClient {
     pub name: String,
     /// What it was granted, where it is known.
     pub permit: Option<Permit>,
+    /// Whose share of the server it takes.
+    pub party: Party,
     /// Whose its changes are until they are stable.
     pub owner: Arc<Owner>,
 }
@@ -85,12 +90,13 @@ impl LiveSession {
         limits: SessionLimits,
         now: Instant,
     ) -> Self {
-        let SessionClient { name: client, permit, owner } = client;
+        let SessionClient { name: client, permit, party, owner } = client;
         Self {
             id,
             export,
             client,
             permit,
+            party,
             reads,
             writer: Writer { owner, standing: Arc::new(Standing::default()) },
             began: now,
@@ -124,6 +130,24 @@ impl LiveSession {
     #[must_use]
     pub fn credential(&self) -> &Credential {
         self.permit.as_ref().map_or(&Credential::Server, |permit| &permit.credential)
+    }
+
+    /// Whose share of the server it takes.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        self.party
+    }
+
+    /// Whose its work is.
+    #[must_use]
+    pub fn whose(&self) -> Whose {
+        Whose { party: self.party, session: self.id.number() }
+    }
+
+    /// Who asks for a permit, where the session wants to transfer something.
+    #[must_use]
+    pub fn asking(&self) -> Asking {
+        Asking { session: self.id, party: self.party }
     }
 
     /// What the read keys that its client is given are derived from.

@@ -4,9 +4,15 @@
 //! as all it needs is in memory, ends there too. What has to wait for the disk or a transfer is
 //! suspended; whoever completes the wait queues the task on the worker threads. Calls that may
 //! block run there as well, through [`Runtime::blocking`].
+//!
+//! All of it is somebody's, and clients have the workers in turn, and the sessions of a client, however
+//! much each of them asks for. What a task calls and starts is its client's as well. Tasks that go on come before calls that
+//! begin: they hold what the calls before them have brought.
 
+use crate::turns::{FairQueue, Whose};
+use ordma::Party;
 use std::any::Any;
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -31,8 +37,34 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    /// Tasks that can go on.
+    tasks: FairQueue<Job>,
+    calls: FairQueue<Job>,
     stopping: bool,
+}
+
+impl Queue {
+    fn pop(&mut self) -> Option<(Whose, Job)> {
+        self.tasks.pop().or_else(|| self.calls.pop())
+    }
+}
+
+thread_local! {
+    /// Whose task this thread runs.
+    static WHOSE: Cell<Whose> = const { Cell::new(Whose { party: Party::SERVER, session: 0 }) };
+}
+
+/// Runs `f` as something of this client's.
+fn as_theirs<T>(whose: Whose, f: impl FnOnce() -> T) -> T {
+    /// Puts back whose it was before, also after a panic.
+    struct Before(Whose);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            WHOSE.set(self.0);
+        }
+    }
+    let _before = Before(WHOSE.replace(whose));
+    f()
 }
 
 impl fmt::Debug for Runtime {
@@ -74,20 +106,27 @@ impl Runtime {
         }))
     }
 
-    /// Runs a task: its first stretch here and now, the rest on the workers.
+    /// Runs a task: its first stretch here and now, the rest on the workers. It is of the client
+    /// whose task runs it, or else the server's own.
     pub fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.run_for(WHOSE.get(), task);
+    }
+
+    /// As [`run`](Self::run), for this client.
+    pub fn run_for(&self, whose: Whose, task: impl Future<Output = ()> + Send + 'static) {
         let shared = Arc::downgrade(&self.0);
         let schedule = move |runnable: async_task::Runnable| {
             // After the runtime has gone, tasks end where they are.
             if let Some(shared) = shared.upgrade() {
-                shared.push(Box::new(move || {
+                let go_on = Box::new(move || {
                     runnable.run();
-                }));
+                });
+                shared.push(|queue| queue.tasks.push(whose, go_on));
             }
         };
         let (runnable, task) = async_task::spawn(task, schedule);
         task.detach();
-        runnable.run();
+        as_theirs(whose, || runnable.run());
     }
 
     /// Runs a call that may block on a worker thread.
@@ -103,9 +142,11 @@ impl Runtime {
         }
         let result = Arc::new(Oneshot::default());
         let setter = Arc::clone(&result);
-        self.0.push(Box::new(move || {
+        let call = Box::new(move || {
             setter.set(std::panic::catch_unwind(AssertUnwindSafe(call)));
-        }));
+        });
+        let whose = WHOSE.get();
+        self.0.push(|queue| queue.calls.push(whose, call));
         match Wait(result).await {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -119,8 +160,8 @@ impl Runtime {
             return false;
         }
         let mut ran = false;
-        while let Some(job) = { lock(&self.0.queue).jobs.pop_front() } {
-            job();
+        while let Some((whose, job)) = { lock(&self.0.queue).pop() } {
+            as_theirs(whose, job);
             ran = true;
         }
         ran
@@ -151,17 +192,18 @@ impl Runtime {
 }
 
 impl Shared {
-    fn push(&self, job: Job) {
-        lock(&self.queue).jobs.push_back(job);
+    fn push(&self, push: impl FnOnce(&mut Queue)) {
+        push(&mut lock(&self.queue));
         self.work.notify_one();
     }
 
     fn work(&self) {
         let mut queue = lock(&self.queue);
         loop {
-            if let Some(job) = queue.jobs.pop_front() {
+            if let Some((whose, job)) = queue.pop() {
                 drop(queue);
-                if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
+                let job = AssertUnwindSafe(|| as_theirs(whose, job));
+                if std::panic::catch_unwind(job).is_err() {
                     tracing::error!("a task panicked; its request gets no reply");
                 }
                 queue = lock(&self.queue);
@@ -243,6 +285,34 @@ mod tests {
         assert_eq!(number, 7);
         assert_ne!(there, here);
         assert!(runtime.stop(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn clients_have_the_workers_in_turn() {
+        let runtime = Runtime::start(1).unwrap();
+        let whose = |name| Whose { party: Party::of_peer(name), session: 1 };
+        let (busy, greedy, other) = (whose("busy"), whose("greedy"), whose("other"));
+        let (go, wait) = mpsc::channel();
+        let (order, done) = mpsc::channel();
+        let begin = |whose, name, call: Box<dyn FnOnce() + Send>| {
+            let (inner, order) = (runtime.clone(), order.clone());
+            runtime.run_for(whose, async move {
+                inner.blocking(call).await;
+                // What goes on comes before what begins, and is still the client's.
+                assert_eq!(WHOSE.get(), whose);
+                order.send(name).unwrap();
+            });
+        };
+        begin(busy, "first", Box::new(move || wait.recv().unwrap()));
+        for _ in 0..50 {
+            begin(greedy, "greedy", Box::new(|| {}));
+        }
+        begin(other, "other", Box::new(|| {}));
+        assert_eq!(WHOSE.get(), Whose::default());
+        go.send(()).unwrap();
+        let order: Vec<_> = done.iter().take(52).collect();
+        assert_eq!(order[..3], ["first", "greedy", "other"]);
+        runtime.stop();
     }
 
     #[test]

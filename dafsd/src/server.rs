@@ -9,18 +9,19 @@ use crate::access::Access;
 use crate::buffers::Buffers;
 use crate::cache::{Cache, Flush};
 use crate::counters::Counters;
+use crate::keyed_locks::KeyedLocks;
 use crate::live::LiveSession;
 use crate::ops::OpError;
 use crate::runtime::Runtime;
 use crate::session::SessionLimits;
 use crate::sessions::Sessions;
-use crate::store::{Handle, ReadOnlyStore, Store};
+use crate::store::{Handle, Identity, ReadOnlyStore, Store};
 use crate::sync::{Mutex, RwLock};
-use async_lock::Semaphore;
+use crate::transfers::Transfers;
 use dafs_keys::{HandleKey, Protection};
 use dafs_proto::Status;
 use foldhash::fast::RandomState;
-use ordma::Link;
+use ordma::{Link, Party, Share, Shares};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -99,7 +100,7 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// Most bytes of inline data of requests that are being executed.
     pub data_in_flight: usize,
-    /// Direct transfers under way at the same time.
+    /// Direct transfers under way at the same time: half of them from clients, half to them.
     pub transfers: usize,
 }
 
@@ -124,24 +125,32 @@ pub struct Server {
     ended: Mutex<Vec<Arc<LiveSession>>>,
     links: RwLock<HashMap<u64, Connection, RandomState>>,
     counters: Counters,
-    transfers: Semaphore,
+    /// Held while the attributes of a file are looked at and changed.
+    attributes: KeyedLocks<Identity>,
+    fetches: Arc<Transfers>,
+    placings: Arc<Transfers>,
     buffers: Buffers,
     shm_socket: OnceLock<String>,
     verbs_address: OnceLock<String>,
     /// All listeners have all chunks: from now on a reply may refer to one.
     ready: (Mutex<bool>, Condvar),
     stopping: AtomicBool,
-    /// Requests being executed, and bytes of their inline data.
+    /// Requests being executed.
     running: AtomicUsize,
-    data: AtomicUsize,
+    /// Bytes of their inline data.
+    data: Arc<Shares>,
 }
 
 /// A link and what is known of it.
 #[derive(Debug)]
 struct Connection {
     link: Arc<dyn Link>,
+    /// Whose share it takes as long as it has no session: that of its address.
+    party: Party,
     session: Option<Arc<LiveSession>>,
     since: Instant,
+    /// A CONNECT is being executed.
+    connecting: bool,
 }
 
 impl fmt::Debug for Server {
@@ -150,11 +159,30 @@ impl fmt::Debug for Server {
     }
 }
 
+/// A request that is being executed, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Running {
+    server: Arc<Server>,
+    /// What its inline data takes.
+    data: Option<Share>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.data = None;
+        self.server.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Why a session could not take its link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BindError {
-    /// The connection is gone, or has a session already.
+    /// The connection is gone.
+    Gone,
+    /// The connection has a session already.
     Link,
+    /// The connection is getting one.
+    Connecting,
     /// The session has ended.
     Session,
 }
@@ -204,14 +232,16 @@ impl Server {
             ended: Mutex::default(),
             links: RwLock::default(),
             counters: Counters::default(),
-            transfers: Semaphore::new(settings.transfers.max(1)),
+            attributes: KeyedLocks::default(),
+            fetches: Transfers::new(settings.transfers / 2),
+            placings: Transfers::new(settings.transfers.div_ceil(2)),
             buffers: Buffers::new(KEPT_BUFFERS),
             shm_socket: OnceLock::new(),
             verbs_address: OnceLock::new(),
             ready: (Mutex::new(false), Condvar::new()),
             stopping: AtomicBool::new(false),
             running: AtomicUsize::new(0),
-            data: AtomicUsize::new(0),
+            data: Shares::new(settings.data_in_flight),
             settings,
         })
     }
@@ -270,10 +300,24 @@ impl Server {
         &self.counters
     }
 
-    /// Bounds the direct transfers under way, and with them the memory they take.
+    /// The lock under which the attributes of a file are changed: what they were before is known only
+    /// to who changes them alone.
+    pub(crate) fn attributes(&self) -> &KeyedLocks<Identity> {
+        &self.attributes
+    }
+
+    /// Bounds the direct transfers to clients that are under way, and with them the memory they
+    /// take.
     #[must_use]
-    pub fn transfers(&self) -> &Semaphore {
-        &self.transfers
+    pub fn placings(&self) -> &Arc<Transfers> {
+        &self.placings
+    }
+
+    /// Bounds the direct transfers from clients, whose data may wait for a disk. They have permits
+    /// of their own, so that no reader waits for that.
+    #[must_use]
+    pub fn fetches(&self) -> &Arc<Transfers> {
+        &self.fetches
     }
 
     /// Buffers of direct transfers, for the next one.
@@ -339,30 +383,34 @@ impl Server {
         self.links.read().len()
     }
 
-    /// A request with this much inline data begins.
+    /// A request of `party` with this much inline data begins.
     ///
     /// # Errors
     /// The server is stopping, or too much data is under way.
-    pub(crate) fn begin_request(&self, data: usize) -> Result<(), OpError> {
+    pub(crate) fn begin_request(
+        self: &Arc<Self>,
+        party: Party,
+        data: usize,
+    ) -> Result<Running, OpError> {
         self.running.fetch_add(1, Ordering::SeqCst);
-        let before = self.data.fetch_add(data, Ordering::Relaxed);
-        let error = if self.stopping() {
-            OpError::new(Status::ServerStopping, "the server is stopping")
-        } else if data > 0 && before.saturating_add(data) > self.settings.data_in_flight {
-            crate::counters::count(&self.counters.refused);
-            let what = format!("{before} bytes of write data are waiting for the disk");
-            OpError::new(Status::TooManyRequests, what)
-        } else {
-            return Ok(());
-        };
-        self.end_request(data);
-        Err(error)
-    }
-
-    /// A request has ended.
-    pub(crate) fn end_request(&self, data: usize) {
-        self.data.fetch_sub(data, Ordering::Relaxed);
-        self.running.fetch_sub(1, Ordering::SeqCst);
+        let mut running = Running { server: Arc::clone(self), data: None };
+        if self.stopping() {
+            return Err(OpError::new(Status::ServerStopping, "the server is stopping"));
+        }
+        if data == 0 {
+            return Ok(running);
+        }
+        match self.data.take(party, data) {
+            Ok(share) => {
+                running.data = Some(share);
+                Ok(running)
+            }
+            Err(before) => {
+                crate::counters::count(&self.counters.refused);
+                let what = format!("{before} bytes of write data are waiting for the disk");
+                Err(OpError::new(Status::TooManyRequests, what))
+            }
+        }
     }
 
     /// Refuses what is new, and waits at most `patience` until what is under way is done. `false`

@@ -9,6 +9,8 @@ mod log;
 mod read_only;
 #[path = "rogue/replay.rs"]
 mod replay;
+#[path = "rogue/shares.rs"]
+mod shares;
 #[path = "rogue/wire.rs"]
 mod wire;
 

@@ -83,7 +83,7 @@ pub fn take(kind: &'static str, peer: &str) -> Option<u64> {
 }
 
 /// A peer without what differs from one of its connections to the next: the port, or the process.
-fn address_of(peer: &str) -> &str {
+pub(crate) fn address_of(peer: &str) -> &str {
     if let Some(at) = peer.find("user ") {
         return &peer[at..];
     }

@@ -6,6 +6,7 @@
 //! [`Endpoint::drive`], so that a blocking caller needs no other thread.
 
 use crate::arena::{Arena, Chunk, Geometry, Slot, copy_slots};
+use crate::party::Party;
 use crate::region::{Region, Segment};
 use crate::slot::Footer;
 use crate::{AccessFault, ChunkId, RemoteRef};
@@ -140,6 +141,9 @@ pub trait Link: Send + Sync + fmt::Debug {
     /// Lets the client read one-sidedly, or (`None`) refuses it from now on with
     /// [`AccessFault::Revoked`]. Refused until allowed.
     fn allow_reads(&self, access: Option<ReadAccess>);
+    /// Whose share of the server's memory the link takes from now on. Before, it is that of everyone
+    /// at its address.
+    fn belongs_to(&self, _party: Party) {}
     /// Ends the connection; [`Service::closed`] follows.
     fn close(&self, reason: &str);
 }
@@ -195,7 +199,22 @@ pub struct ReadAccess {
 
 /// A transfer under way: resolves to the buffer it was given.
 #[derive(Clone, Debug, Default)]
-pub struct Transfer(Arc<Completion<Result<Vec<u8>, LinkError>>>);
+pub struct Transfer(Arc<UnderWay>);
+
+#[derive(Debug)]
+struct UnderWay {
+    outcome: Completion<Result<Vec<u8>, LinkError>>,
+    moved: AtomicU64,
+}
+
+impl Default for UnderWay {
+    fn default() -> Self {
+        Self { outcome: Completion::default(), moved: AtomicU64::new(UNTOLD) }
+    }
+}
+
+/// Nobody has said how far a transfer is.
+const UNTOLD: u64 = u64::MAX;
 
 impl Transfer {
     /// A transfer that is not done yet.
@@ -206,7 +225,25 @@ impl Transfer {
 
     /// Ends the transfer. Only the first call counts.
     pub fn complete(&self, result: Result<Vec<u8>, LinkError>) {
-        self.0.complete(result);
+        self.0.outcome.complete(result);
+    }
+
+    /// Whether it is the same one.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Says how far the transfer is: how many bytes of it have been moved.
+    pub fn advance(&self, moved: u64) {
+        self.0.moved.store(moved, Ordering::Relaxed);
+    }
+
+    /// How many bytes of it have been moved; `None` where the engine does not say.
+    #[must_use]
+    pub fn moved(&self) -> Option<u64> {
+        let moved = self.0.moved.load(Ordering::Relaxed);
+        (moved != UNTOLD).then_some(moved)
     }
 }
 
@@ -214,7 +251,7 @@ impl Future for Transfer {
     type Output = Result<Vec<u8>, LinkError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll_take(cx)
+        self.0.outcome.poll_take(cx)
     }
 }
 

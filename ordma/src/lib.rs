@@ -27,6 +27,7 @@ pub mod fuzz;
 mod gate;
 mod memory;
 pub mod os;
+mod party;
 pub mod rdma;
 mod reactor;
 mod reference;
@@ -46,6 +47,7 @@ pub use engine::{
     Capabilities, Connector, Endpoint, Engine, Established, Interest, Link, LinkError, Listener,
     Outcome, PageRead, PageReads, ReadAccess, ReadBatch, Receiver, Service, Tag, Transfer,
 };
+pub use party::{Party, Share, Shares};
 pub use reference::{AccessFault, ChunkId, RemoteRef};
 pub use region::{Region, Segment};
 pub use slot::{FOOTER_LEN, Footer, Kind};

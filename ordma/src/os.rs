@@ -242,6 +242,17 @@ fn set_fs_gid(gid: u32) -> Result<(), Errno> {
     if fs_gid() == gid { Ok(()) } else { Err(Errno::PERM) }
 }
 
+/// Gives memory that was freed back to the system, as far as the allocator has whole pages of it. For
+/// after a time when much was needed: it walks all that is free.
+pub(crate) fn give_memory_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes no pointer, may be called at any time from any thread, and changes nothing that is
+    // in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

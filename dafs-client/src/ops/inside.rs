@@ -10,8 +10,12 @@ use std::path::Path;
 
 /// Bytes of directory entries to ask for at a time.
 const READDIR_BYTES: u32 = 32 << 10;
-/// Most entries of a directory that are listed.
+/// Most entries of a directory that are handed out one by one.
 const MAX_ENTRIES: usize = 1 << 24;
+/// Most bytes of memory that a list of entries takes: enough for about a million of them.
+const MAX_LIST: usize = 384 << 20;
+/// Bytes that an allocation takes besides what is asked for, about.
+const OVERHEAD: usize = 16;
 
 impl Core {
     pub(crate) async fn mkdir_in(
@@ -86,12 +90,20 @@ impl Core {
     }
 
     pub(crate) async fn entries_of(&self, directory: &[u8], what: &str) -> Result<Vec<DirEntry>> {
-        let mut entries = Vec::new();
-        let all = |entry| {
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        let all = |entry: DirEntry| {
+            let name = entry.name.as_os_str().len();
+            bytes += size_of::<DirEntry>() + name + entry.handle.len() + 2 * OVERHEAD;
             entries.push(entry);
-            true
+            bytes <= MAX_LIST
         };
         self.each_entry(directory, what, all).await?;
+        if bytes > MAX_LIST {
+            let peer = self.owner.peer();
+            let (count, most) = (entries.len(), MAX_LIST >> 20);
+            let reason = format!("READDIR {what}: {count} entries take more than {most} MiB");
+            return Err(Error::Protocol { peer, reason });
+        }
         Ok(entries)
     }
 

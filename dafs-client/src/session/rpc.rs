@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::file::OpenFile;
 use crate::slots::Ticket;
 use crate::sync::lock;
+use dafs_keys::shown::shown_within;
 use dafs_proto::{Call, ErrorReply, Header, Op, Status, encode_message};
 use ordma::{Endpoint, Segment};
 use prost::Message;
@@ -14,6 +15,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+
+/// Most bytes of a server's explanation that are shown.
+const MAX_MESSAGE: usize = 2048;
 
 /// Which requests may be sent while files are being opened again in a new session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +189,8 @@ impl Session {
             }
             status => {
                 let message = ErrorReply::decode(reply.body.as_slice()).unwrap_or_default().message;
+                // Whoever shows it need not know that a server wrote it.
+                let message = shown_within(&message, MAX_MESSAGE);
                 let what = what.to_owned();
                 Err(Error::Status { op: C::OP, status, message, what }.into())
             }

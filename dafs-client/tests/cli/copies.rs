@@ -181,3 +181,37 @@ fn verbose_tells_what_was_copied() {
     let expected = "dafs: copied 1 files, 0 directories, 0 symbolic links: 5 B in ";
     assert!(copy.error.starts_with(expected), "{}", copy.error);
 }
+
+/// Runs the command with this umask.
+#[track_caller]
+fn ok_with_umask(server: &Server, umask: &str, args: &[&OsStr]) {
+    let command = server.command(args);
+    let mut shell = std::process::Command::new("sh");
+    shell.arg("-c").arg(format!("umask {umask}; exec \"$@\"")).arg("sh");
+    shell.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let run = run(&mut shell);
+    assert_eq!((run.code, run.error.as_str()), (0, ""), "{}", run.text());
+}
+
+#[test]
+fn what_the_umask_forbids_is_not_given() {
+    let server = Server::start();
+    std::fs::create_dir(server.export.join("d")).unwrap();
+    server.file("d/f", "content");
+    set_mode(&server.export.join("d/f"), 0o777);
+    set_mode(&server.export.join("d"), 0o777);
+    for (flag, umask, mode) in [("-r", "027", 0o750), ("-r", "077", 0o700), ("-a", "077", 0o777)] {
+        let to = server.local(&format!("to {flag} {umask}"));
+        ok_with_umask(&server, umask, &["get".as_ref(), flag.as_ref(), "/d".as_ref(), to.as_ref()]);
+        for path in [to.clone(), to.join("f")] {
+            let found = path.metadata().unwrap().permissions().mode() & 0o7777;
+            assert_eq!(found, mode, "{flag} {umask} {}", path.display());
+        }
+    }
+}

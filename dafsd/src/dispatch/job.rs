@@ -5,7 +5,7 @@ use crate::counters::count;
 use crate::live::Message;
 use crate::ops::{self, OpContext, OpError, Reply};
 use crate::reply_cache::{Abandoned, Ticket};
-use crate::server::Server;
+use crate::server::{Running, Server};
 use dafs_proto::{Call, Header, Op, Status, encode_message};
 use prost::Message as _;
 use std::future::{Future, poll_fn};
@@ -48,6 +48,8 @@ pub(super) struct Job {
     pub ticket: Ticket,
     pub credits: u16,
     pub replied: bool,
+    /// Ends with it.
+    pub _running: Running,
 }
 
 impl Job {
@@ -121,7 +123,6 @@ impl Drop for Job {
             let what = format!("{}: the server stopped working on it", self.header.op);
             self.fail(OpError::new(Status::Io, what));
         }
-        self.cx.server.end_request(self.cx.data.len());
     }
 }
 
@@ -136,7 +137,8 @@ pub(super) fn execute(job: Job, body: &[u8]) {
             match dafs_proto::$request::decode(body) {
                 Ok(request) => {
                     let server = Arc::clone(&job.cx.server);
-                    server.runtime().run(async move {
+                    let whose = job.cx.session.whose();
+                    server.runtime().run_for(whose, async move {
                         let result = caught($operation(&job.cx, request)).await;
                         job.finish::<dafs_proto::$request>(result, $strip);
                     });

@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 struct FakeLink {
     id: u64,
+    /// Its own, where it has no other.
+    address: Option<&'static str>,
     channel: Option<Arc<Established>>,
     sent: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
     closed: Mutex<Option<String>>,
@@ -43,7 +45,7 @@ impl Link for FakeLink {
         self.id
     }
     fn peer(&self) -> String {
-        format!("fake {}", self.id)
+        self.address.map_or_else(|| format!("fake {}", self.id), |a| format!("{a}:{}", self.id))
     }
     fn channel(&self) -> Option<&Arc<Established>> {
         self.channel.as_ref()
@@ -109,7 +111,7 @@ const SETTINGS: Settings = Settings {
     max_sessions: 2,
     connect_timeout: Duration::from_secs(5),
     data_in_flight: 20_000,
-    transfers: 2,
+    transfers: 8,
 };
 
 fn world() -> World {
@@ -223,6 +225,16 @@ impl World {
             |key| Arc::new(Established::new(key, Protection::Sealed, Secret::from_bytes([1; 32])));
         let channel = key.map(established);
         let link = Arc::new(FakeLink { id: *links, channel, ..FakeLink::default() });
+        self.service.connected(link.clone());
+        link
+    }
+
+    /// A connection from this address.
+    fn link_from(&self, address: &'static str) -> Arc<FakeLink> {
+        let mut links = self.links.lock();
+        *links += 1;
+        let (id, address) = (*links, Some(address));
+        let link = Arc::new(FakeLink { id, address, ..FakeLink::default() });
         self.service.connected(link.clone());
         link
     }
@@ -380,6 +392,7 @@ fn a_read_only_export_is_only_read() {
     assert_eq!(status(world.call(&link, &mkdir, (0, 3))), Status::ReadOnly);
 }
 
+/// A session has half of those in its direction.
 #[test]
 fn direct_transfers_are_bounded() {
     direct_transfers_are_bounded_from(false);
@@ -402,11 +415,11 @@ fn direct_transfers_are_bounded_from(slots: bool) {
     for slot in 0..3 {
         world.raw(&link, &message(&read, slot, if slot == 0 { 2 } else { 1 }), &[]);
     }
-    assert_eq!(link.transfers.lock().len(), SETTINGS.transfers);
+    assert_eq!(link.transfers.lock().len(), SETTINGS.transfers / 4);
     let transfer = link.transfers.lock().remove(0);
     transfer.complete(Ok(Vec::new()));
     world.server.runtime().run_queued();
-    assert_eq!(link.transfers.lock().len(), SETTINGS.transfers);
+    assert_eq!(link.transfers.lock().len(), SETTINGS.transfers / 4);
     assert_eq!(link.take().len(), 1);
 }
 

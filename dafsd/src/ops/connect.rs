@@ -10,7 +10,7 @@ use crate::store::Credential;
 use dafs_keys::shown::{is_harmless, shown_within};
 use dafs_keys::{Protection, PublicKey};
 use dafs_proto::{ConnectReply, ConnectRequest, Status, VERSION};
-use ordma::Link;
+use ordma::{Link, Party, complaints};
 use std::sync::Arc;
 
 /// Longest name of a client, for the log.
@@ -18,7 +18,8 @@ const MAX_CLIENT: usize = 64;
 /// Most bytes of the name of an export that there is not, in what is said about it.
 const MAX_NAME: usize = 64;
 
-/// Serves CONNECT. The only operation that belongs to a connection and not to a session.
+/// Serves CONNECT. The only operation that belongs to a connection and not to a session. `party`:
+/// whose share of the server the session takes.
 ///
 /// # Errors
 /// [`Status::Version`], [`Status::NoExport`], [`Status::Protection`], [`Status::Access`],
@@ -28,6 +29,7 @@ const MAX_NAME: usize = 64;
 pub async fn connect(
     server: &Arc<Server>,
     link: &Arc<dyn Link>,
+    party: Party,
     request: ConnectRequest,
 ) -> Result<ConnectReply, OpError> {
     if request.version != u32::from(VERSION) {
@@ -45,7 +47,7 @@ pub async fn connect(
             Status::NoExport => no_export(server, &request.export, key),
             _ => error,
         })?;
-    let begin = || new_session(server, &export, &request, key, asked.as_ref());
+    let begin = || new_session(server, &export, &request, (key, party), asked.as_ref());
 
     let store = Arc::clone(&export.store);
     let root =
@@ -70,7 +72,10 @@ pub async fn connect(
             return Err(bind_error(error));
         }
     };
-    tracing::info!(?session, peer = link.peer(), resumed, "session");
+    let peer = link.peer();
+    if let Some(untold) = complaints::take("session", &peer) {
+        tracing::info!(?session, peer, resumed, untold, "session");
+    }
 
     let limits = server.limits();
     let lease = server.session_limits().lease.as_millis();
@@ -189,13 +194,13 @@ fn new_session(
     server: &Server,
     export: &Arc<Export>,
     request: &ConnectRequest,
-    key: Option<&PublicKey>,
+    who: (Option<&PublicKey>, Party),
     asked: Option<&AskedCredential>,
 ) -> Result<Arc<LiveSession>, OpError> {
     let most = server.session_limits().slots.max(1);
     let slots = u16::try_from(request.slots).unwrap_or(u16::MAX).clamp(1, most);
     let client = request.client.chars().filter(|c| is_harmless(*c)).take(MAX_CLIENT).collect();
-    server.add_session(export, client, key, &request.instance, asked, slots)
+    server.add_session(export, client, who, &request.instance, asked, slots)
 }
 
 fn bind_new(
@@ -209,9 +214,11 @@ fn bind_new(
     })
 }
 
-fn bind_error(error: BindError) -> OpError {
+pub(crate) fn bind_error(error: BindError) -> OpError {
     match error {
+        BindError::Gone => OpError::invalid("this connection is gone"),
         BindError::Link => OpError::invalid("this connection has a session already"),
+        BindError::Connecting => OpError::invalid("this connection is getting a session"),
         BindError::Session => OpError::new(Status::BadSession, "the session has ended"),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{OpContext, OpError, Open, Reply};
 use crate::cache::{Delivery, Pages};
+use crate::transfers::Permit;
 use dafs_proto::{Buffer, FileKey, Placement, ReadReply, ReadRequest, Status};
 use ordma::{FOOTER_LEN, Slot, Tag, Transfer};
 use std::sync::Arc;
@@ -22,13 +23,13 @@ pub async fn read(cx: &OpContext, request: ReadRequest) -> Result<Reply<ReadRepl
         Placement::Inline => read_inline(cx, &request).await,
         Placement::Direct => {
             // Bounds the memory of all direct transfers: of slots, too, that cannot go at once.
-            let _permit = cx.server.transfers().acquire().await;
+            let permit = cx.server.placings().acquire(cx.session.asking(), cx.server.now()).await?;
             // A tag is of the bytes that the client gets, which nobody knows before.
             let whole = request.whole || request.steady || cx.is_tagged();
             if !whole && cx.link.capabilities().places_slots {
-                place_slots(cx, &request).await
+                place_slots(cx, &request, &permit).await
             } else {
-                place_copies(cx, &request).await
+                place_copies(cx, &request, &permit).await
             }
         }
     }
@@ -44,23 +45,31 @@ async fn read_inline(cx: &OpContext, request: &ReadRequest) -> Result<Reply<Read
 
 /// Places the pages from where they lie. They may change meanwhile, or their slots be killed: the
 /// client can tell.
-async fn place_slots(cx: &OpContext, request: &ReadRequest) -> Result<Reply<ReadReply>, OpError> {
+async fn place_slots(
+    cx: &OpContext,
+    request: &ReadRequest,
+    permit: &Permit,
+) -> Result<Reply<ReadReply>, OpError> {
     let limit = cx.server.limits().max_transfer;
     let (body, slots) = find(cx, request, limit, Vec::<Slot>::new()).await?.reply();
     let len = slots.len() * (FOOTER_LEN + cx.server.limits().page_size);
     if let Some(tag) = target(&request.buffers, len)? {
-        placed(cx.link.place_slots(tag, &slots)).await?;
+        placed(cx, permit, cx.link.place_slots(tag, &slots)).await?;
     }
     Ok(Reply::from(ReadReply { from_slots: true, ..body }))
 }
 
-async fn place_copies(cx: &OpContext, request: &ReadRequest) -> Result<Reply<ReadReply>, OpError> {
+async fn place_copies(
+    cx: &OpContext,
+    request: &ReadRequest,
+    permit: &Permit,
+) -> Result<Reply<ReadReply>, OpError> {
     let limit = cx.server.limits().max_transfer;
     let found = find(cx, request, limit, cx.server.buffers().take()).await?;
     let (first_tag, tags) = cx.tag_pages(&found.pages.data);
     let (body, data) = found.reply();
     let buffer = match target(&request.buffers, data.len())? {
-        Some(tag) => placed(cx.link.write_to(tag, data)).await?,
+        Some(tag) => placed(cx, permit, cx.link.write_to(tag, data)).await?,
         None => data,
     };
     cx.server.buffers().give(buffer);
@@ -119,8 +128,8 @@ fn target(buffers: &[Buffer], len: usize) -> Result<Option<Tag>, OpError> {
 }
 
 /// The buffer that comes back when a transfer is done.
-async fn placed(transfer: Transfer) -> Result<Vec<u8>, OpError> {
-    transfer.await.map_err(|error| OpError::transfer(&error))
+async fn placed(cx: &OpContext, permit: &Permit, transfer: Transfer) -> Result<Vec<u8>, OpError> {
+    permit.until(&cx.link, transfer).await.map_err(|error| OpError::transfer(&error))
 }
 
 pub(super) fn check_extents(count: usize) -> Result<(), OpError> {

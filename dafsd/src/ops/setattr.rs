@@ -49,14 +49,32 @@ pub async fn setattr(cx: &OpContext, request: SetAttrRequest) -> Result<SetAttrR
             file.commit(Extent::default()).await?;
         }
     }
-    let before = node.attr;
     let since = cx.server.cache().moment();
-    let set = cx.store(move |store, who| store.set_attr(who, &handle, &attr)).await;
-    if let (Err(_), Some(file)) = (&set, &cached) {
-        // Some of it may have been set.
-        file.touched(times).await;
-    }
-    let node = set?;
+    let (before, set) = {
+        // Of two changes side by side, each has to see what the other one has given or taken away.
+        let _alone = cx.server.attributes().lock(node.identity).await;
+        let handle = handle.clone();
+        cx.store(move |store, who| {
+            let before = store.node(who, &handle)?;
+            Ok((before.attr, store.set_attr(who, &handle, &attr)))
+        })
+        .await?
+    };
+    let node = match set {
+        Ok(node) => node,
+        Err(error) => {
+            // Some of it may have been set.
+            if let Some(file) = &cached {
+                file.touched(times).await;
+            }
+            if sets_rights(&attr)
+                && let Some(file) = cx.server.cache().find(&node.identity)
+            {
+                file.new_epoch().await?;
+            }
+            return Err(error.into());
+        }
+    };
     // Looked for once more: who opened it meanwhile may have been found to have the right.
     if let Some(file) = cx.server.cache().find(&node.identity) {
         file.touched(times).await;
@@ -75,6 +93,10 @@ fn takes_reading_away(before: &Attr, after: &Attr) -> bool {
     const READ: u32 = 0o444;
     let owners = |attr: &Attr| (attr.uid, attr.gid);
     owners(before) != owners(after) || before.mode & READ & !after.mode != 0
+}
+
+fn sets_rights(attr: &SetAttr) -> bool {
+    attr.mode.is_some() || attr.uid.is_some() || attr.gid.is_some()
 }
 
 fn sets_times(attr: &SetAttr) -> bool {

@@ -40,8 +40,6 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
         let what = format!("write more than {limit} bytes in one request");
         return Err(OpError::new(Status::MessageTooBig, what));
     };
-    // Bounds the memory of all direct transfers.
-    let _permit = if direct { Some(cx.server.transfers().acquire().await) } else { None };
     // Before: part of a write that fails may be done.
     drop_set_id(cx, &open).await?;
     stability::check_share(cx).await?;
@@ -51,15 +49,18 @@ pub async fn write(cx: &OpContext, request: WriteRequest) -> Result<Reply<WriteR
     let changed = if direct && total > 0 {
         let len = usize::try_from(total).unwrap_or(usize::MAX);
         let from = one_buffer(&request.buffers, len)?;
+        // Bounds the memory of all direct transfers.
+        let permit = cx.server.fetches().acquire(cx.session.asking(), cx.server.now()).await?;
         let mut buffer = cx.server.buffers().take();
         buffer.resize(len, 0);
-        let fetched = cx.link.read_from(from.tag, 0, buffer).await;
+        let fetched = permit.until(&cx.link, cx.link.read_from(from.tag, 0, buffer)).await;
         let mut buffer = fetched.map_err(|error| OpError::transfer(&error))?;
         cx.link
             .open_data(&request.seal, &mut buffer)
             .map_err(|error| OpError::new(Status::Transfer, error.to_string()))?;
         let written = file.write_for(writer, extents, &buffer, resend.as_ref()).await;
         cx.server.buffers().give(buffer);
+        drop(permit);
         written?
     } else {
         file.write_for(writer, extents, &cx.data, resend.as_ref()).await?

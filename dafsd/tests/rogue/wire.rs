@@ -224,14 +224,23 @@ impl Rogue {
         self.exchange(Header::request(C::OP, 0, self.sequence, 1), request)
     }
 
+    /// Sends a request, and does not wait for the reply.
+    pub fn say<C: Call>(&mut self, request: &C) {
+        self.sequence += 1;
+        let header = Header::request(C::OP, 0, self.sequence, 1);
+        self.say_raw(&encode_message(header, request)).unwrap();
+    }
+
+    /// Sends a message.
+    pub fn say_raw(&mut self, head: &[u8]) -> std::io::Result<()> {
+        let Some((channel, _)) = &self.secured else { return self.send_frame(head, &[]) };
+        let mut sealed = Vec::new();
+        channel.seal(&[&[0], head].concat(), &mut sealed);
+        self.send_frame(&sealed, &[])
+    }
+
     fn exchange<C: Call>(&mut self, header: Header, request: &C) -> Result<C::Reply, Failure> {
-        let mut head = encode_message(header, request);
-        if let Some((channel, _)) = &self.secured {
-            let mut sealed = Vec::new();
-            channel.seal(&[&[0], &head[..]].concat(), &mut sealed);
-            head = sealed;
-        }
-        self.send_frame(&head, &[]).map_err(|_| Failure::Lost)?;
+        self.say_raw(&encode_message(header, request)).map_err(|_| Failure::Lost)?;
         let (mut head, _) = self.main.receive_frame().ok_or(Failure::Lost)?;
         if let Some((channel, _)) = &self.secured {
             let mut plain = Vec::new();

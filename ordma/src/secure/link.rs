@@ -5,6 +5,7 @@ use super::{Secured, scratch};
 use crate::arena::Slot;
 use crate::engine::{Capabilities, Established, Link, LinkError, ReadAccess, Tag, Transfer};
 use crate::lock;
+use crate::party::Party;
 use dafs_keys::Seal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -137,6 +138,10 @@ impl Link for SecureLink {
             (access, _) => access,
         };
         self.inner.allow_reads(access);
+    }
+
+    fn belongs_to(&self, party: Party) {
+        self.inner.belongs_to(party);
     }
 
     fn close(&self, reason: &str) {

@@ -11,6 +11,7 @@ use crate::engine::{Link, LinkError, Transfer};
 use crate::lock;
 use crate::reactor::{Room, Source, Step};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -28,11 +29,19 @@ pub(crate) struct Pulling {
     link: Weak<StreamLink>,
 }
 
+impl Pulled {
+    /// So many bytes more have arrived.
+    fn grow(&mut self, bytes: usize) {
+        self.filled += bytes;
+        self.transfer.advance(self.filled as u64);
+    }
+}
+
 impl Body for Pulling {
     fn put(&mut self, bytes: &[u8]) {
         if let Some(pulled) = &mut self.pulled {
             pulled.buffer[pulled.filled..pulled.filled + bytes.len()].copy_from_slice(bytes);
-            pulled.filled += bytes.len();
+            pulled.grow(bytes.len());
         }
     }
 
@@ -46,7 +55,7 @@ impl Body for Pulling {
         let place = &mut pulled.buffer[pulled.filled..pulled.filled + left];
         let Some(n) = receive_two(socket, place, scratch)? else { return Ok(None) };
         let placed = n.min(left);
-        pulled.filled += placed;
+        pulled.grow(placed);
         Ok(Some((placed, n - placed)))
     }
 }
@@ -95,7 +104,8 @@ impl RpcConnection {
     fn share_memory(&mut self, room: &mut Room<'_>) -> Step {
         let (memory, trusted) = (&self.link.server.memory, self.link.reads_allowed());
         let waited = self.gathering.waits();
-        match self.gathering.share(memory, trusted, self.inbox.gathering()) {
+        let party = || self.link.party();
+        match self.gathering.share(memory, trusted, party, self.inbox.gathering()) {
             May::Go => {}
             May::Begin => {
                 if waited {
@@ -167,7 +177,9 @@ impl Source for RpcConnection {
                 _ => Step::Idle,
             };
         }
-        let Some(still) = self.gathering.stands_still() else { return Step::Idle };
+        let Some(still) = self.gathering.stands_still(&self.link.server.memory) else {
+            return Step::Idle;
+        };
         let patience = self.link.server.settings.patience;
         if still.is_some_and(|still| still >= patience) {
             return self.close(self.link.lost(STANDS_STILL));
@@ -240,10 +252,13 @@ impl Handler for LinkHandler<'_> {
         if header.data_len > (pulled.buffer.len() - pulled.filled) as u64 {
             return Err(format!("{} bytes for pull {}: too many", header.data_len, header.tag));
         }
+        self.link.pulling.store(true, Ordering::Relaxed);
+        self.link.pulled.fetch_add(header.data_len, Ordering::Relaxed);
         Ok(pulling)
     }
 
     fn placed(&mut self, mut body: Pulling) {
+        self.link.pulling.store(false, Ordering::Relaxed);
         let Some(pulled) = body.pulled.take() else { return };
         if pulled.filled == pulled.buffer.len() {
             pulled.transfer.complete(Ok(pulled.buffer));

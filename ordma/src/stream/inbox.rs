@@ -6,6 +6,7 @@
 
 use super::frame::{BadFrame, HEADER_LEN, Header, Kind, Limits};
 use super::io;
+use super::memory::Arriving;
 use crate::region::Iovecs;
 use std::io::IoSliceMut;
 use std::os::fd::BorrowedFd;
@@ -83,10 +84,12 @@ impl<B: Body> Inbox<B> {
         Self { limits, state: State::Idle }
     }
 
-    /// Bytes of the incomplete frame that this inbox holds memory for, once complete.
-    pub(crate) fn gathering(&self) -> Option<usize> {
+    /// The incomplete frame that this inbox holds memory for.
+    pub(crate) fn gathering(&self) -> Option<Arriving> {
         match &self.state {
-            State::Gather(header, _) => Some(header.body_len()),
+            State::Gather(header, buffer) => {
+                Some(Arriving { bytes: header.body_len(), here: buffer.len() })
+            }
             _ => None,
         }
     }
@@ -348,7 +351,7 @@ mod tests {
         for _ in 0..2 {
             inbox.receive(b.as_fd(), &mut scratch, 600, &mut Log::default()).unwrap();
         }
-        assert_eq!(inbox.gathering(), Some(90_010));
+        assert_eq!(inbox.gathering(), Some(Arriving { bytes: 90_010, here: 10 }));
         let State::Gather(_, buffer) = &inbox.state else { panic!("not gathering") };
         assert!(buffer.capacity() <= MIN_GROWTH + 10);
     }

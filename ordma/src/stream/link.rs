@@ -9,13 +9,15 @@ use super::server::Server;
 use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
 use crate::gate::WrongProof;
 use crate::lock;
+use crate::party::{Party, PartyCell};
 use crate::reactor::Registration;
 use arc_swap::ArcSwapOption;
 use foldhash::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Instant;
 
 /// The session's second connection, as its first one sees it.
 pub(crate) trait Second: Send + Sync + fmt::Debug {
@@ -30,6 +32,7 @@ pub(crate) trait Second: Send + Sync + fmt::Debug {
 pub(crate) struct StreamLink {
     pub(super) id: u64,
     pub(super) peer: String,
+    party: PartyCell,
     ticket: Ticket,
     pub(super) server: Arc<Server>,
     pub(super) out: Mutex<Out>,
@@ -41,6 +44,11 @@ pub(crate) struct StreamLink {
     /// Transfers from the client that are under way, by the id of the pull; `None` once closed.
     pub(super) pulls: Mutex<Option<HashMap<u64, Pulled>>>,
     next_pull: AtomicU64,
+    /// Part of a pull is on its way into its buffer.
+    pub(super) pulling: AtomicBool,
+    /// Bytes that pulls have brought.
+    pub(super) pulled: AtomicU64,
+    this: Weak<Self>,
 }
 
 impl fmt::Debug for StreamLink {
@@ -62,8 +70,9 @@ impl StreamLink {
         server: Arc<Server>,
         socket: Arc<OwnedFd>,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
             id,
+            party: PartyCell::of_peer(&peer),
             peer,
             ticket,
             server,
@@ -75,11 +84,19 @@ impl StreamLink {
             second: Mutex::new(None),
             pulls: Mutex::new(Some(HashMap::default())),
             next_pull: AtomicU64::new(1),
+            pulling: AtomicBool::new(false),
+            pulled: AtomicU64::new(0),
+            this: this.clone(),
         })
     }
 
     pub(crate) fn ticket(&self) -> Ticket {
         self.ticket
+    }
+
+    /// Whose share of the server's memory it takes.
+    pub(super) fn party(&self) -> Party {
+        self.party.get()
     }
 
     pub(crate) fn reads_allowed(&self) -> bool {
@@ -140,18 +157,45 @@ impl StreamLink {
         let mut out = lock(&self.out);
         let waited = out.waits();
         let result = send(&mut out);
-        if out.waits() != waited {
+        let waits = out.waits();
+        if waits != waited {
             self.update_interest(&out);
         }
+        let grown = out.count(&self.server.untaken);
         let over = out.held() > self.server.settings.send_queue;
         drop(out);
         if over {
             self.fail(self.lost(self.server.settings.not_taken()));
+        } else if grown {
+            self.server.make_room();
+        }
+        if waits && !waited {
+            self.watch();
         }
         result.unwrap_or_else(|error| {
             self.fail(self.lost(error));
             T::default()
         })
+    }
+
+    /// Has it looked at whether what waits for the client moves.
+    fn watch(&self) {
+        if let Some(this) = self.this.upgrade() {
+            self.server.watch(&this);
+        }
+    }
+
+    /// How many bytes were moved of all that has waited for the client; `None` where nothing waits.
+    pub(super) fn moved(&self) -> Option<u64> {
+        let out = lock(&self.out);
+        let pulls = lock(&self.pulls).as_ref().is_some_and(|pulls| !pulls.is_empty());
+        let waits = out.waits() || pulls || self.pulling.load(Ordering::Relaxed);
+        waits.then(|| out.moved() + self.pulled.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that wait for the client, and since when none of them has been taken.
+    pub(super) fn untaken(&self) -> Option<(usize, Instant)> {
+        lock(&self.out).untaken()
     }
 
     pub(super) fn update_interest(&self, out: &Out) {
@@ -174,7 +218,12 @@ impl StreamLink {
         if let Some(socket) = lock(&self.out).socket() {
             io::shut_down(socket.as_fd());
         }
-        let abandoned = lock(&self.out).close();
+        let abandoned = {
+            let mut out = lock(&self.out);
+            let abandoned = out.close();
+            out.count(&self.server.untaken);
+            abandoned
+        };
         abandoned.tell(&reason);
         let pulls = lock(&self.pulls).take();
         for pulled in pulls.into_iter().flat_map(|pulls| pulls.into_values()) {
@@ -236,6 +285,7 @@ impl Link for StreamLink {
             transfer.complete(Ok(buffer));
             return transfer;
         }
+        transfer.advance(0);
         let id = self.next_pull.fetch_add(1, Ordering::Relaxed);
         let pull = Pull { id, offset, len: buffer.len() as u64 };
         let pulled = Pulled { id, buffer, filled: 0, transfer: transfer.clone() };
@@ -251,6 +301,7 @@ impl Link for StreamLink {
         let head = pull.encode();
         let header = Header { kind: Kind::Pull, head_len: head.len() as u32, data_len: 0, tag };
         self.with_out(|out| out.send([&header.encode(), &head, &[]]));
+        self.watch();
         transfer
     }
 
@@ -261,6 +312,10 @@ impl Link for StreamLink {
         if let Some(Err(error)) = second.as_ref().map(|second| second.allow(access)) {
             self.fail(self.broken(error));
         }
+    }
+
+    fn belongs_to(&self, party: Party) {
+        self.party.set(party);
     }
 
     fn close(&self, reason: &str) {

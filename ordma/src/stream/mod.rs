@@ -4,6 +4,7 @@
 mod connection;
 pub(crate) mod endpoint;
 pub(crate) mod frame;
+mod guests;
 pub(crate) mod hello;
 pub(crate) mod inbox;
 pub(crate) mod io;
@@ -14,6 +15,7 @@ pub(crate) mod placing;
 pub(crate) mod rpc;
 pub(crate) mod server;
 mod settings;
+mod untaken;
 pub(crate) mod welcome;
 
 pub use settings::Settings;

@@ -1,11 +1,13 @@
 //! The sending side of a server's connection: what the kernel does not take at once waits here.
 
 use super::io;
+use super::untaken::Untaken;
 use crate::engine::{LinkError, Transfer};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Pieces sent by one system call.
 const AT_ONCE: usize = 32;
@@ -20,6 +22,12 @@ pub(crate) struct Out {
     at: usize,
     /// Bytes of pieces that are not transfers.
     held: usize,
+    /// As many of them are counted with those of other connections.
+    counted: usize,
+    /// Bytes sent that had waited.
+    moved: u64,
+    /// When the last of them went, or the first that waits came.
+    since: Option<Instant>,
     /// Not to be read from until further notice.
     pub(crate) paused: bool,
 }
@@ -65,6 +73,32 @@ impl Out {
         self.held
     }
 
+    /// Counts what is held with what other connections hold. Whether it has grown.
+    pub(super) fn count(&mut self, untaken: &Untaken) -> bool {
+        let before = std::mem::replace(&mut self.counted, self.held);
+        if before != self.held {
+            untaken.change(before, self.held);
+        }
+        self.held > before
+    }
+
+    /// Bytes that had to wait and were sent.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Bytes that are held, and since when none of what waits has been sent.
+    pub(super) fn untaken(&self) -> Option<(usize, Instant)> {
+        Some((self.held, self.since.filter(|_| self.held > 0)?))
+    }
+
+    fn push(&mut self, bytes: Vec<u8>, transfer: Option<Transfer>) {
+        if self.pieces.is_empty() {
+            self.since = Some(Instant::now());
+        }
+        self.pieces.push_back(Piece { bytes, transfer });
+    }
+
     /// Sends a frame that consists of these parts, queueing what does not go out at once. Nothing
     /// happens on a closed connection.
     pub(crate) fn send(&mut self, parts: [&[u8]; 3]) -> std::io::Result<()> {
@@ -83,7 +117,7 @@ impl Out {
                 sent -= skip;
             }
             self.held += bytes.len();
-            self.pieces.push_back(Piece { bytes, transfer: None });
+            self.push(bytes, None);
         }
         Ok(())
     }
@@ -96,9 +130,10 @@ impl Out {
         transfer: Transfer,
     ) -> std::io::Result<Done> {
         self.held += header.len();
+        transfer.advance(0);
         let idle = self.pieces.is_empty();
-        self.pieces.push_back(Piece { bytes: header.to_vec(), transfer: None });
-        self.pieces.push_back(Piece { bytes: data, transfer: Some(transfer) });
+        self.push(header.to_vec(), None);
+        self.push(data, Some(transfer));
         if idle { self.flush() } else { Ok(Done::default()) }
     }
 
@@ -112,6 +147,8 @@ impl Out {
                 slices.push(IoSlice::new(&piece.bytes[if i == 0 { self.at } else { 0 }..]));
             }
             let Some(mut sent) = io::send(socket.as_fd(), &slices)? else { break };
+            self.moved += sent as u64;
+            self.since = Some(Instant::now());
             sent += self.at;
             while let Some(piece) = self.pieces.front() {
                 if sent < piece.bytes.len() {
@@ -120,6 +157,7 @@ impl Out {
                 sent -= piece.bytes.len();
                 match self.pieces.pop_front() {
                     Some(Piece { bytes, transfer: Some(transfer) }) => {
+                        transfer.advance(bytes.len() as u64);
                         done.0.push((transfer, bytes));
                     }
                     Some(Piece { bytes, transfer: None }) => self.held -= bytes.len(),
@@ -127,6 +165,9 @@ impl Out {
                 }
             }
             self.at = sent;
+            if let Some(Piece { transfer: Some(transfer), .. }) = self.pieces.front() {
+                transfer.advance(sent as u64);
+            }
         }
         Ok(done)
     }
@@ -173,7 +214,9 @@ mod tests {
             expected.extend([x, y, z].concat());
         }
         assert!(out.waits() && out.held() > 0);
+        assert_eq!(transfer.moved(), None);
         out.send_transfer(&[1, 2], vec![3; 500_000], transfer.clone()).unwrap().tell();
+        assert_eq!(transfer.moved(), Some(0));
         expected.extend([1, 2]);
         expected.extend([3; 500_000]);
         let mut buffer = [0; 10_000];
@@ -183,6 +226,7 @@ mod tests {
             }
             out.flush().unwrap().tell();
         }
+        assert!(transfer.moved() > Some(0));
         assert!(received == expected && !out.waits() && out.held() == 0);
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         let polled = std::pin::pin!(transfer).poll(&mut cx);

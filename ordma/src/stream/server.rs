@@ -1,10 +1,12 @@
 //! The server's side of a stream engine: its threads, its links, and the door.
 
 use super::connection::RpcConnection;
+use super::guests::Guests;
 use super::hello::{ServerHello, Ticket};
 use super::link::StreamLink;
 use super::memory::ReceiveMemory;
 use super::settings::Settings;
+use super::untaken::Untaken;
 use super::welcome::Door;
 use crate::arena::Arena;
 use crate::engine::{Capabilities, LinkError, Service};
@@ -40,6 +42,8 @@ pub(crate) struct Server {
     pub(crate) service: Arc<dyn Service>,
     pub(crate) arena: Arc<Arena>,
     pub(crate) memory: Arc<ReceiveMemory>,
+    pub(super) untaken: Untaken,
+    pub(super) guests: Guests,
     pub(crate) capabilities: Capabilities,
     side: Box<dyn Side>,
     rpc: Vec<Arc<Reactor>>,
@@ -107,6 +111,8 @@ impl Server {
     ) -> std::io::Result<Arc<Self>> {
         let mut server = Self {
             memory: ReceiveMemory::new(settings.receive_memory),
+            untaken: Untaken::default(),
+            guests: Guests::default(),
             connections: Connections::new(settings.max_connections),
             settings,
             service,

@@ -17,14 +17,20 @@ pub struct Settings {
     /// Server: bytes queued for a client that does not take its replies, beyond what transfers
     /// hold, before it is cut off.
     pub send_queue: usize,
+    /// Server, tcp and shm: bytes queued for all clients that do not take their replies, beyond what
+    /// transfers hold, before one of them is cut off: of the client with most of them.
+    pub send_memory: usize,
+    /// Server, tcp and shm: how long a client may take for 64 KiB of what waits for it, or for what
+    /// the server fetches from it, before it is cut off.
+    pub take_patience: Duration,
     /// Server: bytes of incomplete messages held for all clients that may read together, and as
     /// much again for those that may not.
     pub receive_memory: usize,
     /// Server, verbs: bytes of the receives that are posted on a device for all clients, of which each
     /// takes 48 KiB at least. Whoever comes when there are none left is refused.
     pub receives: usize,
-    /// Server: how long a new connection may take to say what it wants, and how long an incomplete
-    /// message may stand still while others wait for its memory.
+    /// Server: how long a new connection may take to say what it wants, and how long 256 KiB of an
+    /// incomplete message, or its rest, may take while others wait for its memory.
     pub patience: Duration,
     /// Server: most connections, of both kinds together.
     pub max_connections: usize,
@@ -41,6 +47,8 @@ impl Default for Settings {
             max_head: (64 << 10) + crate::secure::OVERHEAD,
             max_data: 2 << 20,
             send_queue: 8 << 20,
+            send_memory: 32 << 20,
+            take_patience: Duration::from_secs(30),
             receive_memory: 16 << 20,
             receives: 16 << 20,
             patience: Duration::from_secs(5),

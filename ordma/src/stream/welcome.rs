@@ -1,9 +1,11 @@
 //! The door: accepts connections and hears what each one wants.
 
+use super::guests;
 use super::hello::{BadHello, CLIENT_LEN, ClientHello, ServerHello, may_become_hello};
 use super::io;
 use super::server::{Counted, Server};
 use crate::complaints;
+use crate::party::Party;
 use crate::reactor::{Room, Source, Step};
 use dafs_keys::secret;
 use rustix::io::Errno;
@@ -44,8 +46,11 @@ impl Door {
             return;
         };
         self.server.side().prepare(&socket);
+        let socket = Arc::new(socket);
+        let party = Party::of_peer(&self.server.side().peer(&socket));
         room.reactor.adopt(Box::new(Guest {
-            socket: Arc::new(socket),
+            _guest: self.server.guests.add(party, &socket),
+            socket,
             server: Arc::clone(&self.server),
             counted: Some(counted),
             hello: [0; CLIENT_LEN],
@@ -90,6 +95,8 @@ struct Guest {
     socket: Arc<OwnedFd>,
     server: Arc<Server>,
     counted: Option<Counted>,
+    /// Among those that have not said what they want.
+    _guest: guests::Counted,
     hello: [u8; CLIENT_LEN],
     len: usize,
 }

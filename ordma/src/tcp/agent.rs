@@ -24,7 +24,8 @@ use crate::stream::server::{Counted, Server};
 use dafs_keys::tags::ConnectionNonce;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 /// The one-sided connection as its link sees it.
 #[derive(Debug)]
@@ -55,21 +56,37 @@ pub(crate) struct AgentConnection {
     /// Requests that are incomplete or wait for a reply to go out; empty when idle.
     requests: Vec<u8>,
     /// The reply that is going out.
-    stalled: Option<Reply>,
+    stalled: Option<Stalled>,
+    /// It will be looked at whether it goes.
+    looks: bool,
     _counted: Counted,
 }
 
-/// A reply of which part has not gone out. Holds no payload, unless it is the answer to a tagged
-/// request: what remains is taken from the slots when it goes.
+/// A reply on its way out. Holds no payload, unless it is the answer to a tagged request: what
+/// remains is taken from the slots when it goes.
 struct Reply {
     head: Vec<u8>,
-    pages: Vec<(Arc<Chunk>, u32)>,
+    /// The slots of its pages.
+    slots: Vec<u32>,
     sent: usize,
     page_size: usize,
 }
 
+/// A reply of which part has not gone out. However long its reader takes, it keeps no chunk: the
+/// pages of a chunk that has gone are sent as zeros, which its reader's check finds out.
+struct Stalled {
+    reply: Reply,
+    /// Those that its pages lie in.
+    chunks: Vec<Weak<Chunk>>,
+    /// When enough of it had gone last, and how much that was.
+    seen: (Instant, usize),
+}
+
+/// What a client takes of a reply within the engine's time for that, or it is cut off.
+const LEAST: usize = 64 << 10;
+
 /// What comes of a request: what of the reply did not go out, or why the connection ends.
-type Answered = Result<Option<Reply>, LinkError>;
+type Answered = Result<Option<Stalled>, LinkError>;
 
 impl AgentConnection {
     /// Makes `socket` the one-sided connection of `link`.
@@ -95,6 +112,7 @@ impl AgentConnection {
             tagged: None,
             requests: Vec::new(),
             stalled: None,
+            looks: false,
             _counted: counted,
         }));
         true
@@ -156,8 +174,8 @@ impl AgentConnection {
         let all: usize = parts.iter().map(|part| part.len()).sum();
         let sent = io::send(self.socket(), &parts).map_err(|error| self.lost(error))?.unwrap_or(0);
         // What was tagged is what is sent: the rest must not be taken from the slots.
-        let stalled = || Reply { head: answer.bytes(), pages: Vec::new(), sent, page_size };
-        Ok((sent < all).then(stalled))
+        let reply = || Reply { head: answer.bytes(), slots: Vec::new(), sent, page_size };
+        Ok((sent < all).then(|| reply().stalled(&[])))
     }
 
     /// Whether plain requests are answered now.
@@ -201,8 +219,9 @@ impl AgentConnection {
         if sent == all {
             return Ok(None);
         }
-        let pages = found.into_iter().map(|chunk| (chunk, reference.slot)).collect();
-        Ok(Some(Reply { head, pages, sent, page_size: payload.len() }))
+        let slots = if found.is_ok() { vec![reference.slot] } else { Vec::new() };
+        let reply = Reply { head, slots, sent, page_size: payload.len() };
+        Ok(Some(reply.stalled(&[found.ok()])))
     }
 
     /// Answers a request for several pages.
@@ -211,7 +230,7 @@ impl AgentConnection {
         let open = self.is_open();
         let mut statuses = Vec::with_capacity(count);
         let mut footers = Vec::with_capacity(count * FOOTER_LEN);
-        let mut pages = Vec::with_capacity(count);
+        let (mut chunks, mut slots) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for bytes in entries.chunks_exact(ENTRY_LEN) {
             let (reference, floor) = read_entry(bytes);
             let found = self.chunk(open, &reference).and_then(|chunk| {
@@ -220,7 +239,8 @@ impl AgentConnection {
                     return Err(AccessFault::Stale);
                 }
                 footers.extend_from_slice(&footer);
-                pages.push((chunk, reference.slot));
+                chunks.push(Some(chunk));
+                slots.push(reference.slot);
                 Ok(())
             });
             statuses.push(found);
@@ -228,43 +248,69 @@ impl AgentConnection {
         let mut head = Vec::with_capacity(LONGEST_HEAD.min(HEADER_LEN + count * 2 + footers.len()));
         put_reply(&mut head, Kind::Plain, number, &statuses, page_size);
         head.extend_from_slice(&footers);
-        let mut reply = Reply { head, pages, sent: 0, page_size };
-        let done = reply.send(self.socket()).map_err(|error| self.lost(error))?;
-        Ok((!done).then_some(reply))
+        let mut reply = Reply { head, slots, sent: 0, page_size };
+        let done = reply.send(self.socket(), &chunks).map_err(|error| self.lost(error))?;
+        Ok((!done).then(|| reply.stalled(&chunks)))
     }
 
-    fn watch(&self, room: &Room<'_>) {
+    fn watch(&mut self, room: &mut Room<'_>) {
         let registration = room.registration();
         // A client that does not take its replies gets no more of its requests read.
         let stalled = self.stalled.is_some();
         registration.interest(self.socket(), !stalled, stalled);
+        if stalled && !std::mem::replace(&mut self.looks, true) {
+            room.wake_at(Instant::now() + self.server.settings.take_patience);
+        }
     }
 }
 
 impl Reply {
-    /// Sends as much as goes; whether that was all.
-    fn send(&mut self, socket: BorrowedFd<'_>) -> std::io::Result<bool> {
-        let all = self.head.len() + self.pages.len() * self.page_size;
+    /// It waits until its reader takes more. `chunks` are those of its pages.
+    fn stalled(self, chunks: &[Option<Arc<Chunk>>]) -> Stalled {
+        let chunks = chunks.iter().flatten().map(Arc::downgrade).collect();
+        Stalled { seen: (Instant::now(), self.sent), reply: self, chunks }
+    }
+
+    /// Sends as much as goes; whether that was all. `chunks` are those of its pages, as far as they
+    /// are still there.
+    fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        chunks: &[Option<Arc<Chunk>>],
+    ) -> std::io::Result<bool> {
+        let all = self.head.len() + self.slots.len() * self.page_size;
+        // Sent in the place of a page whose chunk has gone.
+        let has_gone = chunks.iter().any(Option::is_none);
+        let gone = if has_gone { vec![0; self.page_size] } else { Vec::new() };
         while self.sent < all {
             let mut iovecs = Iovecs::new();
             let rest = &self.head[self.sent.min(self.head.len())..];
             iovecs.push(rest.as_ptr().cast_mut(), rest.len());
             let into = self.sent.saturating_sub(self.head.len());
             let (first, mut skip) = (into / self.page_size, into % self.page_size);
-            for (chunk, slot) in &self.pages[first..] {
-                let address = chunk.payload_address(*slot);
+            for (chunk, slot) in chunks[first..].iter().zip(&self.slots[first..]) {
+                let there = |chunk: &Arc<Chunk>| chunk.payload_address(*slot);
+                let address = chunk.as_ref().map_or(gone.as_ptr(), there);
                 iovecs.push(address.cast_mut().wrapping_add(skip), self.page_size - skip);
                 skip = 0;
             }
-            // SAFETY: the head is borrowed, and each page lies in the mapping of a chunk that this
-            // reply keeps alive. The kernel only reads; that the pages may change meanwhile is for
-            // the reader's check to find out.
+            // SAFETY: the head is borrowed, and each page lies in the mapping of a chunk that
+            // `chunks` keeps alive, or is `gone`, which is as long as a page. The kernel only
+            // reads; that the pages may change meanwhile is for the reader's check to find out.
             match unsafe { io::send_raw(socket, &mut iovecs) }? {
                 Some(n) => self.sent += n,
                 None => return Ok(false),
             }
         }
         Ok(true)
+    }
+}
+
+impl Stalled {
+    /// Sends as much as goes; whether that was all.
+    fn send(&mut self, socket: BorrowedFd<'_>) -> std::io::Result<bool> {
+        let chunks: Vec<_> = self.chunks.iter().map(Weak::upgrade).collect();
+        self.reply.send(socket, &chunks)
     }
 }
 
@@ -328,6 +374,22 @@ impl Source for AgentConnection {
             self.watch(room);
         }
         Step::Served
+    }
+
+    fn expired(&mut self, room: &mut Room<'_>) -> Step {
+        self.looks = false;
+        let Some(stalled) = &mut self.stalled else { return Step::Idle };
+        let (now, sent) = (Instant::now(), stalled.reply.sent);
+        if sent >= stalled.seen.1 + LEAST {
+            stalled.seen = (now, sent);
+        }
+        let end = stalled.seen.0 + self.server.settings.take_patience;
+        if now >= end {
+            return self.fail(self.lost("the client does not take its replies"));
+        }
+        self.looks = true;
+        room.wake_at(end);
+        Step::Idle
     }
 
     fn end(&mut self, stopping: bool) {

@@ -140,7 +140,8 @@ impl MessageConnection {
     fn has_memory(&mut self, room: &mut Room<'_>) -> Result<bool, LinkError> {
         let server = self.link.server();
         let (memory, trusted) = (&server.memory, self.link.reads_allowed());
-        match self.gathering.share(memory, trusted, self.assembly.gathering()) {
+        let party = || self.link.party();
+        match self.gathering.share(memory, trusted, party, self.assembly.gathering()) {
             May::Go => Ok(true),
             May::Begin => {
                 room.wake_at(Instant::now() + server.settings.patience);
@@ -322,7 +323,7 @@ impl Source for MessageConnection {
             return self.linger(room);
         }
         let patience = self.link.server().settings.patience;
-        match self.gathering.stands_still() {
+        match self.gathering.stands_still(&self.link.server().memory) {
             Some(Some(still)) if still >= patience => {
                 return self.close(self.link.lost(STANDS_STILL), room);
             }

@@ -21,6 +21,7 @@ use crate::engine::{Capabilities, Link, LinkError, ReadAccess, Tag, Transfer};
 use crate::exports::Holder;
 use crate::gate::{Gate, Proof};
 use crate::lock;
+use crate::party::{Party, PartyCell};
 use crate::rdma::{self, Cap, Channel, CompletionQueue, ConnectionParameters, Id, Region, Tuning};
 use crate::reactor::Registration;
 use crate::stream::frame::Limits;
@@ -41,6 +42,7 @@ const MOST_EARLY: usize = 1024;
 pub(super) struct VerbsLink {
     id: u64,
     peer: String,
+    party: PartyCell,
     ticket: Ticket,
     server: Arc<Server>,
     adapter: Arc<Adapter>,
@@ -160,6 +162,7 @@ impl VerbsLink {
     ) -> Arc<Self> {
         let link = Arc::new(Self {
             id: next_link(),
+            party: PartyCell::of_peer(&peer),
             peer,
             ticket,
             server: Arc::clone(server),
@@ -193,6 +196,11 @@ impl VerbsLink {
 
     pub(super) fn number(&self) -> u64 {
         self.id
+    }
+
+    /// Whose share of the server's memory it takes.
+    pub(super) fn party(&self) -> Party {
+        self.party.get()
     }
 
     pub(super) fn adapter(&self) -> &Arc<Adapter> {
@@ -753,6 +761,10 @@ impl Link for VerbsLink {
             Ok(()) => self.want(),
             Err(wrong) => self.fail(self.broken(wrong)),
         }
+    }
+
+    fn belongs_to(&self, party: Party) {
+        self.party.set(party);
     }
 
     fn close(&self, reason: &str) {

@@ -18,6 +18,7 @@
 use super::credits::Told;
 use crate::ChunkId;
 use crate::rdma::Remote;
+use crate::stream::memory::Arriving;
 use dafs_keys::tags::TAG_LEN;
 use std::fmt;
 
@@ -339,9 +340,10 @@ impl Assembly {
         }
     }
 
-    /// Bytes that the message under way will have.
-    pub(super) fn gathering(&self) -> Option<usize> {
-        self.under_way.as_ref().map(|gathered| gathered.total)
+    /// The message under way.
+    pub(super) fn gathering(&self) -> Option<Arriving> {
+        let gathered = self.under_way.as_ref()?;
+        Some(Arriving { bytes: gathered.total, here: gathered.bytes.len() })
     }
 }
 
@@ -428,7 +430,9 @@ mod tests {
                 let bytes = packet(Header { begins, ..Header::default() }, &[], bytes);
                 let decoded = Packet::decode(&bytes).unwrap();
                 match assembly.take(&decoded, LIMITS).unwrap() {
-                    Assembled::Nothing => assert_eq!(assembly.gathering(), Some(5000)),
+                    Assembled::Nothing => {
+                        assert_eq!(assembly.gathering().map(|message| message.bytes), Some(5000))
+                    }
                     Assembled::Here(head, data) => got = Some([head, data].concat()),
                     Assembled::Gathered(bytes, 100) => got = Some(bytes),
                     other => panic!("{other:?}"),

@@ -2,10 +2,11 @@
 
 use crate::harness::*;
 use ordma::ReadAccess;
-use ordma::{AccessFault, LinkError, shm, tcp};
+use ordma::{AccessFault, Link, LinkError, RemoteRef, shm, tcp};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A connection without an engine behind it.
@@ -72,7 +73,10 @@ pub fn expect_end(socket: &mut (impl Raw + ?Sized)) {
 }
 
 fn rows(patience: Duration, receive_memory: usize) -> [Row; 2] {
-    let settings = tcp::Settings { patience, receive_memory, ..Default::default() };
+    rows_with(tcp::Settings { patience, receive_memory, ..Default::default() })
+}
+
+fn rows_with(settings: tcp::Settings) -> [Row; 2] {
     [Row::tcp_with(settings.clone()), Row::shm_with(shm::Settings { ..settings })]
 }
 
@@ -252,26 +256,136 @@ fn incomplete_messages_share_a_bounded_memory() {
 }
 
 #[test]
-fn an_agent_is_not_held_up_by_replies_that_are_not_taken() {
-    let world = World::new(&Row::tcp());
+fn a_byte_now_and_then_keeps_no_memory() {
+    for row in rows(Duration::from_millis(500), 1 << 20) {
+        let world = World::new(&row);
+        let mut socket = dial(&world);
+        greet(&mut *socket, None);
+        let link = world.service.0.wait("the link", |seen| seen.connected.first().cloned());
+        link.allow_reads(Some(ReadAccess::default()));
+        socket.write_all(&[frame(1, 0, 1 << 20, 0), vec![1; 100_000]].concat()).unwrap();
+        let client = world.client();
+        std::thread::scope(|scope| {
+            // Until it is cut off.
+            scope.spawn(|| {
+                for _ in 0..PATIENCE.as_millis() / 20 {
+                    if socket.write_all(&[1]).is_err() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            client.echo(b"e", &pattern(900_000));
+            let reason = world.wait_closed(link.id()).to_string();
+            assert!(reason.contains("stood still"), "{reason}");
+        });
+    }
+}
+
+/// Links of clients by hand, which take nothing.
+fn links_of(world: &World, count: usize) -> Vec<(Box<dyn Raw>, Arc<dyn Link>)> {
+    let known = world.service.0.change(|seen| seen.connected.len());
+    let dial_one = |number| {
+        let mut socket = dial(world);
+        greet(&mut *socket, None);
+        let link = world.service.0.wait("the link", |seen| seen.connected.get(number).cloned());
+        (socket, link)
+    };
+    (known..known + count).map(dial_one).collect()
+}
+
+#[test]
+fn replies_that_nobody_takes_share_a_bounded_memory() {
+    let settings = tcp::Settings { send_memory: 12 << 20, ..Default::default() };
+    for row in rows_with(settings) {
+        let world = World::new(&row);
+        let links = links_of(&world, 20);
+        // More than the kernel takes of what is for one of them, and less than may wait for one.
+        let piece = pattern(1 << 20);
+        for _ in 0..7 {
+            links.iter().for_each(|(_, link)| link.send(b"take this", &piece));
+        }
+        let cut_off = || {
+            let ended =
+                |seen: &mut Seen| seen.closed.iter().map(|(_, why)| why.to_string()).collect();
+            let ended: Vec<String> = world.service.0.change(ended);
+            ended.iter().filter(|why| why.contains("wait for all clients")).count()
+        };
+        world.service.0.wait("the ends", |seen| (seen.closed.len() >= 10).then_some(()));
+        assert!((10..20).contains(&cut_off()));
+        // One that takes its replies is not among them, and gets more than may wait.
+        let client = world.client();
+        for i in 0..10 {
+            client.echo(&[b'e', i], &pattern(1 << 20));
+        }
+    }
+}
+
+#[test]
+fn who_takes_nothing_and_who_sends_nothing_is_cut_off_in_time() {
+    let settings =
+        tcp::Settings { take_patience: Duration::from_millis(300), ..Default::default() };
+    for row in rows_with(settings) {
+        let world = World::new(&row);
+        let client = world.client();
+        let [replies, placed, fetched] = &links_of(&world, 3)[..] else { panic!("three links") };
+        let piece = pattern(1 << 20);
+        (0..7).for_each(|_| replies.1.send(b"take this", &piece));
+        let placing: Vec<_> = (0..4).map(|_| placed.1.write_to(1, vec![1; 2 << 20])).collect();
+        let fetching = fetched.1.read_from(1, 0, vec![0; 1 << 20]);
+        for (link, what) in [(replies, "replies"), (placed, "placings"), (fetched, "fetches")] {
+            let reason = world.wait_closed(link.1.id()).to_string();
+            assert!(reason.contains("has taken less"), "{what}: {reason}");
+        }
+        assert!(placing.into_iter().map(block_on).any(|result| result.is_err()));
+        block_on(fetching).unwrap_err();
+        client.echo(b"e", &pattern(100_000));
+    }
+}
+
+#[test]
+fn pages_that_are_not_taken_end_in_time() {
+    let take_patience = Duration::from_millis(300);
+    let world = World::new(&Row::tcp_with(tcp::Settings { take_patience, ..Default::default() }));
     let (_slot, reference) = world.page(5);
-    let client = world.client();
-    let mut first = dial(&world);
-    let ticket = greet(&mut *first, None);
-    let link = world.service.0.wait("the link", |seen| seen.connected.get(1).cloned());
-    link.allow_reads(Some(ReadAccess::default()));
-    let mut second = TcpStream::connect(world.listener.address()).unwrap();
-    greet(&mut second, Some(ticket));
-    let mut request = Vec::new();
-    request.extend(1u64.to_le_bytes());
-    request.extend(64u64.to_le_bytes());
-    for _ in 0..64 {
+    let (mut first, mut second) = reader(&world, 0);
+    second.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+    let request = request_of(&reference, 64);
+    while second.write_all(&request).is_ok() {}
+    expect_end(&mut *first);
+}
+
+/// A plain request for one page so many times.
+fn request_of(reference: &RemoteRef, times: u64) -> Vec<u8> {
+    let mut request = [1u64.to_le_bytes(), times.to_le_bytes()].concat();
+    for _ in 0..times {
         request.extend(reference.chunk.to_le_bytes());
         request.extend(reference.slot.to_le_bytes());
         for word in [reference.file, reference.block, reference.generation, 0] {
             request.extend(word.to_le_bytes());
         }
     }
+    request
+}
+
+/// The connections of a client by hand that may read: `number` others have connected before.
+fn reader(world: &World, number: usize) -> (Box<dyn Raw>, TcpStream) {
+    let mut first = dial(world);
+    let ticket = greet(&mut *first, None);
+    let link = world.service.0.wait("the link", |seen| seen.connected.get(number).cloned());
+    link.allow_reads(Some(ReadAccess::default()));
+    let mut second = TcpStream::connect(world.listener.address()).unwrap();
+    greet(&mut second, Some(ticket));
+    (first, second)
+}
+
+#[test]
+fn an_agent_is_not_held_up_by_replies_that_are_not_taken() {
+    let world = World::new(&Row::tcp());
+    let (_slot, reference) = world.page(5);
+    let client = world.client();
+    let (first, mut second) = reader(&world, 1);
+    let request = request_of(&reference, 64);
     // Asks for 256 KiB again and again and takes none of it, until no more requests are read.
     second.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
     while second.write_all(&request).is_ok() {}
@@ -289,6 +403,32 @@ fn an_agent_is_not_held_up_by_replies_that_are_not_taken() {
     drop(first);
     expect_end(&mut second);
     assert_eq!(client.read_one(reference), Ok(5));
+}
+
+#[test]
+fn a_stalled_reply_keeps_no_chunk() {
+    let world = World::new(&Row::tcp());
+    let (slot, reference) = world.page(5);
+    let (_first, mut second) = reader(&world, 0);
+    second.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    let request = request_of(&reference, 64);
+    while second.write_all(&request).is_ok() {}
+    slot.kill();
+    assert!(world.arena.begin_retire(reference.chunk));
+    block_on(world.listener.retire(reference.chunk, Duration::from_millis(10)));
+    world.arena.free(slot);
+    world.arena.finish_retire(reference.chunk);
+    assert_eq!(world.arena.bytes(), 0, "the chunk's memory is free");
+    // What remains of the reply is no page, as its reader finds.
+    second.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut reply = vec![0; 16 + 64 + 64 * (64 + PAGE)];
+    let whole = loop {
+        second.read_exact(&mut reply).unwrap();
+        if reply[16] != 0 || reply[reply.len() - PAGE..] == [0; PAGE] {
+            break reply[16] == 0;
+        }
+    };
+    assert!(whole, "a reply that had begun ends as long as it was announced");
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub struct Flags {
     #[arg(short, long)]
     recursive: bool,
     /// As -r, and keep what a plain copy does not: further names of one file stay names of one file,
-    /// and directories keep their setgid bit
+    /// directories keep their setgid bit, and local copies the permissions that the umask forbids
     #[arg(short, long)]
     pub archive: bool,
     /// Whether copies have holes, which take no space, for zeros

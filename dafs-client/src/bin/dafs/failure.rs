@@ -1,6 +1,7 @@
 //! What went wrong, as it is told: `dafs: cannot VERB WHAT: WHY; WHAT TO DO`.
 
 use crate::names;
+use dafs_client::keys::shown::shown_within;
 use dafs_client::ordma::LinkError;
 use dafs_client::trust::TrustError;
 use dafs_client::{EngineChoice, Error, Location, Op, Status};
@@ -129,11 +130,17 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Writes a line for people, with the command's name before it.
+/// Writes a line for people.
 pub fn tell(message: &str) {
     use io::Write;
     // Nothing can be done where even this fails.
-    _ = writeln!(io::stderr().lock(), "dafs: {message}");
+    _ = writeln!(io::stderr().lock(), "{}", line(message));
+}
+
+/// A line for people, with the command's name before it, and with escapes for what a server may have
+/// put into it to confuse a terminal.
+fn line(message: &str) -> String {
+    format!("dafs: {}", shown_within(message, usize::MAX))
 }
 
 /// Does something to each of several operands: tells of each failure at once and goes on.
@@ -305,6 +312,15 @@ mod tests {
             failure.to_string(),
             "cannot open $'a\\nb': no such file or directory; check the path"
         );
+    }
+
+    #[test]
+    fn what_a_server_says_does_nothing_to_a_terminal() {
+        let reason = "the server refuses: \u{1b}[2J\u{9b}31m\u{202e}gpj\r\n".to_owned();
+        let error = Error::Link(LinkError::Connect { target: "host".into(), reason });
+        let line = line(&Failure::client("list", "dafs://host/data", &error).to_string());
+        assert!(line.contains("\\u{1b}[2J\\u{9b}31m\\u{202e}gpj\\u{d}\\u{a}"), "{line}");
+        assert!(line.chars().all(dafs_client::keys::shown::is_harmless), "{line}");
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub fn file(tally: &Tally, flags: &Flags, block: &mut [u8], job: &Job) -> Result
     }
     // The answer to CLOSE would tell nothing of what was read; dropping the file closes it.
     drop(file);
-    landing.land(&attr).map_err(|error| fail_local(&error))?;
+    landing.land(&attr, flags.archive).map_err(|error| fail_local(&error))?;
     tally.file(from);
     Ok(())
 }

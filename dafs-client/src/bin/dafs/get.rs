@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 
 /// Copy files and directories from the server
 ///
-/// Mode and time of change are kept, owners and setuid bits are not. A copy gets its name when it
-/// is complete, and replaces what has the name; a file that changes while it is copied is copied
-/// once more. What is no file, such as a fifo, a device or /dev/stdout, is written to as it stands.
+/// Mode, as far as the umask lets it, and time of change are kept, owners and setuid bits are not.
+/// A copy gets its name when it is complete, and replaces what has the name; a file that changes
+/// while it is copied is copied once more. What is no file, such as a fifo, a device or /dev/stdout, is written to as it stands.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to copy, and last the local copy's name, or a directory to copy to
@@ -50,6 +50,7 @@ pub fn run(cx: &Context, args: &Args) -> Result {
     });
     let targets = targets.collect::<Result<Vec<_>>>()?;
     interrupt::watch();
+    local::umask();
     let tally = Tally::new();
     let mut walk = Walk {
         tally: &tally,

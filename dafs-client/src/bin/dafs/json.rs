@@ -1,5 +1,6 @@
 //! Machine-readable output.
 
+use dafs_client::keys::shown::is_harmless;
 use std::fmt::{self, Write};
 
 /// A JSON value.
@@ -73,7 +74,12 @@ fn quote(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
         match c {
             '"' | '\\' => write!(f, "\\{c}")?,
             '\n' => f.write_str("\\n")?,
-            c if c < ' ' || c == '\x7f' => write!(f, "\\u{:04x}", u32::from(c))?,
+            // A terminal may be what shows it.
+            c if !is_harmless(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(f, "\\u{unit:04x}")?;
+                }
+            }
             c => f.write_char(c)?,
         }
     }
@@ -87,10 +93,13 @@ mod tests {
     #[test]
     fn text_is_escaped_and_fields_keep_their_order() {
         let value = Json::object([
-            ("b", Json::text("a\"\\\n\u{1}ü")),
+            ("b", Json::text("a\"\\\n\u{1}ü\u{9b}\u{202e}\u{e0041}\u{1f600}")),
             ("a", Json::Array(vec![Json::Null, Json::Bool(true), Json::number(-3)])),
             ("c", Json::Decimal(1.25)),
         ]);
-        assert_eq!(value.to_string(), r#"{"b":"a\"\\\n\u0001ü","a":[null,true,-3],"c":1.2}"#);
+        assert_eq!(
+            value.to_string(),
+            r#"{"b":"a\"\\\n\u0001ü\u009b\u202e\udb40\udc41😀","a":[null,true,-3],"c":1.2}"#
+        );
     }
 }

@@ -37,11 +37,14 @@ pub fn run(args: &Args) -> Result {
     output.line(format_args!("identity {}", names::show_path(&path)))?;
     output.line(format_args!("public key {key}"))?;
     output.line("")?;
-    output.line(
-        "This line is for the file authorized_clients of the server. Its operator puts the name of \
-         an\nexport in the place of EXPORT, :ro in that of :rw if reading is enough, and adds uid=N, \
-         the user\nto act as, where the server runs as root:",
-    )?;
+    for line in [
+        "This line is for the file authorized_clients of the server. Its operator puts the name of an",
+        "export in the place of EXPORT, :ro in that of :rw if reading is enough, and adds uid=N, the \
+         user",
+        "to act as, where the server runs as root:",
+    ] {
+        output.line(line)?;
+    }
     output.line("")?;
     output.line(format_args!("{key} {} exports=EXPORT:rw", name()))?;
     output.line("")?;

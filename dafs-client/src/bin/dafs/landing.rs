@@ -1,7 +1,7 @@
 //! Local files that get their names when they are complete.
 
 use crate::interrupt::{self, Part};
-use crate::local::{KEPT_MODE, temporary_beside, times};
+use crate::local::{KEPT_MODE, copied_mode, temporary_beside, times};
 use dafs_client::Attr;
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags};
 use std::fs::{File, Permissions};
@@ -84,11 +84,12 @@ impl Landing {
 
     /// Gives the complete file mode and time of change, and then its name, which replaces what has
     /// it.
-    pub fn land(self, attr: &Attr) -> io::Result<()> {
+    pub fn land(self, attr: &Attr, archive: bool) -> io::Result<()> {
         if matches!(self.kind, Kind::Straight) {
             return Ok(());
         }
-        self.file.set_permissions(Permissions::from_mode(attr.mode & KEPT_MODE))?;
+        let mode = copied_mode(attr.mode & KEPT_MODE, archive);
+        self.file.set_permissions(Permissions::from_mode(mode))?;
         if let Some(mtime) = attr.mtime {
             fs::futimens(&self.file, &times(mtime))?;
         }
@@ -188,7 +189,7 @@ mod tests {
         for content in ["first", "second"] {
             let landing = Landing::begin(&to, true).unwrap();
             landing.file().write_all(content.as_bytes()).unwrap();
-            landing.land(&attr()).unwrap();
+            landing.land(&attr(), true).unwrap();
             assert_eq!(std::fs::read_to_string(&to).unwrap(), content);
         }
         let metadata = to.metadata().unwrap();

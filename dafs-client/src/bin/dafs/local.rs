@@ -8,6 +8,7 @@ use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Permission bits that copies keep. Owners are not copied, so the bits that lend an owner's rights
@@ -19,12 +20,22 @@ pub fn kept_of_directory(archive: bool) -> u32 {
     if archive { KEPT_MODE | 0o2000 } else { KEPT_MODE }
 }
 
-/// The permission bits that new files shall not have.
+/// The permission bits that new files shall not have. To be asked first before there are threads that
+/// make files.
 pub fn umask() -> u32 {
-    // It can only be asked by setting it.
-    let mask = rustix::process::umask(Mode::empty());
-    rustix::process::umask(mask);
-    mask.bits()
+    static UMASK: LazyLock<u32> = LazyLock::new(|| {
+        // It can only be asked by setting it.
+        let mask = rustix::process::umask(Mode::empty());
+        rustix::process::umask(mask);
+        mask.bits()
+    });
+    *UMASK
+}
+
+/// The mode of a local copy of something with these bits: all that a copy keeps with `--archive`, and
+/// otherwise only those that new files may have.
+pub fn copied_mode(mode: u32, archive: bool) -> u32 {
+    if archive { mode } else { mode & !umask() }
 }
 
 /// A name in the same directory for what is not complete yet; never given twice.
@@ -78,7 +89,7 @@ pub fn link(first: &Path, path: &Path) -> io::Result<()> {
 
 /// Gives a directory mode and time of change.
 pub fn finish_directory(path: &Path, attr: &Attr, archive: bool) -> io::Result<()> {
-    let mode = attr.mode & kept_of_directory(archive);
+    let mode = copied_mode(attr.mode & kept_of_directory(archive), archive);
     std::fs::set_permissions(path, Permissions::from_mode(mode))?;
     if let Some(mtime) = attr.mtime {
         fs::utimensat(CWD, path, &times(mtime), AtFlags::empty())?;

@@ -1,5 +1,6 @@
 //! Names are bytes. Here they become text: for URLs, for people, and back.
 
+use dafs_client::keys::shown::is_harmless;
 use std::ffi::OsStr;
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -59,7 +60,7 @@ fn hex(digit: u8) -> Option<u8> {
 pub fn show(name: &[u8]) -> String {
     if let Ok(text) = std::str::from_utf8(name)
         && !text.is_empty()
-        && !text.chars().any(|c| c.is_control() || c == '\'' || c == '\\')
+        && !text.chars().any(|c| !is_harmless(c) || c == '\'' || c == '\\')
     {
         return text.into();
     }
@@ -71,7 +72,7 @@ pub fn show(name: &[u8]) -> String {
                 '\t' => shown.push_str("\\t"),
                 '\r' => shown.push_str("\\r"),
                 '\'' | '\\' => shown.extend(['\\', c]),
-                c if c.is_control() => {
+                c if !is_harmless(c) => {
                     let mut utf8 = [0; 4];
                     for byte in c.encode_utf8(&mut utf8).bytes() {
                         _ = write!(shown, "\\x{byte:02x}");
@@ -143,6 +144,7 @@ mod tests {
         assert_eq!(show(b"a\nb"), "$'a\\nb'");
         assert_eq!(show(b"a\xff'\x1b"), "$'a\\xff\\'\\x1b'");
         assert_eq!(show(b""), "$''");
+        assert_eq!(show("a\u{202e}b\u{200b}".as_bytes()), "$'a\\xe2\\x80\\xaeb\\xe2\\x80\\x8b'");
     }
 
     #[test]

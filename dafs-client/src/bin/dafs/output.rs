@@ -1,6 +1,7 @@
 //! Standard output: raw bytes, and a quiet end when its reader has gone.
 
 use crate::failure::{Failure, Result, local_reason};
+use dafs_client::keys::shown::shown_within;
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
@@ -24,8 +25,10 @@ impl Output {
         self.0.write_all(bytes).map_err(|error| failed(&error))
     }
 
-    /// Writes a line.
+    /// Writes a line of text, with escapes for what a server may have put into it to confuse a
+    /// terminal.
     pub fn line(&mut self, line: impl fmt::Display) -> Result {
+        let line = shown_within(&line.to_string(), usize::MAX);
         writeln!(self.0, "{line}").map_err(|error| failed(&error))
     }
 

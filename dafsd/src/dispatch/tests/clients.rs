@@ -30,9 +30,12 @@ fn clients() -> String {
     )
 }
 
+pub fn access() -> Access {
+    Access::of(Authorized::parse(&clients(), true).unwrap())
+}
+
 fn sealed() -> World {
-    let access = Access::of(Authorized::parse(&clients(), true).unwrap());
-    world_of(tempfile::tempdir().unwrap(), Protection::Sealed, access)
+    world_of(tempfile::tempdir().unwrap(), Protection::Sealed, access())
 }
 
 impl World {
@@ -40,7 +43,7 @@ impl World {
         self.link_with(Some(key(number)))
     }
 
-    fn session_of(&self, number: u8) -> (Arc<FakeLink>, ConnectReply) {
+    pub fn session_of(&self, number: u8) -> (Arc<FakeLink>, ConnectReply) {
         let link = self.link_of(number);
         let reply = self.connect(&link);
         (link, reply)
@@ -82,8 +85,7 @@ impl World {
 
 #[test]
 fn a_keyed_export_is_not_for_engines_that_cannot_check_tags() {
-    let access = Access::of(Authorized::parse(&clients(), true).unwrap());
-    let world = world_of(tempfile::tempdir().unwrap(), Protection::Keyed, access);
+    let world = world_of(tempfile::tempdir().unwrap(), Protection::Keyed, access());
     let channel = Established::new(key(1), Protection::Keyed, Secret::from_bytes([1; 32]));
     let link = FakeLink { id: 1, channel: Some(Arc::new(channel)), ..FakeLink::default() };
     let link = Arc::new(link);

@@ -134,10 +134,10 @@ fn a_panic_costs_one_error() {
     let link_dyn: Arc<dyn Link> = link.clone();
     let job = || {
         let (ticket, session, credits) = world.service.admit(&link_dyn, &header).unwrap();
-        world.server.begin_request(0).unwrap();
+        let _running = world.server.begin_request(Party::SERVER, 0).unwrap();
         let server = Arc::clone(&world.server);
         let cx = OpContext { server, session, link: link_dyn.clone(), slot: 0, data: Vec::new() };
-        Job { cx, header, ticket, credits, replied: false }
+        Job { cx, header, ticket, credits, replied: false, _running }
     };
     let first = job();
     world.server.runtime().run(async move {
@@ -163,7 +163,7 @@ fn a_dropped_request_is_answered() {
     let (header, _) = Header::decode(&head).unwrap();
     let link_dyn: Arc<dyn Link> = link.clone();
     let (ticket, session, credits) = world.service.admit(&link_dyn, &header).unwrap();
-    world.server.begin_request(0).unwrap();
+    let _running = world.server.begin_request(Party::SERVER, 0).unwrap();
     let cx = OpContext {
         server: Arc::clone(&world.server),
         session,
@@ -171,7 +171,7 @@ fn a_dropped_request_is_answered() {
         slot: 0,
         data: vec![],
     };
-    drop(Job { cx, header, ticket, credits, replied: false });
+    drop(Job { cx, header, ticket, credits, replied: false, _running });
     assert_eq!(Header::decode(&link.take()[0].0).unwrap().0.status, Status::Io);
     assert!(world.server.drain(Duration::ZERO));
 }
@@ -184,7 +184,7 @@ fn a_request_whose_session_ends_meanwhile_is_not_said_to_be_undone() {
     let (header, _) = Header::decode(&head).unwrap();
     let link_dyn: Arc<dyn Link> = link.clone();
     let (ticket, session, credits) = world.service.admit(&link_dyn, &header).unwrap();
-    world.server.begin_request(0).unwrap();
+    let _running = world.server.begin_request(Party::SERVER, 0).unwrap();
     let cx = OpContext {
         server: Arc::clone(&world.server),
         session: Arc::clone(&session),
@@ -192,7 +192,7 @@ fn a_request_whose_session_ends_meanwhile_is_not_said_to_be_undone() {
         link: link_dyn,
         data: vec![],
     };
-    let job = Job { cx, header, ticket, credits, replied: false };
+    let job = Job { cx, header, ticket, credits, replied: false, _running };
     // The file was created, then the session ended: there is nowhere to enter the open.
     world.server.end_session(&session, false);
     let late = OpError::new(Status::BadSession, "the session has ended");

@@ -109,6 +109,27 @@ fn sessions_and_connections_are_bounded_and_end_in_time() {
 }
 
 #[test]
+fn silent_connections_give_way_to_those_of_other_addresses() {
+    let world = world();
+    let silent: Vec<_> = (0..4).map(|_| world.link_from("10.0.0.1")).collect();
+    let closed = || silent.iter().filter(|link| !link.why_closed().is_empty()).count();
+    assert!(world.link_from("10.0.0.1").why_closed().contains("too many"));
+    let other = world.link_from("10.0.0.2");
+    assert!(other.why_closed().is_empty());
+    assert_eq!(closed(), 1);
+    world.connect(&other);
+    world.link_from("10.0.0.3");
+    assert_eq!(closed(), 2);
+    // They have as many as anyone now.
+    assert!(world.link_from("10.0.0.3").why_closed().contains("too many"));
+    // Who has been silent for some time gives way to its neighbours, too.
+    world.pass(2);
+    assert!(world.link_from("10.0.0.1").why_closed().is_empty());
+    assert_eq!(closed(), 3);
+    assert!(other.why_closed().is_empty());
+}
+
+#[test]
 fn opens_are_bounded_and_say_what_they_allow() {
     let world = world();
     let (link, connect) = world.session();

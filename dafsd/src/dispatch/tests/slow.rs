@@ -204,11 +204,56 @@ fn times_do_not_run_back_where_a_write_back_overtakes_the_answer() {
 
 /// A world whose export `data` is slow.
 fn slow_world() -> (World, Arc<Slow>) {
+    slow_world_at(Protection::None)
+}
+
+fn slow_world_at(protection: Protection) -> (World, Arc<Slow>) {
     let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(directory.path().join("f"), b"hello").unwrap();
     let store = LocalStore::new(directory.path(), LocalOptions::default()).unwrap();
     let slow = Arc::new(Slow { store, meanwhile: Mutex::default() });
     let first: Arc<dyn Store> = Arc::clone(&slow) as Arc<dyn Store>;
-    let world = build_on(directory, other, None, Protection::None, Access::default(), Some(first));
+    let access = super::clients::access();
+    let world = build_on(directory, other, None, protection, access, Some(first));
     (world, slow)
+}
+
+/// A request that is not waited for.
+fn say<C: Call>(world: &World, link: &Arc<FakeLink>, request: &C, at: (u16, u32)) {
+    let link: Arc<dyn Link> = link.clone();
+    world.service.message(&link, &message(request, at.0, at.1), &[]);
+}
+
+#[test]
+fn of_two_changes_side_by_side_one_sees_what_the_other_gave() {
+    let chmod = |handle: &[u8], mode| {
+        let attr = Some(SetAttr { mode: Some(mode), ..SetAttr::default() });
+        SetAttrRequest { handle: handle.to_vec(), attr, ..SetAttrRequest::default() }
+    };
+    // The one that gives comes in between wherever the one that takes looks at the file.
+    for looks in 0..3 {
+        let (world, slow) = slow_world_at(Protection::Sealed);
+        let world = Arc::new(world);
+        let (link, connect) = world.session_of(1);
+        let (other, _) = world.session_of(3);
+        let open = world.open(&link, &connect.root, (0, 1));
+        world.call(&link, &chmod(&open.handle, 0o600), (0, 2)).unwrap();
+        let node = slow.store.lookup(&Credential::Server, &slow.store.root(), b"f").unwrap();
+        let file = world.server.cache().find(&node.identity).unwrap();
+        let before = file.epoch();
+        let (gives, between) = (chmod(&open.handle, 0o644), Arc::clone(&world));
+        let mut job: Job = Box::new(move || say(&between, &other, &gives, (1, 1)));
+        for _ in 0..looks {
+            let (next, again) = (job, Arc::clone(&slow));
+            job = Box::new(move || *again.meanwhile.lock() = Some(next));
+        }
+        *slow.meanwhile.lock() = Some(job);
+        world.call(&link, &chmod(&open.handle, 0o600), (0, 3)).unwrap();
+        world.server.runtime().run_queued();
+        let happened = slow.meanwhile.lock().is_none();
+        let mode = slow.store.node(&Credential::Server, &node.handle).unwrap().attr.mode;
+        assert!(happened || looks == 2, "look {looks}");
+        let given = mode & 0o044 != 0;
+        assert!(!happened || given || file.epoch() > before, "look {looks}: a right was kept");
+    }
 }
