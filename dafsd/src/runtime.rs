@@ -312,7 +312,7 @@ mod tests {
         go.send(()).unwrap();
         let order: Vec<_> = done.iter().take(52).collect();
         assert_eq!(order[..3], ["first", "greedy", "other"]);
-        runtime.stop();
+        assert!(runtime.stop(Duration::from_secs(10)));
     }
 
     #[test]

@@ -5,7 +5,9 @@ use super::super::sys::{self, failed};
 use super::LocalFile;
 use crate::store::{Identity, Result, StoreFile};
 use dafs_proto::{Attr, Status};
-use rustix::fs::{self, Advice, FallocateFlags, OFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::{
+    self, Advice, FallocateFlags, OFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+};
 use rustix::io::{self, Errno};
 use rustix::process::{Resource, geteuid, getrlimit};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -115,8 +117,8 @@ impl StoreFile for LocalFile {
 
     fn available(&self) -> Result<u64> {
         let fd = self.fd(false)?;
-        let found = fs::fstatvfs(&fd)
-            .map_err(|error| failed(self.what("the free space beside"), error))?;
+        let found =
+            fs::fstatvfs(&fd).map_err(|error| failed(self.what("the free space beside"), error))?;
         let blocks = if geteuid().is_root() { found.f_bfree } else { found.f_bavail };
         Ok(blocks.saturating_mul(found.f_frsize))
     }
