@@ -50,7 +50,7 @@ program() {
 # What is run, and with which filter; each line is TOPOLOGY PROGRAM FILTER...
 runs=(
     "one rdma"
-    "one engines verbs"
+    "one engines verbs placed"
     "one secure verbs"
     "one references verbs"
     "one end_of_file verbs"

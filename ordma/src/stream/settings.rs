@@ -30,7 +30,8 @@ pub struct Settings {
     /// takes 48 KiB at least. Whoever comes when there are none left is refused.
     pub receives: usize,
     /// Server: how long a new connection may take to say what it wants, and how long 256 KiB of an
-    /// incomplete message, or its rest, may take while others wait for its memory.
+    /// incomplete message, or its rest, may take while others wait for its memory. Over verbs, also how
+    /// long at least a direct transfer waits for a client that does not go on before it is given up.
     pub patience: Duration,
     /// Server: most connections, of both kinds together.
     pub max_connections: usize,

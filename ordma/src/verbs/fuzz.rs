@@ -67,7 +67,7 @@ impl Half {
         self.kept += packet.message.len();
         match self.assembly.take(&packet, LIMITS)? {
             Assembled::Nothing => {
-                let most = self.assembly.gathering().unwrap_or_default();
+                let most = self.assembly.gathering().map_or(0, |message| message.bytes);
                 assert!(self.kept <= most && most <= LIMITS.head + LIMITS.data);
             }
             Assembled::Here(head, data) => {

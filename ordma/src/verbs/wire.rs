@@ -44,6 +44,9 @@ unsafe impl Local for Sent {
 
 /// Requests that are posted at a time.
 const AT_ONCE: usize = 32;
+/// Buffers of transfers that are posted before others of the event loop get their turn: those of a MiB
+/// and its footers. Soft-RoCE moves the data of what is posted while it is posted (rxe_verbs.c).
+const TRANSFERS_AT_ONCE: usize = 5;
 /// Work requests of a queue pair for messages. Each takes half a KiB of soft-RoCE's queue as long as the
 /// connection lasts, and queues are rounded up to one less than a power of two, that of completions,
 /// which is longer by one, too.
@@ -57,6 +60,16 @@ enum Item {
     Message { bytes: Vec<u8>, head: usize, sent: usize },
     Place { tag: u64, from: Source, target: Target, transfer: Transfer },
     Fetch { id: u64, left: usize, at: usize, target: Target },
+}
+
+impl Item {
+    /// Whether its next request takes a buffer of those for transfers.
+    fn takes_buffer(&self) -> bool {
+        match self {
+            Self::Message { .. } | Self::Place { from: Source::Slots(_), .. } => false,
+            Self::Place { from: Source::Bytes(..), .. } | Self::Fetch { .. } => true,
+        }
+    }
 }
 
 /// What is to be placed.
@@ -590,10 +603,13 @@ impl Wire {
     /// Makes work requests of what is queued, as many as there is room for.
     fn fill(&self, state: &mut State, flush: bool) -> Result<(), Stop> {
         let room = state.room();
+        let mut transfers = 0;
         while !state.queue.is_empty() || flush && !state.records.is_empty() {
-            if state.works.len() >= room {
+            // What was posted completes, and then it goes on.
+            if state.works.len() >= room || transfers >= TRANSFERS_AT_ONCE {
                 return Err(Stop::Stall(Stall::Completions));
             }
+            transfers += usize::from(state.queue.front().is_some_and(Item::takes_buffer));
             match state.queue.front() {
                 None | Some(Item::Message { .. }) => self.fill_packet(state)?,
                 Some(Item::Place { .. }) => self.fill_place(state)?,

@@ -2,8 +2,11 @@
 
 use crate::harness::*;
 use ordma::rdma::{DeviceEvent, EventChannel, Id};
+use std::future::Future;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::pin::pin;
 use std::process::Command;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// The interface of the device. Up again when this is dropped.
@@ -59,6 +62,56 @@ fn connections_that_end_while_the_port_is_down_are_not_kept() {
         }
     }
     assert_eq!(world.client().read(&[]), []);
+}
+
+/// What one client lends and is slow to be fetched does not keep another's waiting.
+#[test]
+fn a_client_with_much_to_be_fetched_has_its_share_of_the_buffers() {
+    const LEN: usize = 1 << 20;
+    const COUNT: usize = 64;
+    let world = World::new(&Row::verbs());
+    let (greedy, other) = (world.client(), world.client());
+    let data = pattern(LEN);
+    let region = ordma::Region::owned(data.clone());
+    let lend = |client: &Client| {
+        let tag = client.lend(vec![region.segment(0, LEN)]);
+        client.catch_up();
+        tag
+    };
+    let (much, little) = (lend(&greedy), lend(&other));
+    let mut fetches: Vec<_> =
+        (0..COUNT).map(|_| Box::pin(greedy.link.read_from(much, 0, vec![0; LEN]))).collect();
+    let mut fetch = pin!(other.link.read_from(little, 0, vec![0; 64 << 10]));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut done = 0;
+    let mut finished = |cx: &mut Context<'_>| {
+        fetches.retain_mut(|fetch| match fetch.as_mut().poll(cx) {
+            Poll::Ready(result) => {
+                assert!(result.unwrap() == data);
+                done += 1;
+                false
+            }
+            Poll::Pending => true,
+        });
+        done
+    };
+    let begun = Instant::now();
+    let deadline = begun + 3 * PATIENCE;
+    let before = loop {
+        if let Poll::Ready(result) = fetch.as_mut().poll(&mut cx) {
+            assert!(result.unwrap() == data[..64 << 10]);
+            break finished(&mut cx);
+        }
+        assert!(Instant::now() < deadline, "in vain");
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    println!("{before} of {COUNT} before the other's, {:?}", begun.elapsed());
+    while finished(&mut cx) < COUNT {
+        assert!(Instant::now() < deadline, "in vain");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("all: {:?}", begun.elapsed());
+    assert!(before < COUNT / 2, "{before} of {COUNT}");
 }
 
 /// A queue pair that the device does not even reset any more: what was under way ends all the same,
