@@ -102,7 +102,7 @@ fn a_full_export_is_nobody_elses_trouble() {
 /// Neither waits for the disk that is full.
 fn fence_and_stop(daemon: &mut Daemon) {
     let client = daemon.client_of("tcp", "full");
-    put(&client, "until it is full", 64 * MIB).unwrap_err();
+    assert_eq!(put(&client, "until it is full", 64 * MIB), Err(Status::NoSpace));
     let began = Instant::now();
     let mut fence = Command::new(env!("CARGO_BIN_EXE_dafsd"));
     run(fence
