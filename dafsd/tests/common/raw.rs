@@ -152,9 +152,18 @@ impl Raw {
     }
 
     pub fn begin(&self, export: &str) -> Result<ConnectReply, Failure> {
-        let request = connect_request(export, self.level, None);
+        self.begin_with(&connect_request(export, self.level, None))
+    }
+
+    pub fn begin_with(&self, request: &ConnectRequest) -> Result<ConnectReply, Failure> {
         let header = Header::request(dafs_proto::Op::Connect, NO_SLOT, 0, 1);
-        Ok(self.exchange(header, &request, &[])?.0)
+        Ok(self.exchange(header, request, &[])?.0)
+    }
+
+    /// Sends a request in a slot, and takes no reply. Whether it could be sent.
+    pub fn say<C: Call>(&self, request: &C, slot: u16, sequence: u32) -> bool {
+        let head = encode_message(Header::request(C::OP, slot, sequence, 1), request);
+        self.endpoint.send(&head, &[]).is_ok()
     }
 
     pub fn call<C: Call>(&self, request: &C, data: &[u8]) -> Result<(C::Reply, Vec<u8>), Failure> {

@@ -1,14 +1,17 @@
 //! A client that takes all it can get leaves enough for others.
 
-use crate::common::raw::{Failure, NO_SLOT, connect_request};
-use crate::common::{CLIENT, Kind, OTHER, Over, TestServer, pattern};
+use crate::common::process::Daemon;
+use crate::common::raw::{Failure, NO_SLOT, Raw, connect_request};
+use crate::common::{CLIENT, Kind, OTHER, Over, PAGE, TestServer, pattern};
 use crate::wire::{PATIENCE, Rogue, Socket};
 use dafs_client::blocking::Client;
 use dafs_client::{Error, Path};
 use dafs_keys::Protection;
 use dafs_proto::{
-    Buffer, Extent, Header, Op, OpenRequest, Placement, ReadRequest, StatsRequest, encode_message,
+    Buffer, ConnectRequest, Extent, Header, Op, OpenRequest, Placement, ReadRequest, StatsRequest,
+    encode_message,
 };
+use ordma::Engine;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -159,4 +162,54 @@ fn connections_that_say_nothing_keep_nobody_out() {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// What a server may take besides its cache.
+const BESIDES: usize = 64 << 20;
+
+#[test]
+fn replies_that_nobody_takes_stay_within_the_budget() {
+    const PAGES: u64 = 15;
+    let daemon = Daemon::start(&["--protection", "none", "--memory", "64MiB"]);
+    std::fs::write(daemon.tree().join("f"), pattern(PAGES as usize * PAGE, 3)).unwrap();
+    let client = daemon.client("tcp");
+    assert_eq!(client.open("f").unwrap().read_at(&mut [0; 100], 0).unwrap(), 100);
+    let before = daemon.resident();
+    let connector = ordma::tcp::Tcp::new(ordma::tcp::Settings::default()).connector(&daemon.tcp);
+    let mut greedy = Vec::new();
+    for _ in 0..100 {
+        let raw = Raw::attach(&*connector, Protection::None).unwrap();
+        let request = connect_request("data", Protection::None, None);
+        let reply = raw.begin_with(&ConnectRequest { slots: 64, ..request }).unwrap();
+        let open = OpenRequest {
+            directory: reply.root,
+            name: b"f".to_vec(),
+            access: 1,
+            ..OpenRequest::default()
+        };
+        let open = raw.call(&open, &[]).unwrap().0.open;
+        greedy.push((raw, open, u16::try_from(reply.slots).unwrap()));
+    }
+    for sequence in 1..60 {
+        for (raw, open, slots) in &greedy {
+            let extents = vec![Extent { offset: 0, length: PAGES * PAGE as u64 }];
+            let read = ReadRequest { open: *open, extents, ..ReadRequest::default() };
+            // The first slot was used to open the file.
+            let said = |slot| raw.say(&read, slot, sequence + u32::from(slot == 0));
+            let _all = (0..*slots).all(said);
+        }
+        assert!(client.metadata("f").is_ok(), "others are served");
+        let resident = daemon.resident();
+        assert!(resident < (64 << 20) + BESIDES, "{resident} bytes, {before} before");
+    }
+    let peak = daemon.peak();
+    drop(greedy);
+    // What was needed is given back.
+    let end = Instant::now() + Duration::from_secs(60);
+    while daemon.resident() > before + (8 << 20) {
+        let resident = daemon.resident();
+        assert!(Instant::now() < end, "{resident} bytes, {peak} at most, {before} before");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("{before} bytes before, {peak} at most, {} after", daemon.resident());
 }
