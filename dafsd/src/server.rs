@@ -25,7 +25,7 @@ use ordma::{Link, Party, Share, Shares};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// A directory tree the server offers.
@@ -186,6 +186,9 @@ pub enum BindError {
     /// The session has ended.
     Session,
 }
+
+/// How long a disk may take to say where files lie that could not be written.
+const NAMES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What was written and is lost, since it could not be made stable before the end.
 #[derive(Debug, thiserror::Error)]
@@ -437,9 +440,8 @@ impl Server {
     /// not pretend that it is.
     pub fn flush_and_kill(&self, patience: Duration) -> Result<(), NotWritten> {
         let flushes = self.cache.start_flush();
-        let failures = flushes.iter().filter_map(|flush| self.end_of_flush(flush, patience).err());
-        let errors: Vec<String> = failures.collect();
-        let files = if errors.is_empty() { Vec::new() } else { self.cache.unstable_files() };
+        let errors = self.end_of(flushes, patience);
+        let files = if errors.is_empty() { Vec::new() } else { self.unstable_files() };
         if let Err(error) = self.cache.record_stable() {
             tracing::error!(%error, "clients will send again what is stable");
         }
@@ -447,27 +449,55 @@ impl Server {
         if errors.is_empty() { Ok(()) } else { Err(NotWritten { errors, files }) }
     }
 
-    /// Waits until an export's files are stable, as long as its disk gets on.
-    fn end_of_flush(&self, flush: &Flush, patience: Duration) -> Result<(), String> {
-        let mut progress = flush.progress();
-        let mut since = Instant::now();
-        loop {
-            if let Some(result) = flush.result() {
-                return result.map_err(|error| format!("export {:?}: {error}", flush.export()));
-            }
-            if since.elapsed() >= patience {
-                let seconds = patience.as_secs();
-                return Err(format!(
-                    "export {:?}: its disk has taken nothing for {seconds} s",
-                    flush.export()
-                ));
-            }
+    /// Waits until the files of exports are stable, of each as long as its disk gets on: why they are
+    /// not.
+    fn end_of(&self, flushes: Vec<Arc<Flush>>, patience: Duration) -> Vec<String> {
+        let mut errors = Vec::new();
+        let began = Instant::now();
+        let mut waiting: Vec<_> =
+            flushes.into_iter().map(|flush| (flush.progress(), began, flush)).collect();
+        while !waiting.is_empty() {
+            waiting.retain_mut(|(progress, since, flush)| {
+                if let Some(result) = flush.result() {
+                    let failed = |error| format!("export {:?}: {error}", flush.export());
+                    errors.extend(result.err().map(failed));
+                    return false;
+                }
+                let now = flush.progress();
+                if std::mem::replace(progress, now) != now {
+                    *since = Instant::now();
+                }
+                let gets_on = since.elapsed() < patience;
+                if !gets_on {
+                    let seconds = patience.as_secs();
+                    let export = flush.export();
+                    errors.push(format!(
+                        "export {export:?}: its disk has taken nothing for {seconds} s"
+                    ));
+                }
+                gets_on
+            });
             if !self.runtime.run_queued() {
-                std::thread::sleep(Duration::from_millis(5));
+                std::thread::sleep(Duration::from_millis(2));
             }
-            let now = flush.progress();
-            if std::mem::replace(&mut progress, now) != now {
-                since = Instant::now();
+        }
+        errors
+    }
+
+    /// The files that have something which is not stable, as far as the disks say in time where they
+    /// lie.
+    fn unstable_files(&self) -> Vec<(String, usize)> {
+        let (sender, receiver) = mpsc::channel();
+        let cache = Arc::clone(&self.cache);
+        let asking = std::thread::Builder::new().name("dafs-names".to_owned()).spawn(move || {
+            // The receiver may have lost patience.
+            let _ = sender.send(cache.unstable_files());
+        });
+        match asking {
+            Ok(_) => receiver.recv_timeout(NAMES_PATIENCE).unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, "the files that were not written are not named");
+                Vec::new()
             }
         }
     }

@@ -9,6 +9,7 @@
 use super::{Cache, CachedFile, Writer, error};
 use crate::store::{Result, StoreError};
 use crate::sync::Mutex;
+use crate::turns::Whose;
 use dafs_proto::{Extent, Status};
 use std::fmt;
 use std::sync::Arc;
@@ -327,7 +328,8 @@ impl Cache {
                 continue;
             }
             let cache = Arc::clone(self);
-            self.runtime.run(async move {
+            // The server's own work, whoever waits for it.
+            self.runtime.run_for(Whose::default(), async move {
                 let before = volume.progress();
                 let cleaned = cache.make_stable(&volume).await;
                 volume.end_round(cleaned, before);
@@ -337,12 +339,12 @@ impl Cache {
         }
     }
 
-    /// Makes stable what is dirty or written of an export.
+    /// Makes stable what is dirty or written of an export, all of it.
     async fn make_stable(&self, volume: &Arc<Volume>) -> Result<()> {
         let mut result = Ok(());
         for file in self.files_of(volume) {
+            // Also of those that are removed and still open: they take the room of others.
             if !file.is_clean()
-                && !file.is_removed()
                 && let Err(error) = file.commit(Extent::default()).await
             {
                 result = Err(error);

@@ -197,6 +197,14 @@ impl Model {
                 by == writer && fate == Fate::Acknowledged
             });
             cell.raise(own.unwrap_or(0));
+            // The sync itself may have brought it back, over a change that had failed.
+            if let Some(own) = own
+                && changes[own].in_doubt
+                && own >= cell.floor
+                && !cell.now.contains(&own)
+            {
+                cell.now.push(own);
+            }
         }
         if whole {
             self.of(file, writer).for_each(|change| change.in_doubt = false);

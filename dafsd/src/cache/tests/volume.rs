@@ -144,6 +144,25 @@ fn trouble_ends_with_what_could_not_be_written() {
     assert_eq!((writer.owner.dirty().bytes(), dirty(&cache)), (0, 0));
 }
 
+/// Nobody can reach a removed file but those who have it open, and its pages take room all the same.
+#[test]
+fn removed_files_that_are_open_keep_nobody_from_writing() {
+    let cache = cache(LEVEL, 64, 1);
+    let (removed, other) = (MemoryFile::with(Vec::new()), MemoryFile::with(Vec::new()));
+    let (a, b) = (of_export(&cache, "data", &removed), of_export(&cache, "data", &other));
+    let writer = a_writer(&cache, 1);
+    let open = a.hold();
+    a.removed();
+    for block in 0..10 {
+        put(&a, &writer, block).unwrap();
+    }
+    assert_eq!(fill(&b, &writer, 500), (500, None));
+    assert_eq!(fill(&a, &writer, 500), (500, None));
+    drop(open);
+    wait(&cache, b.commit(Extent::default())).unwrap();
+    assert_eq!((writer.owner.dirty().bytes(), dirty(&cache)), (0, 0));
+}
+
 /// A cache whose disks may block: with threads, and little patience.
 fn patient(patience: Duration) -> (Arc<Cache>, Runtime) {
     let runtime = Runtime::start(4).unwrap();
