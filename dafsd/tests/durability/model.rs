@@ -17,7 +17,8 @@
 //!   earlier sync had reported as lost; and what everyone saw, but for what failed or was reported.
 //! - A sync that fails reports what its client wrote to that file, and nobody else's.
 //! - What was seen pins what there is: a change that was not done, or was lost with its client, does
-//!   not appear later.
+//!   not appear later. But for a change that failed before the server ended: the kernel may show it
+//!   from its memory until it forgets it, and the disk not have it.
 
 use super::PAGE;
 use std::collections::BTreeSet;
@@ -287,7 +288,7 @@ impl Model {
         if cell_at(size).is_none_or(|cell| cell > CELLS) {
             return Err(format!("its size is {size}, where no change ends"));
         }
-        let Self { files, changes, alive, .. } = self;
+        let Self { files, changes, alive, boot } = self;
         for (number, cell) in files[file].iter_mut().enumerate() {
             let (start, end) = (begin(number), begin(number + 1));
             let bytes = content.get(start..end.min(size)).unwrap_or_default();
@@ -300,7 +301,17 @@ impl Model {
                 let is_lost = in_doubt || fate == Fate::Reported;
                 alive[writer] && is_lost && fate != Fate::Failed
             };
-            let Err(allowed) = cell.saw(shown, can_return) else { continue };
+            let Err(allowed) = cell.saw(shown, can_return) else {
+                let may_vanish = |seq: &usize| {
+                    let Change { fate, boot: of, .. } = changes[*seq];
+                    fate == Fate::Failed && of < *boot
+                };
+                if cell.now.iter().all(may_vanish) {
+                    let older = cell.versions.iter().rev().map(|(seq, _)| *seq);
+                    cell.now.extend(older.clone().find(|seq| changes[*seq].fate != Fate::Failed));
+                }
+                continue;
+            };
             let mut what = match shown {
                 None => format!("there is nothing at {start}..{end}"),
                 Some(value) => format!("bytes {start}..{end} are {value}"),
