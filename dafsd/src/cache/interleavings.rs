@@ -146,6 +146,8 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        // A round of write-back that some writer began may not have ended, and would keep the cache.
+        while self.cache.runtime.run_queued() {}
         self.cache.close();
     }
 }

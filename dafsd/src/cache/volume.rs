@@ -54,7 +54,10 @@ impl Share {
 /// and `client` of them of the same client.
 fn fits(limit: usize, bytes: usize, total: usize, export: usize, client: usize) -> bool {
     // A limit below one page would let nobody write.
-    let Some(free) = limit.checked_sub(total + bytes) else { return total == 0 };
+    if total + bytes > limit {
+        return total == 0;
+    }
+    let free = limit - total;
     let within = |share: usize, times: usize| share == 0 || share + bytes <= times * free;
     within(export, EXPORT_TIMES) && within(client, CLIENT_TIMES)
 }
