@@ -5,9 +5,10 @@
 //! suspended; whoever completes the wait queues the task on the worker threads. Calls that may
 //! block run there as well, through [`Runtime::blocking`].
 //!
-//! All of it is somebody's, and clients have the workers in turn, and the sessions of a client, however
-//! much each of them asks for. What a task calls and starts is its client's as well. Tasks that go on come before calls that
-//! begin: they hold what the calls before them have brought.
+//! Each task and each call belongs to a session of a client, or to the server. The workers serve the
+//! clients in turn, and the sessions of a client in turn, however much each of them asks for. What a task
+//! calls and starts belongs to its client as well. Tasks that go on come before calls that begin, since
+//! they hold what the calls before them have brought.
 
 use crate::turns::{FairQueue, Whose};
 use ordma::Party;

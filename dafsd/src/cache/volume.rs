@@ -334,7 +334,8 @@ impl Cache {
             // The server's own work, whoever waits for it.
             self.runtime.run_for(Whose::default(), async move {
                 let before = volume.progress();
-                let cleaned = cache.make_stable(&volume).await;
+                // Also of files that are removed and still open: they take the room of others.
+                let cleaned = cache.commit_where(&volume, |file| !file.is_clean()).await;
                 volume.end_round(cleaned, before);
                 // Also those who became dirty after they were looked at, and wait, have to know.
                 cache.relief.notify(usize::MAX);
@@ -342,22 +343,7 @@ impl Cache {
         }
     }
 
-    /// Makes stable what is dirty or written of an export, all of it.
-    async fn make_stable(&self, volume: &Arc<Volume>) -> Result<()> {
-        let mut result = Ok(());
-        for file in self.files_of(volume) {
-            // Also of those that are removed and still open: they take the room of others.
-            if !file.is_clean()
-                && let Err(error) = file.commit(Extent::default()).await
-            {
-                result = Err(error);
-            }
-        }
-        result
-    }
-
-    /// Begins to make everything of each export stable. The flag of those for which nothing is left to
-    /// be done becomes true.
+    /// Begins to make everything of each export stable.
     pub fn start_flush(self: &Arc<Self>) -> Vec<Arc<Flush>> {
         let begin = |volume: Arc<Volume>| {
             let flush = Arc::new(Flush { volume, result: Mutex::default() });

@@ -69,9 +69,21 @@ impl Cache {
 
     /// Makes everything of an export stable.
     pub(super) async fn flush_volume(&self, volume: &Arc<Volume>) -> Result<()> {
+        self.commit_where(volume, CachedFile::is_unstable).await
+    }
+
+    /// Commits the files of an export that are wanted, each of them whatever becomes of the others.
+    ///
+    /// # Errors
+    /// The last file's error.
+    pub(super) async fn commit_where(
+        &self,
+        volume: &Arc<Volume>,
+        wanted: impl Fn(&CachedFile) -> bool,
+    ) -> Result<()> {
         let mut result = Ok(());
         for file in self.files_of(volume) {
-            if file.is_unstable()
+            if wanted(&file)
                 && let Err(error) = file.commit(Extent::default()).await
             {
                 result = Err(error);
