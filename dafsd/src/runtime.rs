@@ -9,8 +9,16 @@
 //! clients in turn, and the sessions of a client in turn, however much each of them asks for. What a task
 //! calls and starts belongs to its client as well. Tasks that go on come before calls that begin, since
 //! they hold what the calls before them have brought.
+//!
+//! Each call also names the [`Disk`] that it waits for. A disk that does not answer holds as many calls
+//! as there are workers by configuration, and no more: where all threads are in calls, further threads
+//! are started for the tasks and for the calls of other disks, and end when they have nothing to do.
+
+mod calls;
 
 use crate::turns::{FairQueue, Whose};
+use calls::Calls;
+pub use calls::Disk;
 use ordma::Party;
 use std::any::Any;
 use std::cell::Cell;
@@ -18,7 +26,7 @@ use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -36,17 +44,65 @@ struct Shared {
     inline: bool,
 }
 
-#[derive(Default)]
+/// How long a thread beyond the configured ones waits for something to do before it ends.
+const IDLE: Duration = Duration::from_secs(10);
+
 struct Queue {
     /// Tasks that can go on.
     tasks: FairQueue<Job>,
-    calls: FairQueue<Job>,
+    calls: Calls<Job>,
+    /// Threads that are always there.
+    workers: usize,
+    /// Threads that there are, how many of them wait for something to do, and how many are in calls.
+    threads: usize,
+    idle: usize,
+    in_calls: usize,
     stopping: bool,
 }
 
+/// Something that a thread can do now.
+enum Work {
+    Task(Whose, Job),
+    Call(Disk, Whose, Job),
+}
+
 impl Queue {
-    fn pop(&mut self) -> Option<(Whose, Job)> {
-        self.tasks.pop().or_else(|| self.calls.pop())
+    fn new(workers: usize) -> Self {
+        Self {
+            tasks: FairQueue::default(),
+            calls: Calls::new(workers),
+            workers,
+            threads: workers,
+            idle: 0,
+            in_calls: 0,
+            stopping: false,
+        }
+    }
+
+    fn pop(&mut self) -> Option<Work> {
+        if let Some((whose, job)) = self.tasks.pop() {
+            return Some(Work::Task(whose, job));
+        }
+        let (disk, whose, job) = self.calls.begin()?;
+        self.in_calls += 1;
+        Some(Work::Call(disk, whose, job))
+    }
+
+    /// Something was done, which was a call if it has a disk.
+    fn ended(&mut self, disk: Option<Disk>) {
+        if let Some(disk) = disk {
+            self.calls.ended(disk);
+            self.in_calls -= 1;
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.tasks.is_empty() || self.calls.any_can_begin()
+    }
+
+    /// Whether there is something to do and each thread waits for a disk.
+    fn wants_thread(&self) -> bool {
+        self.in_calls == self.threads && self.idle == 0 && self.has_work()
     }
 }
 
@@ -80,14 +136,10 @@ impl Runtime {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(threads: usize) -> std::io::Result<Self> {
-        let runtime = Self::new(false);
-        let mut handles = Vec::with_capacity(threads);
+        let runtime = Self::new(false, threads);
         for number in 0..threads {
-            let shared = Arc::clone(&runtime.0);
-            let builder = std::thread::Builder::new().name(format!("dafs-work-{number}"));
-            handles.push(builder.spawn(move || shared.work())?);
+            runtime.0.start(number)?;
         }
-        *lock(&runtime.0.threads) = handles;
         Ok(runtime)
     }
 
@@ -95,12 +147,12 @@ impl Runtime {
     /// [`run_queued`](Self::run_queued) is called. For the engine `sim`, whose world is one thread.
     #[must_use]
     pub fn inline() -> Self {
-        Self::new(true)
+        Self::new(true, 1)
     }
 
-    fn new(inline: bool) -> Self {
+    fn new(inline: bool, workers: usize) -> Self {
         Self(Arc::new(Shared {
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue::new(workers)),
             work: Condvar::new(),
             threads: Mutex::default(),
             inline,
@@ -130,12 +182,13 @@ impl Runtime {
         as_theirs(whose, || runnable.run());
     }
 
-    /// Runs a call that may block on a worker thread.
+    /// Runs a call that may block on a worker thread. It waits for this disk.
     ///
     /// # Panics
     /// Resumes the panic of `call`, in the task that awaits it.
     pub async fn blocking<T: Send + 'static>(
         &self,
+        disk: Disk,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> T {
         if self.0.inline {
@@ -147,7 +200,7 @@ impl Runtime {
             setter.set(std::panic::catch_unwind(AssertUnwindSafe(call)));
         });
         let whose = WHOSE.get();
-        self.0.push(|queue| queue.calls.push(whose, call));
+        self.0.push(|queue| queue.calls.push(disk, whose, call));
         match Wait(result).await {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -161,8 +214,9 @@ impl Runtime {
             return false;
         }
         let mut ran = false;
-        while let Some((whose, job)) = { lock(&self.0.queue).pop() } {
-            as_theirs(whose, job);
+        while let Some(work) = { lock(&self.0.queue).pop() } {
+            let disk = run(work);
+            lock(&self.0.queue).ended(disk);
             ran = true;
         }
         ran
@@ -193,28 +247,81 @@ impl Runtime {
 }
 
 impl Shared {
-    fn push(&self, push: impl FnOnce(&mut Queue)) {
-        push(&mut lock(&self.queue));
+    fn start(self: &Arc<Self>, number: usize) -> std::io::Result<()> {
+        let shared = Arc::clone(self);
+        let builder = std::thread::Builder::new().name(format!("dafs-work-{number}"));
+        let thread = builder.spawn(move || shared.work())?;
+        let mut threads = lock(&self.threads);
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(thread);
+        Ok(())
+    }
+
+    fn push(self: &Arc<Self>, push: impl FnOnce(&mut Queue)) {
+        let mut queue = lock(&self.queue);
+        push(&mut queue);
+        self.grow(queue);
         self.work.notify_one();
     }
 
-    fn work(&self) {
+    /// Starts a thread where all others wait for disks and there is something to do besides.
+    fn grow(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
+        if self.inline || !queue.wants_thread() {
+            return;
+        }
+        let number = queue.threads;
+        queue.threads += 1;
+        drop(queue);
+        if let Err(error) = self.start(number) {
+            lock(&self.queue).threads -= 1;
+            tracing::warn!(%error, "no further thread; requests wait for those that wait for a disk");
+        }
+    }
+
+    /// Does a thread's work, until there is none and it is not wanted any more.
+    fn work(self: &Arc<Self>) {
         let mut queue = lock(&self.queue);
         loop {
-            if let Some((whose, job)) = queue.pop() {
-                drop(queue);
-                let job = AssertUnwindSafe(|| as_theirs(whose, job));
-                if std::panic::catch_unwind(job).is_err() {
-                    tracing::error!("a task panicked; its request gets no reply");
-                }
+            if let Some(work) = queue.pop() {
+                self.grow(queue);
+                let disk = run(work);
                 queue = lock(&self.queue);
-            } else if queue.stopping {
+                queue.ended(disk);
+                continue;
+            }
+            if queue.stopping {
                 return;
+            }
+            let extra = queue.threads > queue.workers;
+            queue.idle += 1;
+            let mut late = false;
+            if extra {
+                let waited = self.work.wait_timeout(queue, IDLE);
+                let (waited, time) = waited.unwrap_or_else(PoisonError::into_inner);
+                (queue, late) = (waited, time.timed_out());
             } else {
                 queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
+            queue.idle -= 1;
+            if late && queue.threads > queue.workers && !queue.has_work() {
+                queue.threads -= 1;
+                return;
+            }
         }
     }
+}
+
+/// Does something; the disk of a call.
+fn run(work: Work) -> Option<Disk> {
+    let (disk, whose, job) = match work {
+        Work::Task(whose, job) => (None, whose, job),
+        Work::Call(disk, whose, job) => (Some(disk), whose, job),
+    };
+    let job = AssertUnwindSafe(|| as_theirs(whose, job));
+    if std::panic::catch_unwind(job).is_err() {
+        tracing::error!("a task panicked; its request gets no reply");
+    }
+    disk
 }
 
 /// A value set once and awaited once.
@@ -258,7 +365,7 @@ impl<T> Future for Wait<T> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing here is left half changed by a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -278,7 +385,7 @@ mod tests {
         runtime.run(async move {
             assert_eq!(std::thread::current().id(), here);
             // Not done before the task has been suspended.
-            let number = inner.blocking(move || wait.recv().unwrap()).await;
+            let number = inner.blocking(Disk::NONE, move || wait.recv().unwrap()).await;
             sender.send((number, std::thread::current().id())).unwrap();
         });
         go.send(7).unwrap();
@@ -298,7 +405,7 @@ mod tests {
         let begin = |whose, name, call: Box<dyn FnOnce() + Send>| {
             let (inner, order) = (runtime.clone(), order.clone());
             runtime.run_for(whose, async move {
-                inner.blocking(call).await;
+                inner.blocking(Disk::NONE, call).await;
                 // What goes on comes before what begins, and is still the client's.
                 assert_eq!(WHOSE.get(), whose);
                 order.send(name).unwrap();
@@ -316,12 +423,48 @@ mod tests {
         assert!(runtime.stop(Duration::from_secs(10)));
     }
 
+    /// A disk that does not answer keeps neither the calls of another nor tasks that can go on.
+    #[test]
+    fn a_silent_disk_has_no_more_than_its_threads() {
+        const WORKERS: usize = 2;
+        let runtime = Runtime::start(WORKERS).unwrap();
+        let (silent, good) = (Disk::of_export("silent"), Disk::of_export("good"));
+        let (answer, silence) = mpsc::channel::<()>();
+        let silence = Arc::new(Mutex::new(silence));
+        let (ended, ends) = mpsc::channel();
+        for _ in 0..20 {
+            let (inner, ended, silence) = (runtime.clone(), ended.clone(), Arc::clone(&silence));
+            runtime.run(async move {
+                let wait = move || lock(&silence).recv().is_ok();
+                inner.blocking(silent, wait).await;
+                ended.send("silent").unwrap();
+            });
+        }
+        for _ in 0..20 {
+            let (inner, ended) = (runtime.clone(), ended.clone());
+            runtime.run(async move {
+                inner.blocking(good, || ()).await;
+                ended.send("good").unwrap();
+            });
+        }
+        for _ in 0..20 {
+            assert_eq!(ends.recv_timeout(Duration::from_secs(10)), Ok("good"));
+        }
+        let threads = lock(&runtime.0.queue).threads;
+        assert!((WORKERS + 1..=2 * WORKERS + 1).contains(&threads), "{threads} threads");
+        drop(answer);
+        for _ in 0..20 {
+            assert_eq!(ends.recv_timeout(Duration::from_secs(10)), Ok("silent"));
+        }
+        assert!(runtime.stop(Duration::from_secs(10)));
+    }
+
     #[test]
     fn an_inline_runtime_needs_no_thread() {
         let runtime = Runtime::inline();
         let (sender, receiver) = mpsc::channel();
         let inner = runtime.clone();
-        runtime.run(async move { sender.send(inner.blocking(|| 7).await).unwrap() });
+        runtime.run(async move { sender.send(inner.blocking(Disk::NONE, || 7).await).unwrap() });
         assert_eq!(receiver.try_recv(), Ok(7));
     }
 }

@@ -12,7 +12,7 @@ use crate::counters::Counters;
 use crate::keyed_locks::KeyedLocks;
 use crate::live::LiveSession;
 use crate::ops::OpError;
-use crate::runtime::Runtime;
+use crate::runtime::{Disk, Runtime};
 use crate::session::SessionLimits;
 use crate::sessions::Sessions;
 use crate::store::{Handle, Identity, ReadOnlyStore, Store};
@@ -48,6 +48,12 @@ impl Export {
     pub(crate) fn for_reading(&self) -> Self {
         let store = Arc::new(ReadOnlyStore::new(Arc::clone(&self.store)));
         Self { read_only: true, store, ..self.clone() }
+    }
+
+    /// What calls of its store wait for.
+    #[must_use]
+    pub fn disk(&self) -> Disk {
+        Disk::of_export(&self.name)
     }
 
     /// The handle that a client sent. It is not used for anything before its check has been found

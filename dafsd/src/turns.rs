@@ -73,6 +73,12 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
+    /// Whether nothing is queued.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ring.is_empty()
+    }
+
     /// Queues something.
     pub fn push(&mut self, whose: Whose, what: T) {
         let theirs = self.parties.entry(whose.party).or_default();

@@ -2,6 +2,7 @@
 //! been told that its own are stable. See [`crate::sharing`].
 
 use super::{Cache, CachedFile, error};
+use crate::runtime::Disk;
 use crate::sharing::{Claim, END, HandOver, Judged, Owner, Range, Record, Resend, Round};
 use crate::store::{Result, StoreError};
 use crate::sync::RwLock;
@@ -274,7 +275,8 @@ impl CachedFile {
         }
         let (boots, record) = (Arc::clone(&self.cache.boots), self.to_record(&ranges));
         let number = self.cache.changes.load(Ordering::Acquire);
-        let recorded = self.cache.runtime.blocking(move || boots.hand_over(&record, number)).await;
+        let hand_over = move || boots.hand_over(&record, number);
+        let recorded = self.cache.runtime.blocking(Disk::STATE, hand_over).await;
         recorded.map_err(|error| {
             StoreError::io("record in the state directory what other clients have written", &error)
         })?;

@@ -236,7 +236,7 @@ impl CachedFile {
         let mtime = mtime.filter(|_| clean);
         let store = self.store();
         if let Some(mtime) = mtime {
-            let set = self.cache.runtime.blocking(move || {
+            let set = self.blocking(move || {
                 let set = store.set_mtime(mtime);
                 (set, store.attr())
             });
@@ -278,7 +278,7 @@ impl CachedFile {
 
     pub(super) async fn disk_attr(&self) -> Result<Attr> {
         let store = self.store();
-        self.cache.runtime.blocking(move || store.attr()).await
+        self.blocking(move || store.attr()).await
     }
 
     /// Where nothing can be done about an error.

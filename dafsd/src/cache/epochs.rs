@@ -2,6 +2,7 @@
 
 use super::cover::Cover;
 use super::{Cache, CachedFile};
+use crate::runtime::Disk;
 use crate::store::Result;
 use ordma::schedule_point;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ impl CachedFile {
         // All pages in one go, which for a large file is more than a thread that serves clients
         // should do.
         let file = Arc::clone(self);
-        self.cache.runtime.blocking(move || file.rekey()).await
+        self.cache.runtime.blocking(Disk::NONE, move || file.rekey()).await
     }
 
     fn rekey(&self) -> Result<()> {

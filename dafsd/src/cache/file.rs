@@ -278,6 +278,14 @@ impl CachedFile {
         Arc::clone(&self.store.read())
     }
 
+    /// Runs a call that may wait for the disk of the file.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        self.cache.runtime.blocking(self.volume.disk, call).await
+    }
+
     /// Nothing of the file is in memory, and no client would send anything of it again.
     pub(super) fn is_idle(&self) -> bool {
         let blocks = self.blocks.lock();

@@ -56,7 +56,7 @@ impl CachedFile {
             let mut buffer = vec![0; pages * page];
             store.read_at(&mut buffer, first * page as u64).map(|_| buffer)
         };
-        let mut buffer = self.cache.runtime.blocking(read).await?;
+        let mut buffer = self.blocking(read).await?;
         schedule_point("fill: after the disk");
         for (i, payload) in buffer.chunks_exact_mut(page).enumerate() {
             reservation.install(first + i as u64, payload);

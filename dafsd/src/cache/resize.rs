@@ -86,7 +86,7 @@ impl CachedFile {
             let before = store.attr();
             store.set_len(size).map(|()| before)
         };
-        let before = self.cache.runtime.blocking(set_len).await?;
+        let before = self.blocking(set_len).await?;
         schedule_point("set size: after the disk");
         let rewritten = {
             let mut meta = self.meta.write();
@@ -136,7 +136,7 @@ impl CachedFile {
     /// Whether it has no name on the disk any more.
     pub(super) async fn is_gone(&self) -> bool {
         let store = self.store();
-        self.cache.runtime.blocking(move || store.is_gone()).await
+        self.blocking(move || store.is_gone()).await
     }
 
     /// Whether a client has it open.

@@ -7,6 +7,7 @@
 //! writes the disk refuses.
 
 use super::{Cache, CachedFile, Writer, error};
+use crate::runtime::Disk;
 use crate::store::{Result, StoreError};
 use crate::sync::Mutex;
 use crate::turns::Whose;
@@ -66,6 +67,7 @@ fn fits(limit: usize, bytes: usize, total: usize, export: usize, client: usize) 
 pub(super) struct Volume {
     /// The export.
     name: String,
+    pub disk: Disk,
     pub dirty: Share,
     /// Its files are being made clean.
     writing_back: AtomicBool,
@@ -106,6 +108,7 @@ impl Volume {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            disk: Disk::of_export(name),
             dirty: Share::default(),
             writing_back: AtomicBool::new(false),
             tending: AtomicBool::new(false),
@@ -486,7 +489,7 @@ impl CachedFile {
         let volume = &self.volume;
         if volume.looks(Instant::now()) {
             let store = self.store();
-            match self.cache.runtime.blocking(move || store.available()).await {
+            match self.blocking(move || store.available()).await {
                 Ok(free) => volume.free.store(free, Ordering::Relaxed),
                 Err(error) => tracing::debug!(%error, export = volume.name, "its free space"),
             }
@@ -500,7 +503,7 @@ impl CachedFile {
         let _gate = self.gate.read().await;
         self.look_first().await;
         let store = self.store();
-        let reserved = self.cache.runtime.blocking(move || store.reserve(offset, length)).await;
+        let reserved = self.blocking(move || store.reserve(offset, length)).await;
         self.settle().await;
         reserved
     }

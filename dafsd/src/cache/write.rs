@@ -134,7 +134,7 @@ impl CachedFile {
             Ok(attr) if attr.size > there => store.set_len(there),
             other => other.map(drop),
         };
-        if let Err(error) = self.cache.runtime.blocking(cut).await {
+        if let Err(error) = self.blocking(cut).await {
             // Bytes behind the end of the file on disk are zeros of a page that was written back.
             tracing::error!(%error, file = ?self.identity(), "after a failed write");
         }

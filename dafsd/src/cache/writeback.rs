@@ -199,7 +199,7 @@ impl CachedFile {
         };
         let store = self.store();
         schedule_point("commit: before the sync");
-        let synced = self.cache.runtime.blocking(move || store.sync(false)).await;
+        let synced = self.blocking(move || store.sync(false)).await;
         schedule_point("commit: after the sync");
         if let Err(error) = synced {
             // The kernel has told of the failure, and taken the pages for clean: a second sync would
@@ -371,7 +371,7 @@ impl CachedFile {
         let Run { first, data, states } = run;
         let offset = first * self.page_size();
         schedule_point("write-back: before the disk");
-        let written = self.cache.runtime.blocking(move || store.write_at(&data, offset)).await;
+        let written = self.blocking(move || store.write_at(&data, offset)).await;
         schedule_point("write-back: after the disk");
         let counters = &self.cache.counters;
         if let Err(error) = written {

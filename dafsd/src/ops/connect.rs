@@ -50,8 +50,8 @@ pub async fn connect(
     let begin = || new_session(server, &export, &request, (key, party), asked.as_ref());
 
     let store = Arc::clone(&export.store);
-    let root =
-        server.runtime().blocking(move || store.node(&Credential::Server, &store.root())).await?;
+    let root = move || store.node(&Credential::Server, &store.root());
+    let root = server.runtime().blocking(export.disk(), root).await?;
 
     let (session, resumed) = match earlier(server, &export, permit.as_ref(), &request)? {
         Some(session) => (session, true),

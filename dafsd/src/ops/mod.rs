@@ -100,7 +100,7 @@ impl OpContext {
     ) -> Result<T, OpError> {
         let session = Arc::clone(&self.session);
         let call = move || call(&*session.export().store, session.credential());
-        Ok(self.server.runtime().blocking(call).await?)
+        Ok(self.server.runtime().blocking(self.export().disk(), call).await?)
     }
 
     /// Refuses what would change a read-only export, before any of it is done. The export's
