@@ -318,7 +318,7 @@ impl Cache {
     /// When the record cannot be written: the owners send again what nobody else has changed.
     pub fn record_stable(&self) -> io::Result<()> {
         let mut record = Vec::new();
-        for file in self.all_files() {
+        for file in self.files.iter() {
             let ranges = file.unstable.lock().all_stable();
             record.extend(file.to_record(&ranges));
         }

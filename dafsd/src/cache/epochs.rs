@@ -16,8 +16,8 @@ impl Cache {
     /// The last one of [`CachedFile::new_epoch`], after all files have got their new epochs.
     pub fn revoke_export(&self, export: &str) -> Result<()> {
         let mut result = Ok(());
-        for file in self.all_files() {
-            if file.exports.lock().contains(export)
+        for file in self.files.iter() {
+            if file.was_opened_through(export)
                 && let Err(error) = file.rekey()
             {
                 result = Err(error);

@@ -30,10 +30,10 @@ pub struct CachedFile {
     number: u64,
     identity: Identity,
     protection: Protection,
-    /// The exports it was opened through.
-    pub(super) exports: Mutex<BTreeSet<String>>,
     /// Behind the export that it was opened through first.
     pub(super) volume: Arc<Volume>,
+    /// Behind other exports that it was opened through.
+    others: Mutex<Vec<Arc<Volume>>>,
     /// Why the disk does not take what is dirty.
     pub(super) trouble: Mutex<Option<Trouble>>,
     pub(super) store: RwLock<Arc<dyn StoreFile>>,
@@ -136,8 +136,8 @@ impl CachedFile {
             number,
             identity: store.identity(),
             protection,
-            exports: Mutex::new(BTreeSet::from([export.to_owned()])),
             volume,
+            others: Mutex::default(),
             trouble: Mutex::default(),
             store: RwLock::new(store),
             gate: async_lock::RwLock::new(()),
@@ -239,6 +239,12 @@ impl CachedFile {
         }
     }
 
+    /// Whether it was opened through this export.
+    pub(super) fn was_opened_through(&self, export: &str) -> bool {
+        self.volume.name() == export
+            || self.others.lock().iter().any(|volume| volume.name() == export)
+    }
+
     /// The same file opened once more: keeps the descriptor that can write, and the export's name.
     ///
     /// # Errors
@@ -258,10 +264,11 @@ impl CachedFile {
             );
             return Err(error(Status::Protection, what));
         }
-        {
-            let mut exports = self.exports.lock();
-            if !exports.contains(export) {
-                exports.insert(export.to_owned());
+        if !self.was_opened_through(export) {
+            let volume = self.cache.volume(export);
+            let mut others = self.others.lock();
+            if !others.iter().any(|other| Arc::ptr_eq(other, &volume)) {
+                others.push(volume);
             }
         }
         let mut store = self.store.write();

@@ -2,6 +2,7 @@
 
 use super::{Cache, SLOT_OVERHEAD};
 use crate::store::Result;
+use crate::turns::Whose;
 use ordma::arena::Guard;
 use ordma::{ChunkId, Slot};
 use std::sync::Arc;
@@ -57,14 +58,24 @@ impl Cache {
         self.relief.notify(usize::MAX);
     }
 
-    /// Adds a chunk if the guard's share of the budget, and the budget, have room for it.
-    fn grow(&self, guard: Guard) -> bool {
+    /// Bytes of a chunk and of the tables that describe its pages.
+    pub(super) fn chunk_cost(&self) -> usize {
         let geometry = self.config.geometry;
-        let per_chunk = geometry.chunk_len() + geometry.slots as usize * SLOT_OVERHEAD;
-        let room_for = |chunks: usize, budget: usize| (chunks + 1) * per_chunk <= budget;
+        geometry.chunk_len() + geometry.slots as usize * SLOT_OVERHEAD
+    }
+
+    /// Chunks that there are. Those too that clients have not let go of.
+    pub(super) fn chunks(&self) -> usize {
+        self.arena.bytes() / self.config.geometry.chunk_len()
+    }
+
+    /// Adds a chunk if the guard's share of the budget, and the budget, have room for it, and for as
+    /// many files as come with a chunk now.
+    fn grow(&self, guard: Guard) -> bool {
+        let all = self.chunks();
+        let with_files = self.chunk_cost() + self.files.bytes() / all.max(1);
+        let room_for = |chunks: usize, budget: usize| (chunks + 1) * with_files <= budget;
         let own = self.arena.chunks().iter().filter(|chunk| chunk.guard() == guard).count();
-        // Those too that clients have not let go of.
-        let all = self.arena.bytes() / geometry.chunk_len();
         if self.pressed.load(Ordering::Relaxed)
             || !room_for(own, self.config.budget / self.guards.len())
             || !room_for(all, self.config.budget)
@@ -83,20 +94,57 @@ impl Cache {
         }
     }
 
-    fn evict_from(&self, shard: usize, guard: Guard) -> Option<Slot> {
+    fn is_over_budget(&self) -> bool {
+        self.chunks() * self.chunk_cost() + self.files.bytes() > self.config.budget
+    }
+
+    /// Gives chunks back where what is kept of files leaves no room for them in the budget, down to one
+    /// for each guard.
+    pub(super) fn make_room_for_files(self: &Arc<Self>) {
+        if !self.is_over_budget() || self.shrinking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let cache = Arc::clone(self);
+        self.runtime.run_for(Whose::default(), async move {
+            // Files that are not in use go first.
+            cache.sweep_files();
+            while cache.is_over_budget() {
+                match cache.retire_chunk().await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        tracing::debug!(%error, "no chunk could be given back for files");
+                        break;
+                    }
+                }
+            }
+            cache.shrinking.store(false, Ordering::Release);
+        });
+    }
+
+    pub(super) fn evict_from(&self, shard: usize, guard: Guard) -> Option<Slot> {
         let ((number, block), page) = self.shards[shard].lock().evict(guard)?;
         self.counters.evictions.fetch_add(1, Ordering::Relaxed);
         self.not_resident(number, block);
         Some(page.slot)
     }
 
-    /// Strikes a block from its file's set once its page is gone. The page may be back already.
+    /// Strikes a block from its file's set once its page is gone. The page may be back already. A file
+    /// that has no other, and that nobody uses, is forgotten.
     pub(super) fn not_resident(&self, number: u64, block: u64) {
-        let file = self.files.lock().by_number.get(&number).and_then(std::sync::Weak::upgrade);
-        let Some(file) = file else { return };
+        let Some(file) = self.files.numbered(number) else { return };
         let shard = self.shard((number, block)).lock();
-        if shard.get((number, block)).is_none() {
-            file.blocks.lock().resident.remove(&block);
+        if shard.get((number, block)).is_some() {
+            return;
+        }
+        let last = {
+            let mut blocks = file.blocks.lock();
+            blocks.resident.remove(&block);
+            blocks.resident.is_empty()
+        };
+        drop(shard);
+        if last {
+            self.files.forget_idle(file);
         }
     }
 

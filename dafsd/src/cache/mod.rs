@@ -29,6 +29,7 @@ mod cover;
 mod disk_state;
 mod epochs;
 mod file;
+mod files;
 mod fill;
 mod memory;
 mod pressure;
@@ -53,17 +54,17 @@ use crate::sync::Mutex;
 use dafs_keys::{Protection, Secret};
 use dafs_proto::{Status, WireHeat};
 use event_listener::Event;
+use files::Files;
 use foldhash::fast::RandomState;
 use ordma::arena::{Geometry, Guard};
 use ordma::{Arena, Chunk, ChunkId};
 use shard::{Key, Shard};
-use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::hash::BuildHasher;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// What the page cache may use.
@@ -71,7 +72,8 @@ use std::time::Duration;
 pub struct CacheConfig {
     /// Sizes of pages and chunks.
     pub geometry: Geometry,
-    /// Most bytes of memory for chunks and the tables that describe their pages. Chunks with tags
+    /// Most bytes of memory for chunks, the tables that describe their pages, and what is kept of
+    /// files. Chunks with tags
     /// and those without get half of it each where both are in use. At least one chunk is used, or
     /// one of either kind, however small this is.
     pub budget: usize,
@@ -121,13 +123,15 @@ pub struct Cache {
     shards: Box<[Mutex<Shard>]>,
     /// Where the next eviction begins to look.
     next_shard: AtomicUsize,
-    files: Mutex<Files>,
+    files: Files,
     /// Bytes of dirty pages.
     dirty: AtomicUsize,
     /// What lies behind the exports.
     volumes: Mutex<Vec<Arc<volume::Volume>>>,
     /// The machine is short of memory.
     pressed: AtomicBool,
+    /// Chunks are given back for files.
+    shrinking: AtomicBool,
     /// A slot may have become free or evictable, or the dirty bytes fewer.
     relief: Event,
     /// The last write verifier that was given to a file.
@@ -141,13 +145,6 @@ pub struct Cache {
     /// How often the time of a file's last write was given to the disk.
     times_given: AtomicU64,
     counters: Counters,
-}
-
-#[derive(Debug, Default)]
-struct Files {
-    by_identity: HashMap<Identity, Arc<CachedFile>, RandomState>,
-    by_number: HashMap<u64, Weak<CachedFile>, RandomState>,
-    made: u64,
 }
 
 #[derive(Debug, Default)]
@@ -206,10 +203,11 @@ impl Cache {
             hasher: RandomState::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             next_shard: AtomicUsize::new(0),
-            files: Mutex::default(),
+            files: Files::default(),
             dirty: AtomicUsize::new(0),
             volumes: Mutex::default(),
             pressed: AtomicBool::new(false),
+            shrinking: AtomicBool::new(false),
             relief: Event::new(),
             verifiers: AtomicU64::new(fastrand::u64(..)),
             boots,
@@ -271,27 +269,22 @@ impl Cache {
             return Err(error(Status::Protection, what));
         }
         let attr = file.attr()?;
-        let mut files = self.files.lock();
-        if let Some(found) = files.by_identity.get(&identity) {
+        let (cached, made) = self.files.find_or_make(identity, |number| {
+            CachedFile::new(Arc::clone(self), number, Arc::clone(&file), &attr, export, protection)
+        });
+        if made {
+            self.make_room_for_files();
+        } else {
             // Someone else was faster.
-            let found = Arc::clone(found);
-            drop(files);
-            found.adopt(file, export, protection)?;
-            return Ok(found);
+            cached.adopt(file, export, protection)?;
         }
-        files.made += 1;
-        let number = self.file_number(files.made);
-        let cached = CachedFile::new(Arc::clone(self), number, file, &attr, export, protection);
-        let cached = Arc::new(cached);
-        files.by_identity.insert(identity, Arc::clone(&cached));
-        files.by_number.insert(number, Arc::downgrade(&cached));
         Ok(cached)
     }
 
     /// The cached file with this identity.
     #[must_use]
     pub fn find(&self, identity: &Identity) -> Option<Arc<CachedFile>> {
-        self.files.lock().by_identity.get(identity).cloned()
+        self.files.find(identity)
     }
 
     /// Takes a client's report of pages that it read one-sidedly. However much it reports, all its
@@ -319,29 +312,21 @@ impl Cache {
             ("cache_corrupt_pages", get(&c.corrupt_pages)),
             ("cache_changed_on_disk", get(&c.changed_on_disk)),
             ("cache_dirty_bytes", self.dirty.load(Ordering::Relaxed) as u64),
-            ("cache_files", self.files.lock().by_identity.len() as u64),
+            ("cache_files", self.files.count() as u64),
+            ("cache_file_bytes", self.files.bytes() as u64),
             ("arena_bytes", self.arena.bytes() as u64),
         ]
     }
 
     /// Forgets a file that was removed and that nobody has open.
     fn forget(&self, file: &Arc<CachedFile>) {
-        let mut files = self.files.lock();
-        let known = files.by_identity.get(&file.identity());
-        if known.is_some_and(|known| Arc::ptr_eq(known, file))
-            && file.opens.load(Ordering::Acquire) == 0
-        {
-            files.by_identity.remove(&file.identity());
-        }
-        drop(files);
+        self.files.forget(file, || file.opens.load(Ordering::Acquire) == 0);
         file.store().rest();
     }
 
     /// Forgets files that no one has open and that have no pages.
     pub fn sweep_files(&self) {
-        let mut files = self.files.lock();
-        files.by_identity.retain(|_, file| Arc::strong_count(file) > 1 || !file.is_idle());
-        files.by_number.retain(|_, file| file.strong_count() > 0);
+        self.files.sweep();
     }
 
     /// Ends the cache: kills every slot and forgets every file. What is dirty is lost, so
@@ -350,21 +335,7 @@ impl Cache {
         for chunk in self.arena.chunks() {
             (0..chunk.geometry().slots).for_each(|slot| chunk.kill(slot));
         }
-        let files = std::mem::take(&mut *self.files.lock());
-        drop(files);
-    }
-
-    fn all_files(&self) -> Vec<Arc<CachedFile>> {
-        self.files.lock().by_identity.values().cloned().collect()
-    }
-
-    /// A file's number: looks random, and is never given twice within a boot, for it is a bijection
-    /// of a counter.
-    fn file_number(&self, count: u64) -> u64 {
-        let key = self.hasher.hash_one(0u64);
-        let mixed = (count ^ key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
-        mixed ^ (mixed >> 29)
+        self.files.clear();
     }
 
     fn shard(&self, key: Key) -> &Mutex<Shard> {

@@ -1,6 +1,7 @@
 //! The page cache over a store in memory whose I/O can be made to fail.
 
 mod epochs;
+mod files;
 mod guards;
 mod marker;
 #[cfg(feature = "count-nonces")]
@@ -193,12 +194,12 @@ impl Exporter for Shown {
     }
 }
 
-/// What a cache of `chunks` chunks of `slots` slots each is made of.
+/// What a cache of `chunks` chunks of `slots` slots each, and of a few files, is made of.
 pub(crate) fn config(slots: usize, chunks: usize) -> CacheConfig {
     let geometry = Geometry::new(PAGE, slots * PAGE).unwrap();
     CacheConfig {
         geometry,
-        budget: chunks * (geometry.chunk_len() + slots * SLOT_OVERHEAD),
+        budget: chunks * (geometry.chunk_len() + slots * SLOT_OVERHEAD) + 3 * PAGE,
         dirty_limit: slots * chunks * PAGE,
         writeback_interval: Duration::from_secs(3600),
         retire_patience: Duration::from_secs(1),
@@ -596,7 +597,7 @@ fn nonsense_is_refused(level: Protection) {
 fn file_numbers_do_not_repeat() {
     let cache = cache(Protection::None, 8, 1);
     let numbers: std::collections::HashSet<u64> =
-        (0..10_000).map(|i| cache.file_number(i)).collect();
+        (0..10_000).map(|i| cache.files.number(i)).collect();
     assert_eq!(numbers.len(), 10_000);
 }
 

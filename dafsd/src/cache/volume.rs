@@ -105,6 +105,11 @@ impl fmt::Debug for Volume {
 }
 
 impl Volume {
+    /// The export's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -368,13 +373,11 @@ impl Cache {
             (pages > 0 && !file.is_removed())
                 .then(|| (file.store().place(), pages * self.page_size()))
         };
-        self.all_files().iter().filter_map(unclean).collect()
+        self.files.iter().filter_map(|file| unclean(&file)).collect()
     }
 
-    pub(super) fn files_of(&self, volume: &Arc<Volume>) -> Vec<Arc<CachedFile>> {
-        let files = self.files.lock();
-        let files = files.by_identity.values().filter(|file| Arc::ptr_eq(&file.volume, volume));
-        files.cloned().collect()
+    pub(super) fn files_of(&self, volume: &Arc<Volume>) -> impl Iterator<Item = Arc<CachedFile>> {
+        self.files.iter().filter(move |file| Arc::ptr_eq(&file.volume, volume))
     }
 }
 

@@ -138,8 +138,7 @@ impl Cache {
     /// The store's; [`Status::StaleHandle`] where nobody knows the page's file, as after the cache
     /// was closed: the page never becomes clean then.
     pub(super) async fn sync_block(&self, number: u64, block: u64) -> Result<()> {
-        let file = self.files.lock().by_number.get(&number).and_then(std::sync::Weak::upgrade);
-        let Some(file) = file else {
+        let Some(file) = self.files.numbered(number) else {
             return Err(error(Status::StaleHandle, "make a page of a forgotten file stable"));
         };
         let page = file.page_size();
