@@ -14,6 +14,7 @@ use super::file::{Meta, wire_time};
 use super::{Cache, CachedFile};
 use crate::store::Result;
 use dafs_proto::{Attr, Extent, Time};
+use ordma::complaints;
 use std::sync::atomic::Ordering;
 
 /// How often attributes are read anew, where a time was handed over meanwhile, before that is put off.
@@ -146,7 +147,10 @@ impl CachedFile {
         if !self.blocks.lock().written.is_empty()
             && let Err(error) = self.commit(Extent::default()).await
         {
-            tracing::warn!(%error, file = ?self.identity(), "before a look at the disk");
+            let file = self.identity();
+            if let Some(untold) = complaints::take("before a look", self.volume.name()) {
+                tracing::warn!(%error, ?file, untold, "before a look at the disk");
+            }
         }
         // It may have been our own I/O: look again while there is none.
         let _gate = self.gate.write().await;
@@ -218,9 +222,13 @@ impl CachedFile {
         let before = std::mem::replace(&mut meta.on_disk.stamp, now);
         meta.on_disk.changed = true;
         self.cache.counters.changed_on_disk.fetch_add(1, Ordering::Relaxed);
-        if !now.has_bytes_of(&before) && !self.blocks.lock().dirty.is_empty() {
+        if !now.has_bytes_of(&before)
+            && !self.blocks.lock().dirty.is_empty()
+            && let Some(untold) = complaints::take("changed on disk", self.volume.name())
+        {
             tracing::warn!(
                 file = ?self.identity(),
+                untold,
                 "changed on the server's disk while clients write to it: the server's pages win"
             );
         }

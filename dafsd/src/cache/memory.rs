@@ -4,7 +4,7 @@ use super::{Cache, SLOT_OVERHEAD};
 use crate::store::Result;
 use crate::turns::Whose;
 use ordma::arena::Guard;
-use ordma::{ChunkId, Slot};
+use ordma::{ChunkId, Slot, complaints};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -88,7 +88,13 @@ impl Cache {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot grow the page cache, it goes on with what it has");
+                if let Some(untold) = complaints::take("no chunk", "") {
+                    tracing::warn!(
+                        %error,
+                        untold,
+                        "cannot grow the page cache, it goes on with what it has"
+                    );
+                }
                 false
             }
         }

@@ -297,7 +297,10 @@ impl Server {
     fn expire(&self) {
         let now = self.now();
         for session in self.take_sessions(|all| all.take_expired(|session| session.expired(now))) {
-            tracing::info!(?session, "the lease of a lost client has run out");
+            // Its address is not known any more.
+            if let Some(untold) = complaints::take("lease", session.client()) {
+                tracing::info!(?session, untold, "the lease of a lost client has run out");
+            }
             self.disconnect(&session, false);
         }
     }

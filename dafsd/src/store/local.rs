@@ -26,6 +26,7 @@ use caller::Owner;
 use dafs_proto::{FileType, Status};
 use file::{LocalFile, Origin};
 use kernel::KernelHandles;
+use ordma::complaints;
 use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
 use set_id::SetId;
@@ -303,8 +304,10 @@ impl LocalStore {
         descriptors.lost_name(&object.handle, &file);
         if file.is_in_use()
             && let Err(error) = file.keep_open(object)
+            && let Some(untold) = complaints::take("not kept open", "")
         {
-            tracing::warn!(%error, inode = object.identity.inode, "removed, and cannot be kept open");
+            let inode = object.identity.inode;
+            tracing::warn!(%error, inode, untold, "removed, and cannot be kept open");
         }
     }
 }

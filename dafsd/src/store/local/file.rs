@@ -13,6 +13,7 @@ use super::sys::{self, failed};
 use super::{Handles, Object, caller};
 use crate::store::{Handle, Identity, Result, StoreError, StoreFile};
 use crate::sync::Mutex;
+use ordma::complaints;
 use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -312,7 +313,9 @@ impl LocalFile {
             return false;
         }
         if let Err(error) = self.sync_once(false) {
-            tracing::warn!(%error, "the file's next sync fails");
+            if let Some(untold) = complaints::take("early sync", "") {
+                tracing::warn!(%error, untold, "the file's next sync fails");
+            }
             self.state.lock().failure = Some(error);
         }
         self.state.lock().unsynced.is_some()
