@@ -279,6 +279,18 @@ impl Model {
         }
     }
 
+    /// A read brought this content, in the middle of which the server ended. Parts of it may be from
+    /// before, and gone since then, so it pins nothing.
+    ///
+    /// # Errors
+    /// What of it may not be.
+    pub fn saw_parts(&mut self, file: usize, content: &[u8]) -> Result<(), String> {
+        let before = self.files[file].clone();
+        let seen = self.saw(file, content);
+        self.files[file] = before;
+        seen
+    }
+
     /// Everyone saw this content.
     ///
     /// # Errors

@@ -123,7 +123,12 @@ impl Run<'_> {
     }
 
     pub(super) fn saw(&mut self, number: usize, content: &[u8]) -> Verdict {
-        self.model.saw(number, content).map_err(|what| format!("file {number}: {what}"))
+        let seen = if self.ended_in_step {
+            self.model.saw_parts(number, content)
+        } else {
+            self.model.saw(number, content)
+        };
+        seen.map_err(|what| format!("file {number}: {what}"))
     }
 
     pub(super) fn read(&mut self, peer: usize) -> Verdict {
