@@ -251,12 +251,13 @@ impl Reactor {
         let mut hot: Option<Hot> = None;
         while !self.stopping.load(Ordering::Acquire) {
             state.commands();
-            let next = state.expire();
+            state.expire();
             if hot.is_none() {
                 hot = state.arm();
             }
             let awake = hot.is_some() || !state.unarmed.is_empty();
-            let timeout = if awake { Some(NOW) } else { next.map(timespec) };
+            // What was armed may have set a time as well.
+            let timeout = if awake { Some(NOW) } else { state.until_next().map(timespec) };
             events.clear();
             let room = rustix::buffer::spare_capacity(&mut events);
             match epoll::wait(&self.epoll, room, timeout.as_ref()) {
@@ -455,20 +456,65 @@ impl Loop<'_> {
         (!budget.is_zero()).then(|| Hot { token, since: Instant::now(), budget, spun: false })
     }
 
-    /// Does what is due, and returns how long it is until the next.
-    fn expire(&mut self) -> Option<Duration> {
-        loop {
-            let at = self.timers.peek()?.at;
-            let left = at.saturating_duration_since(Instant::now());
-            if !left.is_zero() {
-                return Some(left);
-            }
-            match self.timers.pop()?.what {
-                What::Source(token) => {
+    /// Does what is due.
+    fn expire(&mut self) {
+        while self.until_next().is_some_and(|left| left.is_zero()) {
+            match self.timers.pop().map(|timer| timer.what) {
+                Some(What::Source(token)) => {
                     self.ask(token, |source, room| source.expired(room));
                 }
-                What::Call(call) => call(),
+                Some(What::Call(call)) => call(),
+                None => {}
             }
         }
+    }
+
+    /// How long it is until something is due.
+    fn until_next(&self) -> Option<Duration> {
+        let next = self.timers.peek()?;
+        Some(next.at.saturating_duration_since(Instant::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::sync::mpsc::{Sender, channel};
+
+    /// Nothing ever arrives at it, and it sets a time when it is armed.
+    struct Quiet(OwnedFd, Sender<()>);
+
+    impl Source for Quiet {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+        fn begin(&mut self, room: &mut Room<'_>) -> Step {
+            room.arm_later();
+            Step::Idle
+        }
+        fn readable(&mut self, _: &mut Room<'_>) -> Step {
+            Step::Idle
+        }
+        fn arm(&mut self, room: &mut Room<'_>) -> Step {
+            room.wake_at(Instant::now() + Duration::from_millis(20));
+            Step::Idle
+        }
+        fn expired(&mut self, _: &mut Room<'_>) -> Step {
+            self.1.send(()).unwrap();
+            Step::Idle
+        }
+        fn end(&mut self, _: bool) {}
+    }
+
+    #[test]
+    fn a_time_that_is_set_while_a_source_is_armed_comes() {
+        let reactor = Reactor::start("quiet", Duration::ZERO).unwrap();
+        let (sender, expired) = channel();
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        reactor.adopt(Box::new(Quiet(fd, sender)));
+        let came = expired.recv_timeout(Duration::from_secs(10));
+        reactor.stop();
+        assert_eq!(came, Ok(()));
     }
 }

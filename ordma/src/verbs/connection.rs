@@ -2,7 +2,7 @@
 
 use super::link::{MOST_ADVERTS, VerbsLink};
 use super::packet::{Assembled, Assembly, Packet};
-use super::wire::{MessagePair, Stall};
+use super::wire::{MessagePair, Moves, Stall};
 use crate::complaints;
 use crate::engine::{Link, LinkError};
 use crate::rdma::{Block, Completion};
@@ -42,9 +42,8 @@ pub(super) struct MessageConnection {
     begun: bool,
     /// Receives beyond the first, once the client was let in.
     extra: Option<u32>,
-    /// It will be looked whether transfers wait in vain: moves of the wire that were counted when that
-    /// began.
-    watched: Option<(u64, Instant)>,
+    /// When it will be looked whether something waits in vain, and what had moved when that began.
+    watched: Option<(Moves, Instant)>,
     /// Since when it is to end.
     closing: Option<Instant>,
     _counted: Counted,
@@ -241,7 +240,7 @@ impl MessageConnection {
         }
     }
 
-    /// Sees to it that transfers that wait for the client end.
+    /// Sees to it that what waits for the client ends.
     fn watch(&mut self, room: &mut Room<'_>) {
         if self.watched.is_none() {
             let until = Instant::now() + self.link.server().settings.patience;
@@ -313,6 +312,9 @@ impl Source for MessageConnection {
             Ok(Stall::Done | Stall::Completions) => {}
             Err(reason) => return self.close(reason, room),
         }
+        if self.watched.is_none() && self.link.wire.is_under_way() {
+            self.watch(room);
+        }
         self.armed = true;
         // What has come between the last look and now is not told.
         self.look(room)
@@ -335,8 +337,10 @@ impl Source for MessageConnection {
             && Instant::now() >= until
         {
             self.watched = None;
-            if self.link.give_up(moves, patience) {
-                self.watch(room);
+            match self.link.give_up(moves, patience) {
+                Ok(true) => self.watch(room),
+                Ok(false) => {}
+                Err(reason) => return self.close(reason, room),
             }
         }
         room.arm_later();

@@ -13,7 +13,7 @@ use super::reads::READ_DEPTH;
 use super::rearms::{Asked, Rearms};
 use super::server::{ReadPair, Server, tuning};
 use super::target::{Advert, Target};
-use super::wire::{Offer, Stall, Wire, withdrawn};
+use super::wire::{Moves, Offer, Stall, Wire, withdrawn};
 use crate::ChunkId;
 use crate::arena::{Chunk, Slot, copy_slots};
 use crate::complaints;
@@ -468,12 +468,14 @@ impl VerbsLink {
     }
 
     /// Ends the transfers that wait for the client in vain: for a buffer that it does not name, or behind
-    /// messages that it does not take, where nothing was sent since `moves` were counted. Whether others
-    /// wait.
-    pub(super) fn give_up(&self, moves: u64, patience: Duration) -> bool {
+    /// messages that it does not take, where nothing was sent since `before`. Whether to look again.
+    ///
+    /// # Errors
+    /// As for [`Wire::give_up`].
+    pub(super) fn give_up(&self, before: Moves, patience: Duration) -> Result<bool, LinkError> {
         let overdue = lock(&self.adverts).overdue(Instant::now(), patience);
         overdue.into_iter().for_each(Early::give_up);
-        self.wire.give_up(moves) || self.waits()
+        Ok(self.wire.give_up(before)? || self.waits())
     }
 
     /// The slots' bytes as the device reads them; `None` where a chunk is not registered for that.

@@ -178,6 +178,17 @@ pub(super) struct Wire {
     state: Mutex<State>,
 }
 
+/// How much has moved so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moves {
+    /// Requests that were made of what was queued.
+    made: u64,
+    /// Requests that have completed.
+    completed: u64,
+    /// Others had been posted.
+    under_way: bool,
+}
+
 #[derive(Debug)]
 struct State {
     /// `None` once closed.
@@ -186,8 +197,7 @@ struct State {
     queue: VecDeque<Item>,
     /// Bytes of messages in it.
     queued: usize,
-    /// Requests that were made of what was queued.
-    moves: u64,
+    moves: Moves,
     records: VecDeque<Record>,
     fetching: HashMap<u64, Fetching>,
     next_fetch: u64,
@@ -217,7 +227,7 @@ impl Wire {
             credits,
             queue: VecDeque::new(),
             queued: 0,
-            moves: 0,
+            moves: Moves::default(),
             records: VecDeque::new(),
             fetching: HashMap::new(),
             next_fetch: 0,
@@ -431,14 +441,23 @@ impl Wire {
         });
     }
 
-    /// Ends the transfers that are queued, where nothing was sent since so many `moves` were counted: the
-    /// client takes nothing. Whether others are queued.
-    pub(super) fn give_up(&self, moves: u64) -> bool {
+    /// Ends the transfers that are queued, where nothing was sent since `before`: the client takes
+    /// nothing. Whether others are queued, or something is under way.
+    ///
+    /// # Errors
+    /// Where nothing of what was under way has completed since then. The device gives up far earlier
+    /// what is not answered; but soft-RoCE waits for ever for the rest of an answer to a READ where the
+    /// client's packets are smaller than was agreed.
+    pub(super) fn give_up(&self, before: Moves) -> Result<bool, LinkError> {
         self.with(|state| {
-            if state.moves == moves {
+            self.reap(state)?;
+            if before.under_way && state.moves.completed == before.completed {
+                return Err(self.lost("what was asked of its device does not complete"));
+            }
+            if state.moves.made == before.made {
                 state.end(|_| true);
             }
-            self.leave_unless_waiting(state)
+            Ok(self.leave_unless_waiting(state) || state.is_under_way())
         })
     }
 
@@ -494,9 +513,15 @@ impl Wire {
         })
     }
 
-    /// Requests that were made of what was queued, so far.
-    pub(super) fn moves(&self) -> u64 {
-        lock(&self.state).moves
+    /// How much has moved so far.
+    pub(super) fn moves(&self) -> Moves {
+        let state = lock(&self.state);
+        Moves { under_way: state.is_under_way(), ..state.moves }
+    }
+
+    /// Whether something was posted and is not known to have completed.
+    pub(super) fn is_under_way(&self) -> bool {
+        lock(&self.state).is_under_way()
     }
 
     /// Bytes of messages that are queued.
@@ -508,9 +533,7 @@ impl Wire {
     pub(super) fn is_idle(&self) -> bool {
         self.with(|state| {
             let failed = self.reap(state).is_err();
-            let idle = |pair: &Arc<MessagePair>| pair.room() == pair.cap().sends as usize;
-            let rest = state.queue.is_empty() && state.works.is_empty();
-            failed || rest && state.pair.as_ref().is_none_or(idle)
+            failed || state.queue.is_empty() && state.works.is_empty() && !state.is_under_way()
         })
     }
 
@@ -557,7 +580,8 @@ impl Wire {
             for completion in &state.completions {
                 pair.sent(completion, &mut state.done);
             }
-            let State { done, fetching, ended, .. } = state;
+            let State { done, fetching, ended, moves, .. } = state;
+            moves.completed += done.len() as u64;
             for (item, status) in done.drain(..) {
                 if !status.is_success() {
                     return Err(self.lost(status));
@@ -615,7 +639,7 @@ impl Wire {
                 Some(Item::Place { .. }) => self.fill_place(state)?,
                 Some(Item::Fetch { .. }) => self.fill_fetch(state)?,
             }
-            state.moves += 1;
+            state.moves.made += 1;
         }
         Ok(())
     }
@@ -727,6 +751,11 @@ impl State {
     /// without content.
     fn room(&self) -> usize {
         self.pair.as_ref().map_or(0, |pair| pair.room().saturating_sub(1).min(AT_ONCE))
+    }
+
+    fn is_under_way(&self) -> bool {
+        let pair = self.pair.as_ref();
+        pair.is_some_and(|pair| pair.room() < pair.cap().sends as usize)
     }
 
     /// Ends transfers that are queued. What of them was posted before goes on.

@@ -126,7 +126,7 @@ impl<T> Watched<T> {
 }
 
 /// The server's side: echoes messages whose head begins with `e`, drops those with `d`, and keeps the
-/// others.
+/// others. It is held up by one that begins with `h`, until it is let go on.
 #[derive(Default)]
 pub struct TestService(pub Watched<Seen>);
 
@@ -136,6 +136,17 @@ pub struct Seen {
     pub closed: Vec<(u64, LinkError)>,
     pub messages: VecDeque<(u64, Vec<u8>, Vec<u8>)>,
     pub calls: usize,
+    pub hold: Hold,
+}
+
+/// Whether the thread that handles messages is held up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    #[default]
+    No,
+    Held,
+    /// It is to go on.
+    Over,
 }
 
 impl Service for TestService {
@@ -147,12 +158,18 @@ impl Service for TestService {
         // Counted first: who has the echo may look.
         self.0.change(|seen| {
             seen.calls += 1;
-            if !matches!(head.first(), Some(b'e' | b'd')) {
+            if !matches!(head.first(), Some(b'e' | b'd' | b'h')) {
                 seen.messages.push_back((link.id(), head.to_vec(), data.to_vec()));
             }
         });
-        if head.first() == Some(&b'e') {
-            link.send(head, data);
+        match head.first() {
+            Some(b'e') => link.send(head, data),
+            Some(b'h') => {
+                self.0.change(|seen| seen.hold = Hold::Held);
+                self.0.wait("the end of a hold", |seen| (seen.hold == Hold::Over).then_some(()));
+                self.0.change(|seen| seen.hold = Hold::No);
+            }
+            _ => {}
         }
     }
 
@@ -212,6 +229,14 @@ impl World {
         let client = self.stranger();
         client.allow();
         client.catch_up();
+        // Where reads have a connection of their own, the server may have it a moment later.
+        let (slot, reference) = self.page(0);
+        let deadline = Instant::now() + PATIENCE;
+        while client.read_one(reference) == Err(AccessFault::Revoked) {
+            assert!(Instant::now() < deadline, "it is not let in");
+            client.catch_up();
+        }
+        self.arena.free(slot);
         client
     }
 

@@ -2,11 +2,10 @@
 
 use crate::harness::*;
 use ordma::rdma::{DeviceEvent, EventChannel, Id};
-use std::future::Future;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::pin::pin;
 use std::process::Command;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// The interface of the device. Up again when this is dropped.
@@ -64,6 +63,15 @@ fn connections_that_end_while_the_port_is_down_are_not_kept() {
     assert_eq!(world.client().read(&[]), []);
 }
 
+/// Notes in which order what it wakes for is done.
+struct Noted(usize, Arc<Watched<Vec<usize>>>);
+
+impl Wake for Noted {
+    fn wake(self: Arc<Self>) {
+        self.1.change(|order| order.push(self.0));
+    }
+}
+
 /// What one client lends and is slow to be fetched does not keep another's waiting.
 #[test]
 fn a_client_with_much_to_be_fetched_has_its_share_of_the_buffers() {
@@ -79,39 +87,28 @@ fn a_client_with_much_to_be_fetched_has_its_share_of_the_buffers() {
         tag
     };
     let (much, little) = (lend(&greedy), lend(&other));
+    // All are asked for before the server can begin with any.
+    other.endpoint.send(b"hold", &[]).unwrap();
+    world.service.0.wait("a hold", |seen| (seen.hold == Hold::Held).then_some(()));
     let mut fetches: Vec<_> =
         (0..COUNT).map(|_| Box::pin(greedy.link.read_from(much, 0, vec![0; LEN]))).collect();
-    let mut fetch = pin!(other.link.read_from(little, 0, vec![0; 64 << 10]));
-    let mut cx = Context::from_waker(Waker::noop());
-    let mut done = 0;
-    let mut finished = |cx: &mut Context<'_>| {
-        fetches.retain_mut(|fetch| match fetch.as_mut().poll(cx) {
-            Poll::Ready(result) => {
-                assert!(result.unwrap() == data);
-                done += 1;
-                false
-            }
-            Poll::Pending => true,
-        });
-        done
-    };
-    let begun = Instant::now();
-    let deadline = begun + 3 * PATIENCE;
-    let before = loop {
-        if let Poll::Ready(result) = fetch.as_mut().poll(&mut cx) {
-            assert!(result.unwrap() == data[..64 << 10]);
-            break finished(&mut cx);
-        }
-        assert!(Instant::now() < deadline, "in vain");
-        std::thread::sleep(Duration::from_millis(1));
-    };
-    println!("{before} of {COUNT} before the other's, {:?}", begun.elapsed());
-    while finished(&mut cx) < COUNT {
-        assert!(Instant::now() < deadline, "in vain");
-        std::thread::sleep(Duration::from_millis(1));
+    fetches.push(Box::pin(other.link.read_from(little, 0, vec![0; 64 << 10])));
+    let order = Arc::new(Watched::default());
+    for (number, fetch) in fetches.iter_mut().enumerate() {
+        let waker = Waker::from(Arc::new(Noted(number, Arc::clone(&order))));
+        assert!(fetch.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     }
-    println!("all: {:?}", begun.elapsed());
-    assert!(before < COUNT / 2, "{before} of {COUNT}");
+    world.service.0.change(|seen| seen.hold = Hold::Over);
+    let order = order.wait("all", |order| (order.len() > COUNT).then(|| std::mem::take(order)));
+    for fetch in &mut fetches {
+        let Poll::Ready(Ok(fetched)) = fetch.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        else {
+            panic!("not fetched");
+        };
+        assert!(fetched == data[..fetched.len()]);
+    }
+    let before = order.iter().position(|number| *number == COUNT).expect("the other's");
+    assert!(before < COUNT / 2, "{before} of {COUNT} came before the other's");
 }
 
 /// A queue pair that the device does not even reset any more: what was under way ends all the same,
