@@ -5,8 +5,8 @@
 //! `explore`) see each wait.
 
 use std::sync::{
-    Mutex as StdMutex, MutexGuard, PoisonError, RwLock as StdRwLock, RwLockReadGuard,
-    RwLockWriteGuard, TryLockError,
+    Condvar as StdCondvar, Mutex as StdMutex, MutexGuard, PoisonError, RwLock as StdRwLock,
+    RwLockReadGuard, RwLockWriteGuard, TryLockError,
 };
 
 /// A mutex; see the module.
@@ -35,6 +35,50 @@ impl<T> Mutex<T> {
             Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
+    }
+}
+
+/// A condition variable; see the module.
+#[derive(Debug, Default)]
+pub struct Condvar(StdCondvar);
+
+impl Condvar {
+    /// A new condition variable.
+    pub const fn new() -> Self {
+        Self(StdCondvar::new())
+    }
+
+    /// Waits for the lock, and as long as `condition` holds for what it guards. Whoever changes that
+    /// [notifies](Self::notify_all).
+    pub fn wait_while<'a, T>(
+        &self,
+        mutex: &'a Mutex<T>,
+        mut condition: impl FnMut(&mut T) -> bool,
+    ) -> MutexGuard<'a, T> {
+        let mut guard = mutex.lock();
+        #[cfg(feature = "explore")]
+        if ordma::explore::is_on() {
+            let mut waited = false;
+            while condition(&mut guard) {
+                drop(guard);
+                ordma::explore::blocked();
+                waited = true;
+                guard = mutex.lock();
+            }
+            if waited {
+                ordma::explore::unblocked();
+            }
+            return guard;
+        }
+        while condition(&mut guard) {
+            guard = self.0.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        guard
+    }
+
+    /// Has all who wait look again.
+    pub fn notify_all(&self) {
+        self.0.notify_all();
     }
 }
 

@@ -142,6 +142,28 @@ impl Session {
 }
 
 impl State {
+    /// Takes a permit where nobody waits for one and no limit is reached: whether it was.
+    fn take_at_once(&mut self, asking: Asking, limits: Limits) -> bool {
+        if self.held >= limits.all || !self.turns.is_empty() {
+            return false;
+        }
+        let session = self.sessions.entry(asking.session);
+        let session = session.or_insert_with(|| Session::new(asking.party));
+        let party = self.parties.entry(asking.party).or_default();
+        if session.held >= limits.session || *party >= limits.party || !session.waiting.is_empty() {
+            return false;
+        }
+        (self.held, session.held, *party) = (self.held + 1, session.held + 1, *party + 1);
+        true
+    }
+
+    /// Forgets sessions and clients that hold and want nothing. Left for a while, since most of them
+    /// soon hold something again.
+    fn forget_idle(&mut self) {
+        self.sessions.retain(|_, session| session.held > 0 || !session.waiting.is_empty());
+        self.parties.retain(|_, held| *held > 0);
+    }
+
     /// Gives permits to those whose turn it is, as far as there are any.
     fn give(&mut self, limits: Limits) {
         let mut passed_over = Vec::new();
@@ -167,9 +189,7 @@ impl State {
     /// Sees to it that a session that wants a permit has its turn.
     fn line_up(&mut self, id: SessionId, limits: Limits) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        if session.waiting.is_empty() && session.held == 0 {
-            self.sessions.remove(&id);
-        } else if !session.waiting.is_empty() && session.held < limits.session && !session.in_turn {
+        if !session.waiting.is_empty() && session.held < limits.session && !session.in_turn {
             session.in_turn = true;
             self.turns.push(session.party, id);
         }
@@ -235,8 +255,12 @@ impl Transfers {
         asking: Asking,
         now: Instant,
     ) -> impl Future<Output = Result<Permit, OpError>> + Send + use<> {
-        let waiting = Waiting::new(now);
+        let pool = Arc::clone(self);
         let mut state = self.state.lock();
+        if state.take_at_once(asking, self.limits) {
+            return Acquiring { pool, asking, step: Acquire::Taken };
+        }
+        let waiting = Waiting::new(now);
         let session = state.sessions.entry(asking.session);
         let session = session.or_insert_with(|| Session::new(asking.party));
         session.waiting.push_back(Arc::clone(&waiting));
@@ -247,8 +271,7 @@ impl Transfers {
         let links = if has_none { state.in_the_way(self.limits, now) } else { Vec::new() };
         drop(state);
         close(links);
-        let pool = Arc::clone(self);
-        Acquiring { pool, asking, waiting: Some(waiting) }
+        Acquiring { pool, asking, step: Acquire::Waits(waiting) }
     }
 
     /// A permit is free again.
@@ -257,9 +280,6 @@ impl Transfers {
         state.held -= 1;
         if let Some(theirs) = state.parties.get_mut(&asking.party) {
             *theirs -= 1;
-            if *theirs == 0 {
-                state.parties.remove(&asking.party);
-            }
         }
         if let Some(session) = state.sessions.get_mut(&asking.session) {
             session.held -= 1;
@@ -274,8 +294,7 @@ impl Transfers {
         let mut state = self.state.lock();
         let links = state.in_the_way(self.limits, now);
         let mut late = Vec::new();
-        let mut left_over = Vec::new();
-        for (id, session) in &mut state.sessions {
+        for session in state.sessions.values_mut() {
             // Who has all the permits that it may have waits for its own transfers.
             if !session.in_turn {
                 continue;
@@ -284,13 +303,8 @@ impl Transfers {
                 |waiting: &Arc<Waiting>| now.saturating_duration_since(waiting.since) >= WAIT;
             let count = session.waiting.iter().take_while(|waiting| is_late(waiting)).count();
             late.extend(session.waiting.drain(..count));
-            if session.waiting.is_empty() && session.held == 0 {
-                left_over.push(*id);
-            }
         }
-        for id in left_over {
-            state.sessions.remove(&id);
-        }
+        state.forget_idle();
         late.iter().for_each(|waiting| waiting.answer(Answer::TooLate));
         drop(state);
         close(links);
@@ -303,27 +317,38 @@ fn close(links: Vec<Arc<dyn Link>>) {
     }
 }
 
-/// A permit that is waited for.
+/// A permit that is asked for.
 struct Acquiring {
     pool: Arc<Transfers>,
     asking: Asking,
-    /// `None` once it has been answered.
-    waiting: Option<Arc<Waiting>>,
+    step: Acquire,
+}
+
+enum Acquire {
+    /// There was one at once.
+    Taken,
+    Waits(Arc<Waiting>),
+    /// It has been answered.
+    Over,
 }
 
 impl Future for Acquiring {
     type Output = Result<Permit, OpError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(waiting) = &self.waiting else { return Poll::Pending };
-        let mut state = waiting.answer.lock();
-        let answer = state.0;
-        if answer == Answer::None {
-            state.1 = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        drop(state);
-        self.waiting = None;
+        let answer = match &self.step {
+            Acquire::Taken => Answer::Permit,
+            Acquire::Waits(waiting) => {
+                let mut state = waiting.answer.lock();
+                if state.0 == Answer::None {
+                    state.1 = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                state.0
+            }
+            Acquire::Over => return Poll::Pending,
+        };
+        self.step = Acquire::Over;
         if answer == Answer::Permit {
             let (pool, asking) = (Arc::clone(&self.pool), self.asking);
             return Poll::Ready(Ok(Permit { pool, asking }));
@@ -336,7 +361,11 @@ impl Future for Acquiring {
 impl Drop for Acquiring {
     /// Nobody waits any more, or the permit came too late.
     fn drop(&mut self) {
-        let Some(waiting) = self.waiting.take() else { return };
+        let waiting = match std::mem::replace(&mut self.step, Acquire::Over) {
+            Acquire::Taken => return self.pool.release(self.asking),
+            Acquire::Waits(waiting) => waiting,
+            Acquire::Over => return,
+        };
         let mut state = self.pool.state.lock();
         if let Some(session) = state.sessions.get_mut(&self.asking.session) {
             session.waiting.retain(|other| !Arc::ptr_eq(other, &waiting));

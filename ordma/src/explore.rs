@@ -246,6 +246,14 @@ impl Scheduler {
         } else {
             if state.depth == state.path.len() {
                 state.path.push((options, 0));
+            } else if state.path[state.depth].0 != options {
+                state.failed = true;
+                self.turn.notify_all();
+                panic!(
+                    "the scenario takes another course than before: {:?} could be chosen, and now \
+                     {options:?}; trace {:?}",
+                    state.path[state.depth].0, state.trace
+                );
             }
             let (options, chosen) = &state.path[state.depth];
             let next = options[*chosen];

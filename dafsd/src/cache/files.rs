@@ -3,7 +3,7 @@
 //! There may be a million of them. So they lie in parts with a lock each, and whoever goes through all
 //! of them does so part by part, and keeps nobody from opening a file for long.
 
-use super::CachedFile;
+use super::{CachedFile, Hasher};
 use crate::store::Identity;
 use crate::sync::Mutex;
 use dafs_keys::{FileKey, Protection};
@@ -25,7 +25,7 @@ const AROUND_KEY: usize = 800;
 
 #[derive(Debug)]
 pub(super) struct Files {
-    hasher: RandomState,
+    hasher: Hasher,
     by_identity: Box<[Part<Identity, Arc<CachedFile>>]>,
     by_number: Box<[Part<u64, Weak<CachedFile>>]>,
     made: AtomicU64,
@@ -44,7 +44,7 @@ fn cost(protection: Protection) -> usize {
 impl Default for Files {
     fn default() -> Self {
         Self {
-            hasher: RandomState::default(),
+            hasher: Hasher::default(),
             by_identity: (0..PARTS).map(|_| Mutex::default()).collect(),
             by_number: (0..PARTS).map(|_| Mutex::default()).collect(),
             made: AtomicU64::new(0),

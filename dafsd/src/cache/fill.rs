@@ -139,10 +139,12 @@ impl Reservation<'_> {
             shard.insert(key, slot, generation, false);
             cache.counters.fills.fetch_add(1, Ordering::Relaxed);
         } else {
-            // The chunk is being retired: the page is dropped, and filled again elsewhere.
+            // The chunk is being retired, which may be given up: the page is dropped, and filled again
+            // elsewhere.
             slot.kill();
             shard.unreserve(key);
             self.file.blocks.lock().resident.remove(&block);
+            cache.free(slot);
         }
     }
 }

@@ -115,6 +115,25 @@ impl World {
         })
     }
 
+    /// Commits. If that succeeds, the disk has for good what was acknowledged before.
+    fn committer(self: &Arc<Self>, failures: &Arc<AtomicU8>) -> Actor {
+        let (world, failures) = (Arc::clone(self), Arc::clone(failures));
+        Box::new(move || {
+            let acknowledged = world.acknowledged.load(Ordering::Relaxed);
+            match wait(&world.cache, world.file.commit(Extent::default())) {
+                Ok(_) => {
+                    let stable = world.disk.stable.lock().clone();
+                    let is_there = stable[..PAGE].iter().all(|byte| *byte >= acknowledged);
+                    assert!(is_there, "{} where {acknowledged} was committed", stable[0]);
+                }
+                Err(error) => {
+                    assert_eq!(error.status, dafs_proto::Status::Io, "{error}");
+                    failures.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        })
+    }
+
     /// Gives the file new keys. Afterwards nothing is under an earlier one.
     fn revoker(self: &Arc<Self>, times: usize) -> Actor {
         let world = Arc::clone(self);
@@ -175,7 +194,9 @@ at! {
         partial_write_of_an_evicted_page,
         truncate_extend_fill_and_one_sided_read,
         two_writers_extend_while_it_is_written_back,
-        a_chunk_is_retired_while_it_is_used;
+        commits_beside_a_sync_that_fails,
+        a_chunk_is_retired_while_it_is_used,
+        a_chunk_that_cannot_be_retired_loses_no_slot;
     keyed Keyed:
         new_keys_while_it_is_written_and_read,
         new_keys_while_it_is_written_back;
@@ -185,7 +206,9 @@ at! {
         partial_write_of_an_evicted_page,
         truncate_extend_fill_and_one_sided_read,
         two_writers_extend_while_it_is_written_back,
+        commits_beside_a_sync_that_fails,
         a_chunk_is_retired_while_it_is_used,
+        a_chunk_that_cannot_be_retired_loses_no_slot,
         new_keys_while_it_is_written_and_read,
         new_keys_while_it_is_written_back,
         new_keys_while_it_is_filled_and_evicted,
@@ -330,6 +353,67 @@ fn a_chunk_is_retired_while_it_is_used(level: Protection) {
         |world| world.settle(|bytes| bytes[..PAGE] == [2; PAGE] && bytes[PAGE..] == [1; 3 * PAGE]),
     );
     complete(level, "retire, write, ordma", explored);
+}
+
+/// One of two commits meets a sync that fails and loses what was written. It alone says so, and the
+/// other one's success is true.
+fn commits_beside_a_sync_that_fails(level: Protection) {
+    let explored = explore(
+        2,
+        MOST,
+        || {
+            let world = World::new(level, 4, 1);
+            write(&world.file, 0, &[2; PAGE]);
+            world.acknowledged.store(2, Ordering::Relaxed);
+            world.disk.lose_next_sync.store(true, Ordering::Relaxed);
+            let failures = Arc::default();
+            let actors =
+                vec![world.committer(&failures), world.committer(&failures), world.writer(&[3])];
+            ((world, failures), actors)
+        },
+        |(world, failures)| {
+            assert_eq!(failures.load(Ordering::Relaxed), 1, "of two commits");
+            world.settle(|bytes| bytes == [3; PAGE]);
+            assert_eq!(*world.disk.stable.lock(), [3; PAGE]);
+        },
+    );
+    complete(level, "commit, commit, write, failing sync", explored);
+}
+
+/// The disk takes nothing of a chunk that is to go, so it stays; all of its slots can be used.
+fn a_chunk_that_cannot_be_retired_loses_no_slot(level: Protection) {
+    let explored = explore(
+        2,
+        MOST,
+        || {
+            let world = World::new(level, 3, 8);
+            let id = world.cache.arena.grow(Guard::None).unwrap().id();
+            read(&world.file, 0, 6 * PAGE as u64);
+            let there = refs(&world.file);
+            let block = there.iter().find(|page| page.chunk == id).expect("one in the chunk").block;
+            write(&world.file, block * PAGE as u64, &[1; PAGE]);
+            world.disk.fail_sync.store(true, Ordering::Relaxed);
+            let retire = {
+                let world = Arc::clone(&world);
+                Box::new(move || {
+                    wait(&world.cache, world.cache.retire_chunk()).expect_err("it is not taken");
+                }) as Actor
+            };
+            let write_another = {
+                let world = Arc::clone(&world);
+                Box::new(move || write(&world.file, 7 * PAGE as u64, &[1; PAGE])) as Actor
+            };
+            let actors = vec![retire, write_another, world.evictor(&[6])];
+            (world, actors)
+        },
+        |world| {
+            world.disk.fail_sync.store(false, Ordering::Relaxed);
+            world.settle(|bytes| bytes == [1; 8 * PAGE]);
+            read(&world.file, 0, 8 * PAGE as u64);
+            assert_eq!(refs(&world.file).len(), 6, "pages in six slots");
+        },
+    );
+    complete(level, "retire that fails, write, fill", explored);
 }
 
 /// Two new keys, which a reader with the old one and a writer meet anywhere.

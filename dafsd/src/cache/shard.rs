@@ -1,8 +1,8 @@
 //! One shard of the page table: plain data under one lock.
 
+use super::Hasher;
 use dafs_keys::page::VERSIONS;
 use event_listener::Event;
-use foldhash::fast::RandomState;
 use ordma::arena::Guard;
 use ordma::{Arena, ChunkId, Slot};
 use std::collections::HashMap;
@@ -66,7 +66,7 @@ pub(super) enum Entry {
 /// A shard.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
-    entries: HashMap<Key, Entry, RandomState>,
+    entries: HashMap<Key, Entry, Hasher>,
     /// Of the pages in chunks without a guard.
     clock: Clock,
     /// Of those in chunks with [`Guard::Tags`].

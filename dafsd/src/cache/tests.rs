@@ -55,6 +55,10 @@ pub(crate) struct MemoryFile {
     pub state: Mutex<(Vec<u8>, u32)>,
     pub fail_writes: AtomicBool,
     pub fail_sync: AtomicBool,
+    /// The next sync fails, and loses what was written since the last one.
+    pub lose_next_sync: AtomicBool,
+    /// What the last sync left.
+    pub stable: Mutex<Vec<u8>>,
     /// Bytes that are free on its file system, where that is known.
     pub free: Mutex<Option<u64>>,
     /// Most bytes it can have, if not any number.
@@ -96,7 +100,8 @@ impl fmt::Debug for Hook {
 
 impl MemoryFile {
     pub fn with(data: Vec<u8>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new((data, 1)), ..Self::default() })
+        let stable = Mutex::new(data.clone());
+        Arc::new(Self { state: Mutex::new((data, 1)), stable, ..Self::default() })
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<u8>)) {
@@ -169,6 +174,12 @@ impl StoreFile for MemoryFile {
         if self.fail_sync.load(Ordering::Relaxed) {
             return Err(error(Status::Io, "sync the test's disk"));
         }
+        let mut stable = self.stable.lock();
+        if self.lose_next_sync.swap(false, Ordering::Relaxed) {
+            self.change(|bytes| bytes.clone_from(&stable));
+            return Err(error(Status::Io, "sync the test's disk, which lost what was written"));
+        }
+        stable.clone_from(&self.state.lock().0);
         Ok(())
     }
     fn set_mtime(&self, mtime: SystemTime) -> Result<()> {

@@ -234,7 +234,8 @@ impl CachedFile {
             }
             let Some(slot) = spare.take() else { return Err(Obstacle::Slot) };
             if !self.cache.arena.accepts(slot.chunk.id()) {
-                // Its chunk is being retired: another one.
+                // Its chunk is being retired, which may be given up: another one.
+                self.cache.free(slot);
                 return Err(Obstacle::Slot);
             }
             payload[..bytes.len()].copy_from_slice(bytes);

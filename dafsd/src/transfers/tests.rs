@@ -102,6 +102,7 @@ fn sessions_and_clients_have_part_of_the_permits() {
     assert_eq!(world.transfers.held(), 8);
     drop((first, second, third));
     assert_eq!(world.transfers.held(), 0);
+    world.transfers.tick(Instant::now());
     let state = world.transfers.state.lock();
     assert!(state.sessions.is_empty() && state.parties.is_empty());
 }

@@ -113,6 +113,11 @@ impl Adapter {
         self.exported.make(chunk.id(), Instant::now(), register, refused, |region| region.remote(0))
     }
 
+    /// Whether a chunk was registered for clients to read, or could not be.
+    pub(super) fn was_exported(&self, chunk: ChunkId) -> bool {
+        self.exported.was_tried(chunk)
+    }
+
     /// The registration by which a chunk's pages are placed, where there is one.
     pub(super) fn source(&self, chunk: ChunkId) -> Option<Arc<Region>> {
         self.sources.get(chunk, Arc::clone)

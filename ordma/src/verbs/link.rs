@@ -346,16 +346,26 @@ impl VerbsLink {
         }
     }
 
-    /// Queues what the client has to be told of rights and chunks, where these have changed.
+    /// Queues what the client has to be told of rights and chunks, where these have changed. To register
+    /// a chunk takes the device long, so that others have their turn before the next one.
     fn refresh(&self) {
-        if self.stale.swap(false, Ordering::AcqRel) {
-            let registry = self.server.exports.lock();
-            let mut reads = lock(&self.reads);
-            self.update(&mut reads);
-            let ReadState { allowed: true, held, .. } = &mut *reads else { return };
-            for chunk in registry.chunks() {
-                self.show(held, chunk);
+        if !self.stale.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let registry = self.server.exports.lock();
+        let mut reads = lock(&self.reads);
+        self.update(&mut reads);
+        let ReadState { allowed: true, held, .. } = &mut *reads else { return };
+        let mut registered = false;
+        for chunk in registry.chunks() {
+            let is_new = !self.adapter.was_exported(chunk.id());
+            if is_new && registered {
+                self.stale.store(true, Ordering::Release);
+                self.want();
+                return;
             }
+            registered |= is_new;
+            self.show(held, chunk);
         }
     }
 

@@ -35,6 +35,11 @@ impl<R> Registered<R> {
         }
     }
 
+    /// Whether a chunk is registered, or was refused.
+    pub(super) fn was_tried(&self, chunk: ChunkId) -> bool {
+        lock(&self.chunks).contains_key(&chunk)
+    }
+
     /// Like [`get`](Self::get), and registers the chunk where it is not. `refused` is told of the
     /// first error of each chunk, and not of those that follow it.
     pub(super) fn make<T, E>(

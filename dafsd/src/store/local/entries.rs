@@ -9,6 +9,7 @@ use crate::store::{
     CreateOptions, Credential, Entry, Handle, Node, Removed, Renamed, Result, StoreError,
 };
 use dafs_proto::{FileType, SetAttr, Status};
+use ordma::schedule_point;
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -301,6 +302,7 @@ impl LocalStore {
         let target = self.directory(to.0, what, to.1)?;
         let what = format!("renaming {} to", show(from.1));
         let _held = names::hold(&[(&source, from.1), (&target, to.1)]);
+        schedule_point("rename: before the look");
         let moved = self.doomed(who, &source, from.1)?;
         let moved = moved.ok_or_else(|| self.error(&source, "renaming", from.1, Errno::NOENT))?;
         let replaced = self.doomed(who, &target, to.1)?;
@@ -308,10 +310,12 @@ impl LocalStore {
             self.check_removal(replaced, &format!("{what} {}", show(to.1)))?;
         }
         let _moving = self.origin.handles.moving();
+        schedule_point("rename: before the deed");
         who.run(|| {
             fs::renameat(&source.fd, from.1, &target.fd, to.1)
                 .map_err(|error| self.error(&target, &what, to.1, error))
         })?;
+        schedule_point("rename: after the deed");
         // Two names of one file: the kernel leaves both.
         let replaced = replaced.filter(|replaced| replaced.identity != moved.identity);
         self.origin.handles.moved(&moved, (&target.handle, to.1));

@@ -5,8 +5,8 @@
 
 use super::Object;
 use crate::store::Identity;
+use crate::sync::{Condvar, Mutex};
 use std::collections::HashSet;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A directory and a name there.
 type Name = (Identity, Box<[u8]>);
@@ -24,24 +24,18 @@ pub struct HeldNames(Vec<Name>);
 pub fn hold(names: &[(&Object, &[u8])]) -> HeldNames {
     let names: Vec<Name> =
         names.iter().map(|(directory, name)| (directory.identity, (*name).into())).collect();
-    let mut all = lock();
-    loop {
-        let held = all.get_or_insert_default();
-        if names.iter().all(|name| !held.contains(name)) {
-            held.extend(names.iter().cloned());
-            return HeldNames(names);
-        }
-        all = FREED.wait(all).unwrap_or_else(PoisonError::into_inner);
-    }
-}
-
-fn lock() -> MutexGuard<'static, Option<HashSet<Name>>> {
-    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+    let is_held = |held: &mut Option<HashSet<Name>>| {
+        held.as_ref().is_some_and(|held| names.iter().any(|name| held.contains(name)))
+    };
+    let mut all = FREED.wait_while(&HELD, is_held);
+    all.get_or_insert_default().extend(names.iter().cloned());
+    drop(all);
+    HeldNames(names)
 }
 
 impl Drop for HeldNames {
     fn drop(&mut self) {
-        let mut all = lock();
+        let mut all = HELD.lock();
         let held = all.get_or_insert_default();
         for name in &self.0 {
             held.remove(name);

@@ -4,6 +4,8 @@
 mod credentials;
 mod descriptors;
 mod handles;
+#[cfg(feature = "explore")]
+mod interleavings;
 mod sizes;
 
 use super::*;
