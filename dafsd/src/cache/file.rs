@@ -40,7 +40,8 @@ pub struct CachedFile {
     /// Held across store I/O: shared by fills and write-back, exclusive for truncation and its
     /// like. A holder waits for nothing but the store.
     pub(super) gate: async_lock::RwLock<()>,
-    /// One write-back at a time, or an older version could reach the disk after a newer one.
+    /// One write-back at a time, or an older version could reach the disk after a newer one; and none
+    /// while space is taken on the disk, which changes the same times.
     pub(super) writing_back: async_lock::Mutex<()>,
     /// One sync at a time: the store tells of a failure once, to whoever asked.
     pub(super) syncing: async_lock::Mutex<()>,

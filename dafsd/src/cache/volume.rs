@@ -503,6 +503,9 @@ impl CachedFile {
         let page = self.page_size();
         let offset = extent.offset - extent.offset % page;
         let length = (extent.offset + extent.length - offset).next_multiple_of(page);
+        // That changes the file's times, as write-back does. One of them at a time, or each would take
+        // the other for somebody else.
+        let _one = self.writing_back.lock().await;
         let _gate = self.gate.read().await;
         self.look_first().await;
         let store = self.store();

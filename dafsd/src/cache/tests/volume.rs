@@ -107,6 +107,35 @@ fn what_there_is_no_room_for_is_refused_before_it_is_acknowledged() {
     assert_eq!(disk.bytes(), vec![7; 3 * PAGE]);
 }
 
+/// Taking space changes a file's times, as write-back does: neither takes the other for somebody else.
+#[test]
+fn space_is_taken_beside_write_back() {
+    let cache = cache(LEVEL, 64, 1);
+    let disk = MemoryFile::with(Vec::new());
+    *disk.free.lock() = Some(10 * PAGE as u64);
+    let file = of_export(&cache, "data", &disk);
+    put(&file, &a_writer(&cache, 1), 0).unwrap();
+    type Reserving = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+    let reserving: Arc<Mutex<Option<Reserving>>> = Arc::default();
+    // The bytes are on the disk, and write-back has not looked at it again.
+    let (begun, reserved) = (Arc::clone(&reserving), Arc::clone(&file));
+    disk.on_written.set(move || {
+        let file = Arc::clone(&reserved);
+        let extent = Extent { offset: 0, length: PAGE as u64 };
+        let mut reserve: Reserving = Box::pin(async move { file.reserve_space(extent).await });
+        let polled = reserve.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        if polled.is_pending() {
+            *begun.lock() = Some(reserve);
+        }
+    });
+    wait(&cache, file.commit(Extent::default())).unwrap();
+    let reserve = reserving.lock().take();
+    if let Some(reserve) = reserve {
+        wait(&cache, reserve).unwrap();
+    }
+    assert_eq!(cache.counters.changed_on_disk.load(Ordering::Relaxed), 0);
+}
+
 /// Those of one file are another file's only where no room is left for either.
 #[test]
 fn a_file_in_trouble_is_refused_and_its_neighbour_is_not() {
