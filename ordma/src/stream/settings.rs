@@ -17,10 +17,10 @@ pub struct Settings {
     /// Server: bytes queued for a client that does not take its replies, beyond what transfers
     /// hold, before it is cut off.
     pub send_queue: usize,
-    /// Server, tcp and shm: bytes queued for all clients that do not take their replies, beyond what
+    /// Server: bytes queued for all clients of the engine that do not take their replies, beyond what
     /// transfers hold, before one of them is cut off: of the client with most of them.
     pub send_memory: usize,
-    /// Server, tcp and shm: how long a client may take for 64 KiB of what waits for it, or for what
+    /// Server: how long a client may take for 64 KiB of what waits for it, or for what
     /// the server fetches from it, before it is cut off.
     pub take_patience: Duration,
     /// Server: bytes of incomplete messages held for all clients that may read together, and as

@@ -4,7 +4,7 @@ use super::pool::Pool;
 use super::registered::Registered;
 use super::server::{FIRST_WINDOW, WINDOW};
 use super::shares::Shares;
-use super::turns::Transfers;
+use super::transfer_buffers::TransferBuffers;
 use crate::ChunkId;
 use crate::arena::Chunk;
 use crate::rdma::{
@@ -43,7 +43,7 @@ pub(super) struct Adapter {
     /// Receives beyond the first of each client: a quarter of all.
     pub(super) shares: Shares,
     canaries: Pool,
-    pub(super) transfers: Arc<Transfers>,
+    pub(super) transfers: Arc<TransferBuffers>,
     /// Where clients read chunks.
     exported: Registered<Region>,
     /// The chunks once more, where no peer has rights: what direct reads are placed from. Requests
@@ -79,7 +79,7 @@ impl Adapter {
             receives,
             shares,
             canaries,
-            transfers: Transfers::new(transfers),
+            transfers: TransferBuffers::new(transfers),
             exported: Registered::new(Duration::ZERO),
             sources: Registered::new(TRY_AGAIN),
         })

@@ -205,6 +205,7 @@ impl VerbsConnector {
             Credits::new(WINDOW, welcome.window.into()),
             Arc::clone(&packets),
             None,
+            Arc::default(),
             packet,
             peer.clone(),
         ));

@@ -42,6 +42,8 @@ pub(super) struct MessageConnection {
     begun: bool,
     /// Receives beyond the first, once the client was let in.
     extra: Option<u32>,
+    /// Since when nothing was sent of messages that wait for the client.
+    untaken: Option<Instant>,
     /// When it will be looked whether something waits in vain, and what had moved when that began.
     watched: Option<(Moves, Instant)>,
     /// Since when it is to end.
@@ -68,6 +70,7 @@ impl MessageConnection {
             armed: false,
             begun: false,
             extra: None,
+            untaken: None,
             watched: None,
             closing: None,
             _counted: counted,
@@ -337,9 +340,17 @@ impl Source for MessageConnection {
             && Instant::now() >= until
         {
             self.watched = None;
+            let waits = self.link.wire.waits_since(moves);
+            let since = waits.then(|| *self.untaken.get_or_insert(until - patience));
+            self.untaken = since;
+            let time = self.link.server().settings.take_patience;
+            if since.is_some_and(|since| since.elapsed() >= time) {
+                let why = format!("the client has taken nothing in {time:?} of what waits for it");
+                return self.close(self.link.lost(why), room);
+            }
             match self.link.give_up(moves, patience) {
-                Ok(true) => self.watch(room),
-                Ok(false) => {}
+                Ok(more) if more || waits => self.watch(room),
+                Ok(_) => {}
                 Err(reason) => return self.close(reason, room),
             }
         }

@@ -82,6 +82,12 @@ pub(super) enum Early {
 }
 
 impl Early {
+    fn transfer(&self) -> &Transfer {
+        match self {
+            Self::Place(_, transfer) | Self::Fetch(_, _, transfer) => transfer,
+        }
+    }
+
     /// Ends without a buffer: what was to be placed is not, which the client sees.
     fn give_up(self) {
         match self {
@@ -455,6 +461,7 @@ impl VerbsLink {
         }
         let waits = tag > adverts.last && adverts.early.len() < MOST_EARLY && !adverts.closed;
         if waits {
+            early.transfer().advance(0);
             adverts.early.push((tag, early, Instant::now()));
             drop(adverts);
             // Not for ever.
@@ -517,6 +524,7 @@ impl VerbsLink {
     }
 
     fn place(&self, tag: Tag, advert: &Arc<Advert>, offer: Offer<'_>, transfer: &Transfer) {
+        transfer.advance(0);
         if advert.room() < offer.len() as u64 {
             return transfer.complete(Err(too_small(tag, advert.room(), offer.len())));
         }
@@ -537,6 +545,7 @@ impl VerbsLink {
         buffer: Vec<u8>,
         transfer: &Transfer,
     ) {
+        transfer.advance(0);
         if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > advert.room()) {
             return transfer.complete(Err(too_small(tag, advert.room(), buffer.len())));
         }
@@ -719,7 +728,10 @@ impl Link for VerbsLink {
                 self.fail(self.lost(self.server.settings.not_taken()));
             }
             Ok(0) => {}
-            Ok(_) => self.want(),
+            Ok(_) => {
+                self.want();
+                self.server.make_room();
+            }
             Err(error) => self.fail(error),
         }
     }

@@ -48,7 +48,7 @@ mod registered;
 mod server;
 mod shares;
 mod target;
-mod turns;
+mod transfer_buffers;
 mod wire;
 
 use crate::ChunkId;

@@ -12,6 +12,7 @@ use crate::complaints;
 use crate::engine::{Capabilities, LinkError, Service};
 use crate::exports::Exports;
 use crate::lock;
+use crate::party::Party;
 use crate::rdma::{
     self, Block, Cap, Channel, CompletionQueue, ConnectionParameters, Device, DeviceEvent, Event,
     EventChannel, EventKind, Id, IdKey, Parts, QueuePair, Tuning,
@@ -25,6 +26,7 @@ use foldhash::HashMap;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 /// Receives that a client may use before it has a session.
@@ -53,6 +55,8 @@ pub(super) struct Server {
     /// By the connections of the connection manager.
     links: Mutex<HashMap<IdKey, Weak<VerbsLink>>>,
     connections: Connections,
+    /// Bytes of messages that wait for clients.
+    untaken: Arc<AtomicUsize>,
     pub(super) memory: Arc<ReceiveMemory>,
 }
 
@@ -73,6 +77,7 @@ impl Server {
         let mut server = Self {
             door: Reactor::start("dafs-verbs-door", settings.spin)?,
             connections: Connections::new(settings.max_connections),
+            untaken: Arc::default(),
             memory: ReceiveMemory::new(settings.receive_memory),
             settings,
             service,
@@ -134,6 +139,41 @@ impl Server {
         }
         if let Some(adapter) = adapter {
             adapter.close();
+        }
+    }
+
+    /// Sees to it that no more bytes wait for clients than may: of the client for which most do, the link
+    /// goes for which most do.
+    pub(super) fn make_room(&self) {
+        let most = self.settings.send_memory;
+        if self.untaken.load(Ordering::Relaxed) <= most {
+            return;
+        }
+        let mut waiting = BTreeMap::new();
+        let mut parties: HashMap<Party, usize> = HashMap::default();
+        let links: Vec<_> = lock(&self.links).values().filter_map(Weak::upgrade).collect();
+        for link in links.into_iter().filter(|link| !link.is_closing()) {
+            let bytes = link.wire.queued();
+            // A link is there once for each of its connections.
+            if bytes > 0 && waiting.insert(link.number(), (bytes, Arc::clone(&link))).is_none() {
+                *parties.entry(link.party()).or_default() += bytes;
+            }
+        }
+        let mut all: usize = parties.values().sum();
+        while all > most {
+            let richest = parties.iter().max_by_key(|(_, bytes)| **bytes).map(|(party, _)| *party);
+            let theirs = waiting.values().filter(|(_, link)| Some(link.party()) == richest);
+            let found = theirs.max_by_key(|(bytes, _)| *bytes).map(|(_, link)| link.number());
+            let Some((bytes, link)) = found.and_then(|number| waiting.remove(&number)) else {
+                return;
+            };
+            if let Some(theirs) = richest.and_then(|richest| parties.get_mut(&richest)) {
+                *theirs -= bytes;
+            }
+            all -= bytes;
+            link.fail(link.lost(format_args!(
+                "the client does not take its replies: more than {most} bytes wait for all clients"
+            )));
         }
     }
 
@@ -241,6 +281,7 @@ impl Server {
             Credits::new(FIRST_WINDOW, hello.window.into()),
             Arc::clone(&adapter.packets),
             Some(adapter.transfers.seat()),
+            Arc::clone(&self.untaken),
             PACKET,
             peer.clone(),
         );

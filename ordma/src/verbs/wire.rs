@@ -6,13 +6,14 @@ use super::gather::{Gather, Gathered};
 use super::packet::{HEADER_LEN, Header, LONGEST_RECORD, Record};
 use super::pool::Pool;
 use super::target::Target;
-use super::turns::{Seat, Taken};
+use super::transfer_buffers::{Seat, Taken};
 use crate::arena::{Slot, copy_slots};
 use crate::engine::{LinkError, Transfer};
 use crate::lock;
 use crate::rdma::{Block, Completion, Local, Op, Parts, QueuePair, Remote, Status, Work};
 use foldhash::{HashMap, HashMapExt};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The queue pair of a connection for messages.
@@ -172,6 +173,8 @@ pub(super) struct Wire {
     packets: Arc<Pool>,
     /// Buffers for transfers, where this side makes some.
     transfers: Option<Seat>,
+    /// Bytes of messages that are queued, of all wires that share it.
+    untaken: Arc<AtomicUsize>,
     /// Most bytes of a packet.
     packet: usize,
     peer: String,
@@ -219,6 +222,7 @@ impl Wire {
         credits: Credits,
         packets: Arc<Pool>,
         transfers: Option<Seat>,
+        untaken: Arc<AtomicUsize>,
         packet: usize,
         peer: String,
     ) -> Self {
@@ -238,7 +242,7 @@ impl Wire {
             ended: Vec::new(),
         };
         let packet = packet.min(packets.block());
-        Self { packets, transfers, packet, peer, state: Mutex::new(state) }
+        Self { packets, transfers, untaken, packet, peer, state: Mutex::new(state) }
     }
 
     /// Runs `f` on the state, and then completes the transfers that are done.
@@ -264,7 +268,7 @@ impl Wire {
             if state.queue.is_empty() && self.send_at_once(state, head, data)? {
                 return Ok(state.queued);
             }
-            state.enqueue(head, data);
+            self.queue(state, head, data);
             self.pump(state, false)?;
             Ok(state.queued)
         })
@@ -274,10 +278,15 @@ impl Wire {
     pub(super) fn enqueue(&self, head: &[u8], data: &[&[u8]]) -> usize {
         self.with(|state| {
             if state.pair.is_some() {
-                state.enqueue(head, data);
+                self.queue(state, head, data);
             }
             state.queued
         })
+    }
+
+    fn queue(&self, state: &mut State, head: &[u8], data: &[&[u8]]) {
+        let len = state.enqueue(head, data);
+        self.untaken.fetch_add(len, Ordering::Relaxed);
     }
 
     /// Sends a message that fits into a packet, without queueing it; whether that could be done.
@@ -524,6 +533,12 @@ impl Wire {
         lock(&self.state).is_under_way()
     }
 
+    /// Whether messages are queued, of which nothing was sent since `before`.
+    pub(super) fn waits_since(&self, before: Moves) -> bool {
+        let state = lock(&self.state);
+        state.queued > 0 && state.moves.made == before.made
+    }
+
     /// Bytes of messages that are queued.
     pub(super) fn queued(&self) -> usize {
         lock(&self.state).queued
@@ -546,7 +561,7 @@ impl Wire {
             }
             state.records.clear();
             state.works.clear();
-            state.queued = 0;
+            self.untaken.fetch_sub(std::mem::take(&mut state.queued), Ordering::Relaxed);
             for item in std::mem::take(&mut state.queue) {
                 if let Item::Place { transfer, .. } = item {
                     state.ended.push((transfer, Err(reason.clone())));
@@ -592,6 +607,7 @@ impl Wire {
                 let Some(fetch) = fetching.get_mut(&id) else { continue };
                 fetch.buffer[at..at + block.len()].copy_from_slice(block.bytes());
                 fetch.missing -= block.len();
+                fetch.transfer.advance((fetch.buffer.len() - fetch.missing) as u64);
                 if fetch.missing == 0
                     && let Some(fetch) = fetching.remove(&id)
                 {
@@ -674,6 +690,7 @@ impl Wire {
             && *sent == bytes.len()
         {
             state.queued -= bytes.len();
+            self.untaken.fetch_sub(bytes.len(), Ordering::Relaxed);
             state.queue.pop_front();
         }
         state.works.push(work(op, Sent::Packet(block)));
@@ -682,7 +699,7 @@ impl Wire {
 
     /// Makes a request of what is placed next, or ends it where all is under way.
     fn fill_place(&self, state: &mut State) -> Result<(), Stop> {
-        let Some(Item::Place { from, target, .. }) = state.queue.front_mut() else {
+        let Some(Item::Place { from, target, transfer, .. }) = state.queue.front_mut() else {
             return Ok(());
         };
         if from.left() > 0 {
@@ -703,6 +720,7 @@ impl Wire {
                     (remote, Sent::Slots(slots.take(len)))
                 }
             };
+            transfer.advance((from.len() - from.left()) as u64);
             state.works.push(work(Op::Write(remote), sent));
         }
         if from.left() == 0
@@ -776,13 +794,15 @@ impl State {
         });
     }
 
-    fn enqueue(&mut self, head: &[u8], data: &[&[u8]]) {
+    /// Queues a message; its bytes.
+    fn enqueue(&mut self, head: &[u8], data: &[&[u8]]) -> usize {
         let len = head.len() + data.iter().map(|part| part.len()).sum::<usize>();
         let mut bytes = Vec::with_capacity(len);
         bytes.extend_from_slice(head);
         data.iter().for_each(|part| bytes.extend_from_slice(part));
         self.queued += len;
         self.queue.push_back(Item::Message { bytes, head: head.len(), sent: 0 });
+        len
     }
 }
 

@@ -670,6 +670,48 @@ fn advertise(world: &World, messages: &Connection) -> Block {
     block
 }
 
+/// What waits for all clients is bounded: who has most of it goes.
+#[test]
+fn replies_that_nobody_takes_share_a_bounded_memory() {
+    let settings = ordma::verbs::Settings { send_memory: 512 << 10, ..Default::default() };
+    let world = World::new(&Row::verbs_with(settings));
+    let rogue = Rogue::new(&world);
+    let connections = [rogue.connect(48), rogue.connect(48)];
+    let links = connections.each_ref().map(|connection| link_of(&world, connection));
+    // Part of it goes into the receives that the client has posted.
+    for _ in 0..4 {
+        links[1].send(b"what is not taken", &[1; 150_000]);
+    }
+    assert!(world.service.0.change(|seen| seen.closed.is_empty()), "there is room for that");
+    for _ in 0..4 {
+        links[0].send(b"what is not taken", &[1; 150_000]);
+    }
+    let reason = world.wait_closed(links[1].id());
+    assert!(reason.to_string().contains("for all clients"), "{reason}");
+    assert!(world.service.0.change(|seen| seen.closed.len()) == 1, "{links:?}");
+    works(&world);
+}
+
+/// Who takes nothing of what waits is cut off, also where there is room.
+#[test]
+fn who_takes_nothing_for_long_is_cut_off() {
+    let settings = ordma::verbs::Settings {
+        patience: Duration::from_millis(200),
+        take_patience: Duration::from_secs(1),
+        ..Default::default()
+    };
+    let world = World::new(&Row::verbs_with(settings));
+    let rogue = Rogue::new(&world);
+    let messages = rogue.connect(48);
+    let link = link_of(&world, &messages);
+    for _ in 0..usize::from(WINDOW) + 8 {
+        link.send(b"what is not taken", &[]);
+    }
+    let reason = world.wait_closed(link.id());
+    assert!(reason.to_string().contains("has taken nothing"), "{reason}");
+    works(&world);
+}
+
 /// A READ whose answers do not fit together, so that the device waits for the rest for ever.
 #[test]
 fn a_read_without_an_end_ends_the_connection() {
@@ -707,6 +749,7 @@ fn transfers_that_a_client_lets_wait_end() {
         link.send(b"what is not taken", &[]);
     }
     let (place, fetch) = (link.write_to(8, vec![1; 5000]), link.read_from(8, 0, vec![1; 5000]));
+    assert_eq!((place.moved(), fetch.moved()), (Some(0), Some(0)), "the engine says how far it is");
     assert_eq!(block_on(place).unwrap(), [1; 5000]);
     assert!(block_on(fetch).is_err());
     assert!(world.service.0.change(|seen| seen.closed.is_empty()), "{link:?}");

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 /// Buffers that are taken in turn.
 #[derive(Debug)]
-pub(super) struct Transfers {
+pub(super) struct TransferBuffers {
     pool: Pool,
     turns: Mutex<Turns>,
 }
@@ -75,7 +75,7 @@ impl Turns {
     }
 }
 
-impl Transfers {
+impl TransferBuffers {
     /// As many buffers as the pool can have.
     pub(super) fn new(pool: Pool) -> Arc<Self> {
         let turns = Mutex::new(Turns::new(pool.most()));
@@ -96,7 +96,7 @@ impl Transfers {
 /// A link's place among those that share buffers.
 #[derive(Debug)]
 pub(super) struct Seat {
-    transfers: Arc<Transfers>,
+    transfers: Arc<TransferBuffers>,
     who: u64,
 }
 
@@ -143,7 +143,7 @@ unsafe impl Local for Taken {
 
 #[derive(Debug)]
 struct Turn {
-    transfers: Arc<Transfers>,
+    transfers: Arc<TransferBuffers>,
     who: u64,
 }
 
