@@ -7,7 +7,7 @@ pub use fencing::{CutOff, FenceError};
 
 use crate::access::Access;
 use crate::buffers::Buffers;
-use crate::cache::{Cache, Flush};
+use crate::cache::{Cache, Flush, Standstill};
 use crate::counters::Counters;
 use crate::keyed_locks::KeyedLocks;
 use crate::live::LiveSession;
@@ -459,21 +459,16 @@ impl Server {
     /// not.
     fn end_of(&self, flushes: Vec<Arc<Flush>>, patience: Duration) -> Vec<String> {
         let mut errors = Vec::new();
-        let began = Instant::now();
-        let mut waiting: Vec<_> =
-            flushes.into_iter().map(|flush| (flush.progress(), began, flush)).collect();
+        let watched = |flush: Arc<Flush>| (Standstill::new(flush.progress()), flush);
+        let mut waiting: Vec<_> = flushes.into_iter().map(watched).collect();
         while !waiting.is_empty() {
-            waiting.retain_mut(|(progress, since, flush)| {
+            waiting.retain_mut(|(standstill, flush)| {
                 if let Some(result) = flush.result() {
                     let failed = |error| format!("export {:?}: {error}", flush.export());
                     errors.extend(result.err().map(failed));
                     return false;
                 }
-                let now = flush.progress();
-                if std::mem::replace(progress, now) != now {
-                    *since = Instant::now();
-                }
-                let gets_on = since.elapsed() < patience;
+                let gets_on = standstill.look(flush.progress()) < patience;
                 if !gets_on {
                     let seconds = patience.as_secs();
                     let export = flush.export();

@@ -1,5 +1,6 @@
 //! Slots: taking and evicting them, and growing and shrinking the arena within the budget.
 
+use super::volume::Standstill;
 use super::{Cache, SLOT_OVERHEAD};
 use crate::store::Result;
 use crate::turns::Whose;
@@ -7,7 +8,6 @@ use ordma::arena::Guard;
 use ordma::{ChunkId, Slot, complaints};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 impl Cache {
     /// Takes a slot of a chunk with this guard: a free one, one of a new chunk, or an evicted page's.
@@ -16,8 +16,7 @@ impl Cache {
     /// # Errors
     /// [`Status::Io`](dafs_proto::Status::Io) where the disks take nothing for so long.
     pub(super) async fn slot(self: &Arc<Self>, guard: Guard) -> Result<Slot> {
-        let mut progress = self.progress();
-        let mut since = Instant::now();
+        let mut standstill = Standstill::new(self.progress());
         loop {
             if let Some(slot) = self.try_slot(guard) {
                 return Ok(slot);
@@ -29,14 +28,10 @@ impl Cache {
             if self.dirty.load(Ordering::Relaxed) > 0 {
                 self.start_writeback();
             }
-            if since.elapsed() >= self.config.disk_patience {
+            if standstill.look(self.progress()) >= self.config.disk_patience {
                 return Err(self.no_progress());
             }
             relief.await;
-            let now = self.progress();
-            if std::mem::replace(&mut progress, now) != now {
-                since = Instant::now();
-            }
         }
     }
 

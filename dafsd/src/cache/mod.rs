@@ -45,7 +45,7 @@ pub use disk_state::Moment;
 pub use file::CachedFile;
 pub use read::{Delivery, Pages};
 pub use resize::OpenFile;
-pub use volume::{Flush, Share};
+pub use volume::{Flush, Share, Standstill};
 
 use crate::runtime::Runtime;
 use crate::sharing::{Boots, Owners};

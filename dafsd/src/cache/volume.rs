@@ -228,6 +228,29 @@ impl Volume {
     }
 }
 
+/// For how long disks have taken nothing, as far as somebody looks who waits for them.
+#[derive(Debug)]
+pub struct Standstill {
+    progress: u64,
+    since: Instant,
+}
+
+impl Standstill {
+    /// Nothing is known yet. `progress` grows whenever a disk takes something.
+    #[must_use]
+    pub fn new(progress: u64) -> Self {
+        Self { progress, since: Instant::now() }
+    }
+
+    /// How long there has been no progress.
+    pub fn look(&mut self, progress: u64) -> Duration {
+        if progress != self.progress {
+            *self = Self::new(progress);
+        }
+        self.since.elapsed()
+    }
+}
+
 /// A file whose dirty pages the disk does not take.
 #[derive(Debug)]
 pub(super) struct Trouble {
@@ -288,8 +311,7 @@ impl Cache {
             return Ok(());
         }
         let rounds = volume.rounds();
-        let mut progress = self.progress();
-        let mut since = Instant::now();
+        let mut standstill = Standstill::new(self.progress());
         loop {
             let relief = self.relief.listen();
             if has_room() {
@@ -304,15 +326,11 @@ impl Cache {
             if let Some(error) = failed.as_ref().filter(|error| error.status == Status::NoSpace) {
                 return Err(refusal(error));
             }
-            if since.elapsed() >= self.config.disk_patience {
+            if standstill.look(self.progress()) >= self.config.disk_patience {
                 return Err(failed.as_ref().map_or_else(|| self.no_progress(), refusal));
             }
             self.start_writeback();
             relief.await;
-            let now = self.progress();
-            if std::mem::replace(&mut progress, now) != now {
-                since = Instant::now();
-            }
         }
     }
 
