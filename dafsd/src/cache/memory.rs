@@ -2,12 +2,17 @@
 
 use super::volume::Standstill;
 use super::{Cache, SLOT_OVERHEAD};
+use crate::runtime::Disk;
 use crate::store::Result;
 use crate::turns::Whose;
 use ordma::arena::Guard;
 use ordma::{ChunkId, Slot, complaints};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long after chunks were given back for files in vain it is tried again.
+const SHRINK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Cache {
     /// Takes a slot of a chunk with this guard: a free one, one of a new chunk, or an evicted page's.
@@ -105,10 +110,14 @@ impl Cache {
         if !self.is_over_budget() || self.shrinking.swap(true, Ordering::AcqRel) {
             return;
         }
+        if self.shrunk.lock().is_some_and(|at| at.elapsed() < SHRINK_AGAIN) {
+            return self.shrinking.store(false, Ordering::Release);
+        }
         let cache = Arc::clone(self);
         self.runtime.run_for(Whose::default(), async move {
             // Files that are not in use go first.
-            cache.sweep_files();
+            let swept = Arc::clone(&cache);
+            cache.runtime.blocking(Disk::NONE, move || swept.sweep_files()).await;
             while cache.is_over_budget() {
                 match cache.retire_chunk().await {
                     Ok(true) => {}
@@ -119,6 +128,8 @@ impl Cache {
                     }
                 }
             }
+            // Where clients have more files open than there is room for, that does not help.
+            *cache.shrunk.lock() = cache.is_over_budget().then(Instant::now);
             cache.shrinking.store(false, Ordering::Release);
         });
     }

@@ -64,7 +64,7 @@ use std::hash::BuildHasher;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the page cache may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +138,8 @@ pub struct Cache {
     pressed: AtomicBool,
     /// Chunks are given back for files.
     shrinking: AtomicBool,
+    /// When that was done last, where it was not enough.
+    shrunk: Mutex<Option<Instant>>,
     /// A slot may have become free or evictable, or the dirty bytes fewer.
     relief: Event,
     /// The last write verifier that was given to a file.
@@ -214,6 +216,7 @@ impl Cache {
             volumes: Mutex::default(),
             pressed: AtomicBool::new(false),
             shrinking: AtomicBool::new(false),
+            shrunk: Mutex::default(),
             relief: Event::new(),
             verifiers: AtomicU64::new(fastrand::u64(..)),
             boots,
