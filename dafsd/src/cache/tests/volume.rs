@@ -107,6 +107,23 @@ fn what_there_is_no_room_for_is_refused_before_it_is_acknowledged() {
     assert_eq!(disk.bytes(), vec![7; 3 * PAGE]);
 }
 
+/// What was written is not safe before a sync succeeds, whatever write-back says.
+#[test]
+fn a_failed_sync_is_trouble_until_one_succeeds() {
+    let cache = cache(LEVEL, 64, 1);
+    let disk = MemoryFile::with(Vec::new());
+    let file = of_export(&cache, "data", &disk);
+    let writer = a_writer(&cache, 1);
+    put(&file, &writer, 0).unwrap();
+    disk.fail_sync.store(true, Ordering::Relaxed);
+    wait(&cache, file.commit(Extent::default())).unwrap_err();
+    wait(&cache, file.flush(0..=u64::MAX)).unwrap();
+    assert_eq!(put(&file, &writer, 1).unwrap_err().status, Status::Io);
+    disk.fail_sync.store(false, Ordering::Relaxed);
+    wait(&cache, file.commit(Extent::default())).unwrap();
+    put(&file, &writer, 1).unwrap();
+}
+
 /// Taking space changes a file's times, as write-back does: neither takes the other for somebody else.
 #[test]
 fn space_is_taken_beside_write_back() {
