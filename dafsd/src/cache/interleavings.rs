@@ -195,6 +195,7 @@ at! {
         truncate_extend_fill_and_one_sided_read,
         two_writers_extend_while_it_is_written_back,
         commits_beside_a_sync_that_fails,
+        a_commit_beside_write_back,
         a_chunk_is_retired_while_it_is_used,
         a_chunk_that_cannot_be_retired_loses_no_slot;
     keyed Keyed:
@@ -378,6 +379,36 @@ fn commits_beside_a_sync_that_fails(level: Protection) {
         },
     );
     complete(level, "commit, commit, write, failing sync", explored);
+}
+
+/// A page that is written back anew while an earlier version of it is being made stable is not taken for
+/// stable: it is written once more where the next sync fails.
+fn a_commit_beside_write_back(level: Protection) {
+    let explored = explore(
+        2,
+        MOST,
+        || {
+            let world = World::new(level, 4, 1);
+            write(&world.file, 0, &[2; PAGE]);
+            world.acknowledged.store(2, Ordering::Relaxed);
+            let write_back = {
+                let world = Arc::clone(&world);
+                Box::new(move || wait(&world.cache, world.file.flush(0..=u64::MAX)).unwrap())
+            };
+            let failures = Arc::default();
+            let actors: Vec<Actor> =
+                vec![world.committer(&failures), world.writer(&[3]), write_back];
+            ((world, failures), actors)
+        },
+        |(world, failures)| {
+            assert_eq!(failures.load(Ordering::Relaxed), 0);
+            world.disk.lose_next_sync.store(true, Ordering::Relaxed);
+            wait(&world.cache, world.file.commit(Extent::default())).unwrap_err();
+            world.settle(|bytes| bytes == [3; PAGE]);
+            assert_eq!(*world.disk.stable.lock(), [3; PAGE]);
+        },
+    );
+    complete(level, "commit, write, write-back", explored);
 }
 
 /// The disk takes nothing of a chunk that is to go, so it stays; all of its slots can be used.

@@ -225,6 +225,7 @@ impl CachedFile {
             let before = blocks.written.iter().filter(|(_, syncs)| **syncs < sync);
             before.map(|(block, _)| *block).collect()
         };
+        schedule_point("commit: what was stable is known");
         for block in stable {
             let key = (self.number(), block);
             let mut shard = self.cache.shard(key).lock();
