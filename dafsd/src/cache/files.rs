@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, Hash};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Parts of the tables.
@@ -31,6 +31,8 @@ pub(super) struct Files {
     made: AtomicU64,
     count: AtomicUsize,
     bytes: AtomicUsize,
+    /// All were forgotten at once.
+    cleared: AtomicBool,
 }
 
 type Part<K, V> = Mutex<HashMap<K, V, RandomState>>;
@@ -50,6 +52,7 @@ impl Default for Files {
             made: AtomicU64::new(0),
             count: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            cleared: AtomicBool::new(false),
         }
     }
 }
@@ -147,12 +150,18 @@ impl Files {
         self.by_identity.iter().flat_map(of_part)
     }
 
-    /// Forgets all.
+    /// Forgets all. Whoever goes through them at the moment finds some no more.
     pub(super) fn clear(&self) {
+        self.cleared.store(true, Ordering::Release);
         for part in &self.by_identity {
             let files = std::mem::take(&mut *part.lock());
             files.values().for_each(|file| self.forgotten(file));
         }
+    }
+
+    /// Whether all were forgotten.
+    pub(super) fn is_cleared(&self) -> bool {
+        self.cleared.load(Ordering::Acquire)
     }
 
     /// How many there are.

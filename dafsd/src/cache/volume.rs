@@ -24,8 +24,9 @@ const EXPORT_TIMES: usize = 7;
 const CLIENT_TIMES: usize = 3;
 /// How long a file that is in trouble is left alone before a writer tries again.
 const RETRY: Duration = Duration::from_millis(500);
-/// How often a disk is asked for its free space.
+/// How often a disk is asked for its free space, and how often where little seems to be left.
 const LOOK: Duration = Duration::from_secs(1);
+const LOOK_SOON: Duration = Duration::from_millis(20);
 /// How often the log says that trouble goes on.
 const TELL: Duration = Duration::from_secs(60);
 /// The pause after a round of write-back that has failed and brought nothing to the disk.
@@ -75,7 +76,7 @@ pub(super) struct Volume {
     pub tending: AtomicBool,
     /// Grows whenever its disk takes something.
     progress: AtomicU64,
-    /// Bytes that were free when it was looked at last.
+    /// Bytes that were free when it was looked at last, without those that were written since.
     free: AtomicU64,
     state: Mutex<State>,
 }
@@ -217,10 +218,18 @@ impl Volume {
         free < (self.dirty.bytes() + limit) as u64 || self.state.lock().files > 0
     }
 
+    /// Bytes were written to the disk, which may have taken them from its free space.
+    pub fn wrote(&self, bytes: u64) {
+        let less = |free: u64| (free < u64::MAX).then(|| free.saturating_sub(bytes));
+        // Not where it is not known.
+        let _ = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
     /// Whether it is time to ask the disk for its free space.
-    fn looks(&self, now: Instant) -> bool {
+    fn looks(&self, now: Instant, limit: usize) -> bool {
+        let pause = if self.is_tight(limit) { LOOK_SOON } else { LOOK };
         let mut state = self.state.lock();
-        let due = state.looked.is_none_or(|at| now.saturating_duration_since(at) >= LOOK);
+        let due = state.looked.is_none_or(|at| now.saturating_duration_since(at) >= pause);
         if due {
             state.looked = Some(now);
         }
@@ -508,14 +517,15 @@ impl CachedFile {
     /// [`Status::NoSpace`], [`Status::Quota`], and the store's others.
     pub(super) async fn reserve_space(&self, extent: Extent) -> Result<()> {
         let volume = &self.volume;
-        if volume.looks(Instant::now()) {
+        let limit = self.cache.dirty_limit();
+        if volume.looks(Instant::now(), limit) {
             let store = self.store();
             match self.blocking(move || store.available()).await {
                 Ok(free) => volume.free.store(free, Ordering::Relaxed),
                 Err(error) => tracing::debug!(%error, export = volume.name, "its free space"),
             }
         }
-        if !volume.is_tight(self.cache.dirty_limit()) {
+        if !volume.is_tight(limit) {
             return Ok(());
         }
         let page = self.page_size();

@@ -75,7 +75,7 @@ impl Cache {
     /// Commits the files of an export that are wanted, each of them whatever becomes of the others.
     ///
     /// # Errors
-    /// The last file's error.
+    /// The last file's error; [`Status::StaleHandle`] where the cache was closed meanwhile.
     pub(super) async fn commit_where(
         &self,
         volume: &Arc<Volume>,
@@ -88,6 +88,9 @@ impl Cache {
             {
                 result = Err(error);
             }
+        }
+        if self.files.is_cleared() {
+            return Err(error(Status::StaleHandle, "make the files of a closed cache stable"));
         }
         result
     }
@@ -380,6 +383,7 @@ impl CachedFile {
         }
         counters.pages_written_back.fetch_add(states.len() as u64, Ordering::Relaxed);
         self.volume.gets_on();
+        self.volume.wrote(states.len() as u64 * self.page_size());
         for (block, state) in (first..).zip(states) {
             let key = (self.number(), block);
             let mut shard = self.cache.shard(key).lock();

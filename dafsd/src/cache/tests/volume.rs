@@ -107,6 +107,24 @@ fn what_there_is_no_room_for_is_refused_before_it_is_acknowledged() {
     assert_eq!(disk.bytes(), vec![7; 3 * PAGE]);
 }
 
+/// The disk is not asked before each write, so what was written since it was asked counts as taken.
+#[test]
+fn what_was_written_since_the_last_look_is_not_free() {
+    let cache = cache(LEVEL, 64, 1);
+    let disk = MemoryFile::with(Vec::new());
+    *disk.free.lock() = Some(60 * PAGE as u64);
+    let file = of_export(&cache, "data", &disk);
+    let writer = a_writer(&cache, 1);
+    for block in 0..30 {
+        put(&file, &writer, block).unwrap();
+        wait(&cache, file.commit(Extent::default())).unwrap();
+    }
+    *disk.free.lock() = Some(2 * PAGE as u64);
+    put(&file, &writer, 40).unwrap();
+    put(&file, &writer, 41).unwrap();
+    assert_eq!(put(&file, &writer, 42).unwrap_err().status, Status::NoSpace);
+}
+
 /// Of a write that is refused in the middle the first pages are there, and the file ends with them.
 #[test]
 fn a_write_that_is_refused_in_the_middle_ends_where_it_was() {
